@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * client.c - one connected client: moves the bytes and descriptors of its
+ * conversation and has its requests executed.
+ *
+ * It must never block on the client's socket, read beyond the frame in
+ * progress, keep a descriptor longer than the request it came with, or let
+ * one client's bad input cost anything but that client's connection.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void client_log(const struct client *client, const char *what)
+{
+    log_verbose("client pid %ld uid %lu: %s", (long)client->record->pid,
+                (unsigned long)client->record->uid, what);
+}
+
+/* Takes over the socket. The record stays the caller's. */
+void client_begin(struct client *client, int socket, struct record *record,
+                  int64_t timeout)
+{
+    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
+    socklen_t size = sizeof(peer);
+
+    getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+    memset(record, 0, sizeof(*record));
+    record->pid = peer.pid;
+    record->uid = peer.uid;
+    record->since = clock_ms();
+    client->socket = socket;
+    client->record = record;
+    client->timeout = timeout;
+    client->deadline = record->since + timeout;
+    client->refusal_logged = false;
+    protocol_begin(&client->conversation);
+    client_log(client, "connected");
+}
+
+/* What to poll for. */
+short client_events(const struct client *client)
+{
+    return protocol_is_sending(&client->conversation) ? POLLOUT : POLLIN;
+}
+
+static void conversation_fd_close(struct conversation *c)
+{
+    if (c->fd >= 0)
+        close(c->fd);
+    c->fd = -1;
+}
+
+/* Frees everything but the record. */
+void client_close(struct client *client)
+{
+    conversation_fd_close(&client->conversation);
+    close(client->socket);
+    client->socket = -1;
+    client->record->busy = false;
+}
+
+/*
+ * Takes the descriptors out of a message and closes all but the first.
+ * Returns how many there were; *fd is the first, or -1. What the kernel
+ * had no room for (MSG_CTRUNC) counts as one more.
+ */
+static int descriptors_take(const struct msghdr *message, int *fd)
+{
+    const uint8_t *control = message->msg_control;
+    size_t offset = 0;
+    int count = 0;
+
+    *fd = -1;
+    /* By hand, as musl's CMSG_NXTHDR() does not compile without warnings. */
+    while (offset + CMSG_LEN(0) <= message->msg_controllen) {
+        struct cmsghdr header;
+        size_t size, i;
+
+        memcpy(&header, control + offset, sizeof(header));
+        size = header.cmsg_len - CMSG_LEN(0);
+        if (header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS)
+            size = 0;
+        for (i = 0; i + sizeof(int) <= size; i += sizeof(int)) {
+            int received;
+
+            memcpy(&received, control + offset + CMSG_LEN(0) + i,
+                   sizeof(received));
+            if (count++ == 0)
+                *fd = received;
+            else
+                close(received);
+        }
+        offset += CMSG_SPACE(header.cmsg_len - CMSG_LEN(0));
+    }
+    if (message->msg_flags & MSG_CTRUNC)
+        count++;
+    return count;
+}
+
+/*
+ * Reads once. Returns NULL if the conversation goes on, or why not; *more is
+ * whether there is something to do before the next poll: nothing if the
+ * frame is not complete, or if it was the last one before the client idles.
+ */
+static const char *client_receive(struct client *client, bool *more)
+{
+    struct conversation *c = &client->conversation;
+    union {
+        struct cmsghdr align;
+        /* A listener that was passed to us may ask for credentials. */
+        char bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
+    } control;
+    struct iovec data;
+    struct msghdr message = { 0 };
+    const char *violation;
+    ssize_t bytes;
+    int count, fd;
+
+    *more = false;
+    data.iov_base = protocol_rest(c, &data.iov_len);
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.bytes;
+    message.msg_controllen = sizeof(control.bytes);
+    bytes = recvmsg(client->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (bytes < 0) {
+        if (errno == EAGAIN || errno == EINTR)
+            return NULL;
+        return strerror(errno);
+    }
+    count = descriptors_take(&message, &fd);
+    if (bytes == 0)
+        violation = protocol_is_idle(c) ? "disconnected"
+                                        : "disconnected inside a request";
+    else if (count > 1)
+        violation = "more than one descriptor";
+    else
+        violation = protocol_received(c, (size_t)bytes, fd);
+    if (violation != NULL && fd >= 0)
+        close(fd);
+    *more = c->state == PROTOCOL_EXECUTE
+            || (c->state == PROTOCOL_PARAMETERS && c->done == 0);
+    return violation;
+}
+
+static const char *client_send(struct client *client)
+{
+    size_t size;
+    uint8_t *data = protocol_rest(&client->conversation, &size);
+    ssize_t bytes = send(client->socket, data, size,
+                         MSG_DONTWAIT | MSG_NOSIGNAL);
+
+    if (bytes < 0) {
+        if (errno == EAGAIN || errno == EINTR)
+            return NULL;
+        return "disconnected before its reply";
+    }
+    protocol_sent(&client->conversation, (size_t)bytes);
+    return NULL;
+}
+
+/* The descriptor is closed before the client hears that we are done. */
+static void client_execute(struct client *client)
+{
+    struct conversation *c = &client->conversation;
+    struct pr_command command = {
+        .fd = c->fd,
+        .cdb = c->cdb,
+        .length = protocol_data_length(c),
+        .data = protocol_data(c),
+        .sense = protocol_sense(c),
+    };
+    const char *refusal = sg_io_vet(&command);
+
+    client->record->since = clock_ms();
+    client->record->commands++;
+    if (refusal == NULL) {
+        client->record->busy = true;
+        sg_io_execute(&command);
+    } else if (!client->refusal_logged) {
+        log_warning("client pid %ld uid %lu: command refused: %s",
+                    (long)client->record->pid,
+                    (unsigned long)client->record->uid, refusal);
+        client->refusal_logged = true;
+    }
+    conversation_fd_close(c);
+    protocol_reply(c, command.status, command.payload);
+    client->deadline = NEVER;
+}
+
+/*
+ * Goes on with the conversation as far as it goes without waiting. Returns
+ * false when it is over; the caller then closes the client.
+ */
+bool client_work(struct client *client)
+{
+    struct conversation *c = &client->conversation;
+    const char *end = NULL;
+    bool more = true;
+
+    while (more && end == NULL) {
+        if (c->state == PROTOCOL_EXECUTE) {
+            client_execute(client);
+        } else if (protocol_is_sending(c)) {
+            end = client_send(client);
+            more = false;
+        } else {
+            end = client_receive(client, &more);
+        }
+    }
+    if (end != NULL) {
+        client_log(client, end);
+        return false;
+    }
+    if (protocol_is_idle(c)) {
+        client->deadline = NEVER;
+        client->record->busy = false;
+    } else if (client->deadline == NEVER) {
+        client->deadline = clock_ms() + client->timeout;
+    }
+    return true;
+}
+
+/* A command has been executed and its reply has not all been sent. */
+bool client_is_in_flight(const struct client *client)
+{
+    return client->conversation.state == PROTOCOL_REPLY;
+}
+
+/* True if the client has kept us waiting inside a frame for too long. */
+bool client_expire(struct client *client, int64_t now)
+{
+    if (now < client->deadline)
+        return false;
+    client_log(client, "timed out");
+    return true;
+}

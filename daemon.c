@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * daemon.c - what makes a process a daemon: standard descriptors that are
+ * open, the background, the PID file.
+ *
+ * It must never close a descriptor that it did not open: libvirt holds a
+ * lock on one that it lets us inherit, and believes us dead without it.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* So that a socket or a disk never becomes somebody's stdout. */
+void daemon_open_standard_fds(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+        if (fd < 0)
+            fatal("/dev/null: %s", strerror(errno));
+    } while (fd <= STDERR_FILENO);
+    close(fd);
+}
+
+/*
+ * Goes on in a child. The caller's process stays in here until the child
+ * has called daemon_background_ready() with what this returns, and leaves
+ * with status 0; or until the child has died, and leaves with its status.
+ */
+int daemon_background(void)
+{
+    int report[2], status;
+    ssize_t got;
+    char byte;
+    pid_t pid;
+
+    if (pipe2(report, O_CLOEXEC) < 0)
+        fatal("cannot make a pipe: %s", strerror(errno));
+    pid = fork();
+    if (pid < 0)
+        fatal("cannot fork: %s", strerror(errno));
+    if (pid == 0) {
+        close(report[0]);
+        setsid();
+        return report[1];
+    }
+    close(report[1]);
+    while ((got = read(report[0], &byte, 1)) < 0 && errno == EINTR)
+        ;
+    if (got == 1)
+        _exit(EXIT_SUCCESS);
+    if (waitpid(pid, &status, 0) == pid && WIFEXITED(status))
+        _exit(WEXITSTATUS(status));
+    fatal("the process in the background died");
+}
+
+void daemon_background_ready(int report)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+    if (null < 0 || chdir("/") < 0)
+        fatal("cannot go to the background: %s", strerror(errno));
+    dup2(null, STDIN_FILENO);
+    dup2(null, STDOUT_FILENO);
+    dup2(null, STDERR_FILENO);
+    close(null);
+    log_open();
+    if (write(report, "", 1) < 0)
+        log_verbose("nobody waited for the start");
+    close(report);
+}
+
+/*
+ * Opens the PID file and locks it for as long as this process lives (such
+ * locks are not inherited by children). The descriptor stays open. Closing
+ * any other descriptor of that file would lose the lock.
+ */
+int daemon_pid_file_lock(const char *path)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    struct stat ours, there;
+    int fd;
+
+    for (;;) {
+        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (fd < 0)
+            fatal("cannot create PID file '%s': %s", path, strerror(errno));
+        if (fcntl(fd, F_SETLK, &lock) < 0)
+            fatal("cannot lock PID file '%s', another instance runs: %s", path,
+                  strerror(errno));
+        /* Somebody may have removed or replaced it since. */
+        if (fstat(fd, &ours) == 0 && stat(path, &there) == 0
+            && ours.st_dev == there.st_dev && ours.st_ino == there.st_ino)
+            return fd;
+        close(fd);
+    }
+}
+
+void daemon_pid_file_write(int fd, const char *path)
+{
+    char line[32];
+    int size = snprintf(line, sizeof(line), "%ld\n", (long)getpid());
+
+    if (ftruncate(fd, 0) < 0 || pwrite(fd, line, (size_t)size, 0) != size)
+        fatal("cannot write PID file '%s': %s", path, strerror(errno));
+}

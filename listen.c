@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * listen.c - the listening socket, our own or a service manager's, and the
+ * messages to that manager: what sd_listen_fds(3) and sd_notify(3) say,
+ * without libsystemd.
+ *
+ * It must never take a socket from a helper that is alive, remove a name
+ * that it did not make, or trust a name because of where it is: the
+ * directory may belong to virtual machines.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* SD_LISTEN_FDS_START, sd-daemon.h */
+enum { ACTIVATION_FD = 3 };
+
+/* The length of the address, or 0 if path does not fit. */
+static socklen_t address_set(struct sockaddr_un *address, const char *path)
+{
+    size_t length = strlen(path);
+
+    memset(address, 0, sizeof(*address));
+    address->sun_family = AF_UNIX;
+    if (length == 0 || length >= sizeof(address->sun_path))
+        return 0;
+    memcpy(address->sun_path, path, length);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
+}
+
+/*
+ * Were we started by a service manager that passed us a socket? Takes the
+ * variables out of the environment. To be asked by the process that was
+ * started, before it forks.
+ */
+bool listen_is_activated(const struct options *options)
+{
+    const char *pid = getenv("LISTEN_PID");
+    const char *fds = getenv("LISTEN_FDS");
+    bool ours;
+    long count;
+    char *end;
+
+    ours = pid != NULL && fds != NULL && pid[0] != '\0' && fds[0] != '\0'
+           && strtol(pid, &end, 10) == (long)getpid() && *end == '\0';
+    if (!ours)
+        return false;
+    count = strtol(fds, &end, 10);
+    if (*end != '\0' || count < 0)
+        fatal("LISTEN_FDS is not a number: '%s'", fds);
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    unsetenv("LISTEN_FDNAMES");
+    if (count == 0)
+        return false;
+    if (options->socket_path_given)
+        fatal("Unix socket can't be set when using socket activation");
+    if (count > 1)
+        fatal(PROGRAM " does not support socket activation with "
+                      "LISTEN_FDS > 1");
+    return true;
+}
+
+static int socket_option(int fd, int option)
+{
+    int value = -1;
+    socklen_t size = sizeof(value);
+
+    if (getsockopt(fd, SOL_SOCKET, option, &value, &size) < 0)
+        fatal("socket activation failed: descriptor %d: %s", fd,
+              strerror(errno));
+    return value;
+}
+
+/* Uses the socket that was passed to us. */
+void listen_activated(struct listener *listener)
+{
+    if (socket_option(ACTIVATION_FD, SO_DOMAIN) != AF_UNIX
+        || socket_option(ACTIVATION_FD, SO_TYPE) != SOCK_STREAM
+        || socket_option(ACTIVATION_FD, SO_ACCEPTCONN) != 1)
+        fatal("socket activation failed: descriptor %d is no listening Unix "
+              "stream socket",
+              ACTIVATION_FD);
+    if (fcntl(ACTIVATION_FD, F_SETFD, FD_CLOEXEC) < 0
+        || fcntl(ACTIVATION_FD, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
+        fatal("socket activation failed: %s", strerror(errno));
+    listener->fd = ACTIVATION_FD;
+    listener->path = NULL;
+}
+
+static int unix_socket(int type)
+{
+    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        fatal("cannot create a socket: %s", strerror(errno));
+    return fd;
+}
+
+/*
+ * Does one of us listen there? A listener of another uid does not count: it
+ * is a trap or a leftover, and a full backlog tells no uid but is alive.
+ */
+static bool is_alive(const struct sockaddr_un *address, socklen_t length)
+{
+    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
+    socklen_t size = sizeof(peer);
+    int fd = unix_socket(SOCK_STREAM);
+    bool alive = false;
+
+    if (connect(fd, (const struct sockaddr *)address, length) < 0)
+        alive = errno == EAGAIN;
+    else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0)
+        alive = peer.uid == geteuid();
+    close(fd);
+    return alive;
+}
+
+/* Makes the socket, in place of one that nobody listens on any more. */
+void listen_open(struct listener *listener, const char *path)
+{
+    struct sockaddr_un address;
+    socklen_t length = address_set(&address, path);
+    struct stat st;
+    int fd;
+
+    if (length == 0)
+        fatal("UNIX socket path '%s' is too long: the limit is %zu bytes", path,
+              sizeof(address.sun_path) - 1);
+    if (lstat(path, &st) == 0) {
+        if (!S_ISSOCK(st.st_mode))
+            fatal("cannot bind socket to %s: it exists and is no socket", path);
+        if (is_alive(&address, length))
+            fatal("cannot bind socket to %s: another process listens there",
+                  path);
+        if (unlink(path) < 0 && errno != ENOENT)
+            fatal("cannot replace the stale socket %s: %s", path,
+                  strerror(errno));
+    }
+    fd = unix_socket(SOCK_STREAM);
+    if (bind(fd, (const struct sockaddr *)&address, length) < 0)
+        fatal("cannot bind socket to %s: %s", path, strerror(errno));
+    if (lstat(path, &st) < 0 || listen(fd, SOMAXCONN) < 0)
+        fatal("cannot listen on %s: %s", path, strerror(errno));
+    listener->fd = fd;
+    listener->path = path;
+    listener->device = st.st_dev;
+    listener->inode = st.st_ino;
+}
+
+/* Removes the name if it is still the one that listen_open() made. */
+void listen_remove(const struct listener *listener)
+{
+    struct stat st;
+
+    if (listener->path == NULL || lstat(listener->path, &st) < 0
+        || st.st_dev != listener->device || st.st_ino != listener->inode)
+        return;
+    /* The directory may be another user's, and our power over it gone. */
+    if (unlink(listener->path) < 0)
+        log_verbose("cannot remove %s: %s", listener->path, strerror(errno));
+}
+
+/* A socket to who waits for our messages, or -1 if nobody does. */
+int notify_open(void)
+{
+    const char *name = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un address;
+    socklen_t length;
+    int fd;
+
+    if (name == NULL)
+        return -1;
+    length = address_set(&address, name);
+    if (length == 0 || (name[0] != '/' && name[0] != '@')) {
+        log_warning("NOTIFY_SOCKET is not usable: '%s'", name);
+        return -1;
+    }
+    if (name[0] == '@')
+        address.sun_path[0] = '\0';
+    fd = unix_socket(SOCK_DGRAM);
+    if (connect(fd, (const struct sockaddr *)&address, length) < 0) {
+        log_warning("cannot connect to NOTIFY_SOCKET '%s': %s", name,
+                    strerror(errno));
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+void notify_send(int fd, const char *state)
+{
+    if (fd >= 0 && send(fd, state, strlen(state), MSG_NOSIGNAL) < 0)
+        log_warning("cannot notify the service manager: %s", strerror(errno));
+}

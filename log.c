@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * log.c - one line to stderr per call.
+ *
+ * It must never block (whoever reads our stderr may have stopped), raise
+ * SIGPIPE, fail loudly, or use stdio's streams, whose system calls nobody
+ * counted. Lines that could not be written are counted, and the count goes
+ * out with the next line that can.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static struct {
+    int level;
+    bool is_socket;
+    bool may_block;
+    unsigned lost;
+} log_state;
+
+/*
+ * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
+ * description that other processes share: a pipe or a terminal is opened
+ * anew, a socket is told with each line. To be called again when stderr has
+ * become something else.
+ */
+void log_open(void)
+{
+    struct stat st;
+
+    log_state.is_socket = false;
+    log_state.may_block = false;
+    if (fstat(STDERR_FILENO, &st) < 0)
+        return;
+    log_state.is_socket = S_ISSOCK(st.st_mode);
+    if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {
+        int fd = open("/proc/self/fd/2",
+                      O_WRONLY | O_NONBLOCK | O_NOCTTY | O_APPEND | O_CLOEXEC);
+
+        log_state.may_block = fd < 0;
+        if (fd >= 0) {
+            dup2(fd, STDERR_FILENO);
+            close(fd);
+        }
+    }
+}
+
+void log_level_set(int level)
+{
+    log_state.level = level;
+}
+
+static bool line_write(const char *line, size_t size)
+{
+    struct pollfd ready = { .fd = STDERR_FILENO, .events = POLLOUT };
+    ssize_t written;
+
+    if (log_state.is_socket)
+        written = send(STDERR_FILENO, line, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    else if (log_state.may_block && poll(&ready, 1, 0) != 1)
+        return false;
+    else
+        written = write(STDERR_FILENO, line, size);
+    return written == (ssize_t)size;
+}
+
+static void line_log(int level, const char *prefix, const char *format,
+                     va_list arguments)
+{
+    /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
+    char line[512], lost[32] = "";
+    int saved_errno = errno;
+    int head, body;
+    size_t size;
+
+    if (level > log_state.level)
+        return;
+    if (log_state.lost > 0)
+        snprintf(lost, sizeof(lost), "(%u lines lost) ", log_state.lost);
+    head = snprintf(line, sizeof(line), PROGRAM ": %s%s", lost, prefix);
+    body = vsnprintf(line + head, sizeof(line) - (size_t)head, format,
+                     arguments);
+    size = (size_t)head + (body > 0 ? (size_t)body : 0);
+    if (size > sizeof(line) - 1)
+        size = sizeof(line) - 1;
+    line[size++] = '\n';
+    if (line_write(line, size))
+        log_state.lost = 0;
+    else
+        log_state.lost++;
+    errno = saved_errno;
+}
+
+void log_error(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    line_log(LOG_ERRORS, "", format, arguments);
+    va_end(arguments);
+}
+
+void log_warning(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    line_log(LOG_NORMAL, "warning: ", format, arguments);
+    va_end(arguments);
+}
+
+void log_verbose(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    line_log(LOG_VERBOSE, "", format, arguments);
+    va_end(arguments);
+}
+
+void fatal(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    line_log(LOG_ERRORS, "", format, arguments);
+    va_end(arguments);
+    exit(EXIT_FAILURE);
+}

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * options.c - the command line, option by option what QEMU's helper takes.
+ *
+ * It must never act on an option: it only fills in struct options, or says
+ * what is wrong and exits (0 for --help, --version and -T help, else 1).
+ * Arguments that are no options are ignored, as QEMU's helper does.
+ */
+#include "prhelper.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <grp.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifndef LOCALSTATEDIR
+#define LOCALSTATEDIR "/var"
+#endif
+#ifndef VERSION
+#define VERSION "unknown"
+#endif
+
+enum { /* long options without a short one */
+       OPTION_SINGLE_PROCESS = 256,
+       OPTION_MAX_CLIENTS,
+       OPTION_CLIENT_TIMEOUT,
+       OPTION_STOP_TIMEOUT
+};
+
+static const struct options defaults = {
+    .socket_path = LOCALSTATEDIR "/run/qemu-pr-helper.sock",
+    .pid_file = LOCALSTATEDIR "/run/qemu-pr-helper.pid",
+    .uid = (uid_t)-1,
+    .gid = (gid_t)-1,
+    .max_clients = 1024,
+    .client_timeout = 30 * 1000,
+    .stop_timeout = 10 * 1000,
+};
+
+static void usage(void)
+{
+    printf("Usage: " PROGRAM " [OPTIONS]\n"
+           "Persistent reservation helper for QEMU\n"
+           "\n"
+           "  -h, --help               display this help and exit\n"
+           "  -V, --version            output version information and exit\n"
+           "\n"
+           "  -d, --daemon             run in the background\n"
+           "  -f, --pidfile=PATH       PID file, written if this or -d is "
+           "given\n"
+           "                           (default %s)\n"
+           "  -k, --socket=PATH        path of the Unix socket\n"
+           "                           (default %s)\n"
+           "  -u, --user=USER          user to drop privileges to\n"
+           "  -g, --group=GROUP        group to drop privileges to\n"
+           "  -q, --quiet              log errors only\n"
+           "  -v, --verbose            log more; may be repeated\n"
+           "  -T, --trace [[enable=]PATTERN][,events=FILE][,file=FILE]\n"
+           "                           trace events; -T help lists them\n"
+           "\n"
+           "      --single-process     serve all clients in one process\n"
+           "      --max-clients=N      clients served at a time (default %u)\n"
+           "      --client-timeout=N   seconds that a client may stop inside "
+           "a message\n"
+           "                           (default %d)\n"
+           "      --stop-timeout=N     seconds that commands may take to end "
+           "at exit\n"
+           "                           (default %d)\n",
+           defaults.pid_file, defaults.socket_path, defaults.max_clients,
+           (int)(defaults.client_timeout / 1000),
+           (int)(defaults.stop_timeout / 1000));
+}
+
+/* A decimal number from least to most; anything else is fatal. */
+static unsigned long number(const char *option, const char *text,
+                            unsigned long least, unsigned long most)
+{
+    char *end;
+    unsigned long value;
+
+    errno = 0;
+    value = strtoul(text, &end, 10);
+    if (!isdigit((unsigned char)text[0]) || *end != '\0' || errno != 0
+        || value < least || value > most)
+        fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
+              most);
+    return value;
+}
+
+/* A number that fits an id, for names that are in no database. */
+static bool id_parse(const char *text, unsigned long *id)
+{
+    char *end;
+
+    errno = 0;
+    *id = strtoul(text, &end, 10);
+    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
+           && *id < (uid_t)-1;
+}
+
+static uid_t user_id(const char *name)
+{
+    const struct passwd *user = getpwnam(name);
+    unsigned long id;
+
+    if (user != NULL)
+        return user->pw_uid;
+    if (!id_parse(name, &id))
+        fatal("invalid user '%s'", name);
+    return (uid_t)id;
+}
+
+static gid_t group_id(const char *name)
+{
+    const struct group *group = getgrnam(name);
+    unsigned long id;
+
+    if (group != NULL)
+        return group->gr_gid;
+    if (!id_parse(name, &id))
+        fatal("invalid group '%s'", name);
+    return (gid_t)id;
+}
+
+/* A trace file is only looked at so far: there are no events to write. */
+static void trace_file_check(const char *path, int flags)
+{
+    int fd = open(path, flags | O_CLOEXEC, 0666);
+
+    if (fd < 0)
+        fatal("%s: %s", path, strerror(errno));
+    close(fd);
+}
+
+static void trace_parse(char *argument)
+{
+    char *word;
+    bool first = true;
+
+    for (word = strtok(argument, ","); word != NULL;
+         word = strtok(NULL, ","), first = false) {
+        char *value = strchr(word, '=');
+
+        if (value != NULL)
+            *value++ = '\0';
+        if (value != NULL && strcmp(word, "events") == 0) {
+            trace_file_check(value, O_RDONLY);
+        } else if (value != NULL && strcmp(word, "file") == 0) {
+            trace_file_check(value, O_WRONLY | O_CREAT);
+        } else if (value != NULL ? strcmp(word, "enable") == 0 : first) {
+            const char *pattern = value != NULL ? value : word;
+
+            if (strcmp(pattern, "help") == 0)
+                exit(EXIT_SUCCESS); /* the list of events is empty */
+            if (strpbrk(pattern, "*?") == NULL)
+                log_warning("trace event '%s' does not exist", pattern);
+        } else {
+            fatal("Invalid parameter '%s'", word);
+        }
+    }
+}
+
+static void socket_path_check(const char *path)
+{
+    if (path[0] != '/')
+        fatal("socket path must be absolute");
+}
+
+void options_parse(struct options *options, int argc, char **argv)
+{
+    static const struct option table[] = {
+        { "help", no_argument, NULL, 'h' },
+        { "version", no_argument, NULL, 'V' },
+        { "daemon", no_argument, NULL, 'd' },
+        { "pidfile", required_argument, NULL, 'f' },
+        { "socket", required_argument, NULL, 'k' },
+        { "user", required_argument, NULL, 'u' },
+        { "group", required_argument, NULL, 'g' },
+        { "quiet", no_argument, NULL, 'q' },
+        { "verbose", no_argument, NULL, 'v' },
+        { "trace", required_argument, NULL, 'T' },
+        { "single-process", no_argument, NULL, OPTION_SINGLE_PROCESS },
+        { "max-clients", required_argument, NULL, OPTION_MAX_CLIENTS },
+        { "client-timeout", required_argument, NULL, OPTION_CLIENT_TIMEOUT },
+        { "stop-timeout", required_argument, NULL, OPTION_STOP_TIMEOUT },
+        { NULL, 0, NULL, 0 },
+    };
+    static char name[] = PROGRAM;
+    char *trace = NULL;
+    int option, level = LOG_NORMAL;
+    bool quiet = false;
+
+    *options = defaults;
+    if (argc > 0)
+        argv[0] = name; /* the prefix of getopt's messages */
+    while ((option = getopt_long(argc, argv, "hVdf:k:u:g:qvT:", table, NULL))
+           != -1) {
+        switch (option) {
+        case 'h':
+            usage();
+            exit(EXIT_SUCCESS);
+        case 'V':
+            printf(PROGRAM " " VERSION " (prhelper)\n");
+            exit(EXIT_SUCCESS);
+        case 'd':
+            options->background = true;
+            break;
+        case 'f':
+            options->pid_file = optarg;
+            options->pid_file_given = true;
+            break;
+        case 'k':
+            socket_path_check(optarg);
+            options->socket_path = optarg;
+            options->socket_path_given = true;
+            break;
+        case 'u':
+            options->uid = user_id(optarg);
+            break;
+        case 'g':
+            options->gid = group_id(optarg);
+            break;
+        case 'q':
+            quiet = true;
+            break;
+        case 'v':
+            level++;
+            break;
+        case 'T':
+            trace = optarg;
+            break;
+        case OPTION_SINGLE_PROCESS:
+            options->single_process = true;
+            break;
+        case OPTION_MAX_CLIENTS:
+            options->max_clients = (unsigned)number("--max-clients", optarg, 1,
+                                                    65536);
+            break;
+        case OPTION_CLIENT_TIMEOUT:
+            options->client_timeout =
+                (int64_t)number("--client-timeout", optarg, 1, 86400) * 1000;
+            break;
+        case OPTION_STOP_TIMEOUT:
+            options->stop_timeout =
+                (int64_t)number("--stop-timeout", optarg, 0, 86400) * 1000;
+            break;
+        default:
+            fatal("Try `" PROGRAM " --help' for more information.");
+        }
+    }
+    log_level_set(quiet ? LOG_ERRORS : level);
+    if (trace != NULL)
+        trace_parse(trace);
+}

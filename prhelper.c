@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * prhelper.c - the order of start-up, the loop, the order of shutdown.
+ *
+ *	main: poll()                      session: poll(), one per client
+ *	- signals, children               - client socket: hello, then CDB and
+ *	- listener: readable? fork  --->    descriptor, parameter list, SG_IO,
+ *	- byte: a session has its client    reply
+ *
+ * A command can hang in the kernel for as long as its disk does. That is
+ * why each client has a process of its own, and why main does nothing but
+ * fork it: no client can keep another, or the next one, waiting. All
+ * processes run the same loop; main's has no clients and a session's has
+ * one and no listener. With --single-process main serves all by itself.
+ *
+ * It must never let a signal interrupt anything but ppoll(): SG_IO on
+ * /dev/sgN would send its command twice, or lose the result.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t stop_wanted;
+static volatile sig_atomic_t child_ended;
+
+static void signal_handle(int number)
+{
+    if (number == SIGCHLD)
+        child_ended = 1;
+    else
+        stop_wanted = 1;
+}
+
+/* Signals stay blocked from here on, except inside ppoll(). */
+static void signals_set_up(void)
+{
+    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGCHLD };
+    struct sigaction action;
+    sigset_t all;
+    size_t i;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    memset(&action, 0, sizeof(action));
+    sigfillset(&action.sa_mask);
+    action.sa_handler = SIG_IGN;
+    sigaction(SIGPIPE, &action, NULL);
+    action.sa_handler = signal_handle;
+    for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
+        sigaction(handled[i], &action, NULL);
+}
+
+int64_t clock_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static int64_t sooner(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static void *table(size_t size, int flags)
+{
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                        flags | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED)
+        fatal("cannot allocate %zu bytes: %s", size, strerror(errno));
+    return memory;
+}
+
+/*
+ * The tables are sized for the most that may be, and take memory only where
+ * they are used. There is room for as many sessions again as there may be
+ * clients: those that were told to leave while a disk makes them hang.
+ */
+static void server_set_up(struct server *server, const struct options *options)
+{
+    unsigned slots = options->max_clients, clients = slots;
+
+    server->options = options;
+    server->pid = getpid();
+    server->stop_by = NEVER;
+    server->report[0] = -1;
+    if (!options->single_process) {
+        clients = 1;
+        slots *= 2;
+        server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
+        if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
+            fatal("cannot make a pipe: %s", strerror(errno));
+    }
+    server->slots = slots;
+    server->records = table(slots * sizeof(struct record), MAP_SHARED);
+    server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
+    server->fds = table((clients + 2) * sizeof(struct pollfd), MAP_PRIVATE);
+}
+
+/*
+ * In a session the end of its client is the end of the process: an exiting
+ * process does not linger in close(), whatever the client has queued.
+ */
+static void server_drop(struct server *server, struct client *client)
+{
+    if (server->is_session)
+        _exit(EXIT_SUCCESS);
+    client_close(client);
+}
+
+/* Begins to leave; what is in flight goes on. */
+static void server_stop(struct server *server, int64_t now)
+{
+    server->stopping = true;
+    if (server->is_session)
+        return;
+    server->stop_by = now + server->options->stop_timeout;
+    listen_remove(&server->listener);
+    notify_send(server->notify, "STOPPING=1");
+    if (!server->options->single_process)
+        session_stop_all(server, now);
+}
+
+/*
+ * Fills in what to poll for and returns how much that is. The first two are
+ * the listener and the sessions' pipe; ppoll() passes over a negative
+ * descriptor. *wake is when to look at the clock again.
+ */
+static nfds_t server_interest(struct server *server, int64_t now, int64_t *wake)
+{
+    struct pollfd *fds = server->fds;
+    bool accepting = server->pending == 0 && !server->stopping
+                     && now >= server->retry;
+    unsigned i;
+
+    fds[0].fd = accepting ? server->listener.fd : -1;
+    fds[0].events = POLLIN;
+    fds[1].fd = server->report[0];
+    fds[1].events = POLLIN;
+    if (now < server->retry)
+        *wake = sooner(*wake, server->retry);
+    for (i = 0; i < server->used; i++) {
+        struct client *client = &server->clients[i];
+
+        fds[i + 2].fd = client->socket;
+        if (client->socket < 0)
+            continue;
+        fds[i + 2].events = client_events(client);
+        *wake = sooner(*wake, client->deadline);
+    }
+    return i + 2;
+}
+
+static void server_wait(struct server *server, nfds_t count, int64_t now,
+                        int64_t wake)
+{
+    struct timespec timeout, *until = NULL;
+    sigset_t none;
+
+    if (wake != NEVER) {
+        int64_t ms = wake > now ? wake - now : 0;
+
+        timeout.tv_sec = (time_t)(ms / 1000);
+        timeout.tv_nsec = (long)(ms % 1000) * 1000000;
+        until = &timeout;
+    }
+    sigemptyset(&none);
+    if (ppoll(server->fds, count, until, &none) >= 0)
+        return;
+    while (count > 0)
+        server->fds[--count].revents = 0;
+}
+
+static void server_serve(struct server *server)
+{
+    struct pollfd *fds = server->fds;
+    int64_t now = clock_ms();
+    unsigned i;
+
+    if (fds[1].revents != 0)
+        session_reported(server);
+    for (i = 0; i < server->used; i++) {
+        struct client *client = &server->clients[i];
+
+        if (client->socket < 0)
+            continue;
+        if (fds[i + 2].revents != 0 ? !client_work(client)
+                                    : client_expire(client, now))
+            server_drop(server, client);
+    }
+    if (fds[0].revents == 0)
+        return;
+    if (server->options->single_process)
+        session_accept(server, now);
+    else
+        session_spawn(server, now); /* the child goes on in the loop, too */
+}
+
+/* When stopping: is there nothing left to wait for? */
+static bool server_is_done(struct server *server, int64_t now)
+{
+    unsigned i;
+
+    for (i = 0; i < server->used; i++)
+        if (server->clients[i].socket >= 0
+            && client_is_in_flight(&server->clients[i]))
+            return now >= server->stop_by;
+    if (server->sessions == NULL || server->is_session || !session_any(server))
+        return true;
+    if (now < server->stop_by)
+        return false;
+    session_kill_all(server);
+    return true;
+}
+
+static void loop(struct server *server)
+{
+    for (;;) {
+        int64_t now = clock_ms();
+        int64_t wake = server->stop_by;
+
+        if (stop_wanted && !server->stopping)
+            server_stop(server, now);
+        if (child_ended) {
+            child_ended = 0;
+            session_reap(server, now);
+        }
+        if (server->stopping && server_is_done(server, now))
+            return;
+        if (server->sessions != NULL && !server->is_session)
+            wake = sooner(wake, session_check(server, now));
+        server_wait(server, server_interest(server, now, &wake), now, wake);
+        server_serve(server);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    struct server server = { 0 };
+    int report = -1, pid_file = -1;
+    bool activated;
+
+    signal(SIGPIPE, SIG_IGN);
+    daemon_open_standard_fds();
+    log_open();
+    options_parse(&options, argc, argv);
+    activated = listen_is_activated(&options);
+
+    if (options.background)
+        report = daemon_background();
+    signals_set_up();
+    if (options.background || options.pid_file_given)
+        pid_file = daemon_pid_file_lock(options.pid_file);
+    if (activated)
+        listen_activated(&server.listener);
+    else
+        listen_open(&server.listener, options.socket_path);
+    server.notify = notify_open();
+    server_set_up(&server, &options);
+    if (pid_file >= 0)
+        daemon_pid_file_write(pid_file, options.pid_file);
+    privdrop(options.uid, options.gid);
+    if (options.background)
+        daemon_background_ready(report);
+    notify_send(server.notify, "READY=1");
+
+    loop(&server);
+    /* Without closing anything: an exiting process does not linger. */
+    _exit(EXIT_SUCCESS);
+}

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * prhelper.h - the interfaces between the files of the helper, grouped by
+ * file. Dependencies go downwards only:
+ *
+ *	prhelper -> session -> client -> (protocol, sg_io)
+ *	prhelper -> (options, listen, daemon, privdrop)
+ *	everything -> log
+ *
+ * It must never grow a global variable: what is shared stands in struct
+ * server, which is passed down.
+ */
+#ifndef PRHELPER_H
+#define PRHELPER_H
+
+#include "protocol.h"
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define PROGRAM "qemu-pr-helper"
+
+/* A point in time that never comes, in milliseconds of clock_ms(). */
+#define NEVER INT64_MAX
+
+/* log.c: one line per call to stderr, by write(2). Never blocks or fails. */
+enum { LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
+void log_open(void);
+void log_level_set(int level);
+void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void log_verbose(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* For start-up only: says why and exits with status 1. */
+void fatal(const char *format, ...)
+    __attribute__((format(printf, 1, 2), noreturn));
+
+/* options.c */
+struct options {
+    const char *socket_path;
+    const char *pid_file;
+    bool socket_path_given;
+    bool pid_file_given;
+    bool background;
+    bool single_process;
+    uid_t uid; /* (uid_t)-1: as started */
+    gid_t gid; /* (gid_t)-1: as started */
+    unsigned max_clients;
+    int64_t client_timeout; /* milliseconds */
+    int64_t stop_timeout;   /* milliseconds */
+};
+void options_parse(struct options *, int argc, char **argv);
+
+/* listen.c: the listening socket, and the messages to a service manager. */
+struct listener {
+    int fd;
+    const char *path; /* the name that we made, NULL: none */
+    dev_t device;     /* of that name, as it was made */
+    ino_t inode;
+};
+bool listen_is_activated(const struct options *);
+void listen_open(struct listener *, const char *path);
+void listen_activated(struct listener *);
+void listen_remove(const struct listener *);
+int notify_open(void);
+void notify_send(int fd, const char *state);
+
+/* daemon.c */
+void daemon_open_standard_fds(void);
+int daemon_background(void);
+void daemon_background_ready(int report);
+int daemon_pid_file_lock(const char *path);
+void daemon_pid_file_write(int fd, const char *path);
+
+/* privdrop.c */
+void privdrop(uid_t uid, gid_t gid);
+
+/* sg_io.c: one command on one descriptor. */
+struct pr_command {
+    int fd;
+    const uint8_t *cdb;
+    size_t length;  /* of data, as the CDB says */
+    uint8_t *data;  /* the parameter list, or room for the payload */
+    uint8_t *sense; /* PROTOCOL_SENSE_SIZE bytes, written in every case */
+    uint8_t status; /* result: SCSI status */
+    size_t payload; /* result: bytes of data that the device returned */
+};
+const char *sg_io_vet(struct pr_command *);
+void sg_io_execute(struct pr_command *);
+
+/*
+ * client.c: a connected client. Its record is what the rest of the helper
+ * may know about it; in a session the record is in memory shared with main,
+ * which must not rely on it for more than fairness and statistics.
+ */
+struct record {
+    pid_t pid;     /* of the peer when it connected; 0 if in no namespace */
+    uid_t uid;     /* of ours */
+    int64_t since; /* clock_ms() when it connected or last sent a command */
+    uint64_t commands;
+    bool busy; /* the device has, or had, a command not yet answered */
+};
+
+struct client {
+    int socket; /* -1: no client */
+    int64_t deadline;
+    int64_t timeout; /* milliseconds */
+    bool refusal_logged;
+    struct record *record;
+    struct conversation conversation;
+};
+
+void client_begin(struct client *, int socket, struct record *,
+                  int64_t timeout);
+short client_events(const struct client *);
+bool client_work(struct client *);
+bool client_is_in_flight(const struct client *);
+bool client_expire(struct client *, int64_t now);
+void client_close(struct client *);
+
+/* session.c: the processes that serve the clients. */
+struct session {
+    pid_t pid;        /* 0: free */
+    int64_t leave_by; /* NEVER, or when to kill it if it is still there */
+};
+
+struct server {
+    const struct options *options;
+    struct listener listener;
+    int notify;
+    pid_t pid;       /* main's */
+    bool is_session; /* this process is a session, not main */
+    bool stopping;
+    int64_t stop_by; /* NEVER, or when to leave whatever is in flight */
+    int64_t retry;   /* when to try accept and fork again after a failure */
+    bool complained; /* of that failure */
+    int report[2];   /* sessions write a byte when they have their client */
+    pid_t pending;   /* the session that has not yet; 0: none */
+    unsigned slots;  /* of the tables that follow */
+    struct session *sessions; /* main's alone */
+    struct record *records;   /* shared with the sessions */
+    unsigned used;            /* of the table that follows */
+    struct client *clients;   /* one in a session, all with --single-process */
+    struct pollfd *fds;       /* two more than clients */
+};
+
+void session_spawn(struct server *, int64_t now);
+void session_reported(struct server *);
+void session_reap(struct server *, int64_t now);
+void session_stop_all(struct server *, int64_t now);
+bool session_any(const struct server *);
+int64_t session_check(struct server *, int64_t now);
+void session_kill_all(struct server *);
+void session_accept(struct server *, int64_t now);
+
+/* Milliseconds of the monotonic clock. */
+int64_t clock_ms(void);
+
+#endif

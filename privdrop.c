@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * privdrop.c - every step down, once, after the socket is bound and before
+ * the first client is served.
+ *
+ *	have:  whatever we were started with, at most root's everything
+ *	keep:  CAP_SYS_RAWIO, permitted and effective, if we had it. SG_IO
+ *	       lets PERSISTENT RESERVE OUT pass for no less (drivers/scsi/
+ *	       scsi_ioctl.c in the kernel, scsi_cmd_allowed())
+ *	lose:  all other capabilities, the way to gain any by execve (the
+ *	       bounding set, no_new_privs), supplementary groups; with -u and
+ *	       -g the ids; core dumps and ptrace by the same uid
+ *
+ * It must never go on with a user or group other than the one asked for,
+ * nor with another capability. A step that was done for us already is no
+ * failure: a container may start us with CAP_SYS_RAWIO and nothing else.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void capabilities_get(struct __user_cap_data_struct data[2])
+{
+    struct __user_cap_header_struct header = {
+        .version = _LINUX_CAPABILITY_VERSION_3
+    };
+
+    if (syscall(SYS_capget, &header, data) < 0)
+        fatal("cannot read capabilities: %s", strerror(errno));
+}
+
+/* An empty inheritable set empties the ambient one too (capabilities(7)). */
+static void capabilities_set(uint32_t low)
+{
+    struct __user_cap_header_struct header = {
+        .version = _LINUX_CAPABILITY_VERSION_3
+    };
+    struct __user_cap_data_struct data[2] = { { .effective = low,
+                                                .permitted = low } };
+
+    if (syscall(SYS_capset, &header, data) < 0)
+        fatal("cannot drop capabilities: %s", strerror(errno));
+}
+
+/* Returns 0, or errno if something is left in the set. */
+static int bounding_set_empty(void)
+{
+    unsigned long capability;
+    int set;
+
+    for (capability = 0;
+         (set = prctl(PR_CAPBSET_READ, capability, 0, 0, 0)) >= 0; capability++)
+        if (set > 0 && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+            return errno;
+    return 0;
+}
+
+static int groups_clear(void)
+{
+    if (getgroups(0, NULL) == 0 || setgroups(0, NULL) == 0)
+        return 0;
+    return errno;
+}
+
+/*
+ * Without -u and -g, a step that needs a capability we were not given is
+ * only worth a word: to root's owner a warning, to a user no surprise.
+ */
+static void step_failed(const char *step, int error, bool must)
+{
+    if (must)
+        fatal("cannot %s: %s", step, strerror(error));
+    if (geteuid() == 0)
+        log_warning("cannot %s: %s", step, strerror(error));
+    else
+        log_verbose("cannot %s: %s", step, strerror(error));
+}
+
+/* (uid_t)-1 and (gid_t)-1 leave the id as it is. */
+void privdrop(uid_t uid, gid_t gid)
+{
+    bool must = uid != (uid_t)-1 || gid != (gid_t)-1;
+    struct __user_cap_data_struct had[2];
+    uint32_t keep;
+    int error;
+
+    capabilities_get(had);
+    keep = had[0].permitted & (UINT32_C(1) << CAP_SYS_RAWIO);
+    if (keep == 0)
+        log_warning("no CAP_SYS_RAWIO: the kernel will refuse to send "
+                    "reservations");
+
+    if ((error = bounding_set_empty()) != 0)
+        step_failed("empty the capability bounding set", error, must);
+    if ((error = groups_clear()) != 0)
+        step_failed("clear the supplementary groups", error, must);
+    if (gid != (gid_t)-1 && setresgid(gid, gid, gid) < 0)
+        fatal("cannot change the group id to %lu: %s", (unsigned long)gid,
+              strerror(errno));
+    if (uid != (uid_t)-1) {
+        if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0
+            || setresuid(uid, uid, uid) < 0
+            || prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0)
+            fatal("cannot change the user id to %lu: %s", (unsigned long)uid,
+                  strerror(errno));
+    }
+    capabilities_set(keep);
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        fatal("cannot set no_new_privs: %s", strerror(errno));
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+        fatal("cannot make the process undumpable: %s", strerror(errno));
+}

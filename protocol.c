@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * protocol.c - one client's conversation: which bytes are expected next, what
+ * they mean, and the bytes of the answer. See protocol.h for the format.
+ *
+ * It must never make a system call, read or ask for a byte beyond the frame
+ * in progress (a read that spans two messages loses which of them a
+ * descriptor came with), or put a byte on the wire that nobody wrote.
+ */
+#include "protocol.h"
+
+#include <string.h>
+
+static void be32_put(uint8_t *bytes, uint32_t value)
+{
+    bytes[0] = (uint8_t)(value >> 24);
+    bytes[1] = (uint8_t)(value >> 16);
+    bytes[2] = (uint8_t)(value >> 8);
+    bytes[3] = (uint8_t)value;
+}
+
+static uint32_t be32_get(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16
+           | (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
+static void frame_begin(struct conversation *c, enum protocol_state state,
+                        size_t size)
+{
+    c->state = state;
+    c->done = 0;
+    c->size = size;
+}
+
+void protocol_begin(struct conversation *c)
+{
+    c->fd = -1;
+    be32_put(c->frame, PROTOCOL_FEATURES);
+    frame_begin(c, PROTOCOL_HELLO_OUT, PROTOCOL_HELLO_SIZE);
+}
+
+/* Between two requests: the client may stay silent for as long as it likes. */
+bool protocol_is_idle(const struct conversation *c)
+{
+    return c->state == PROTOCOL_CDB && c->done == 0;
+}
+
+bool protocol_is_sending(const struct conversation *c)
+{
+    return c->state == PROTOCOL_HELLO_OUT || c->state == PROTOCOL_REPLY;
+}
+
+/* Where the rest of the current frame is to be read to or written from. */
+uint8_t *protocol_rest(struct conversation *c, size_t *size)
+{
+    uint8_t *frame = c->frame;
+
+    if (c->state == PROTOCOL_CDB)
+        frame = c->cdb;
+    else if (c->state == PROTOCOL_PARAMETERS)
+        frame = protocol_data(c);
+    *size = c->size - c->done;
+    return frame + c->done;
+}
+
+/*
+ * The allocation length, or the length of the parameter list: CDB bytes 7-8.
+ * (For PERSISTENT RESERVE OUT the field is bytes 5-8 in SPC-4 6.16.1, but
+ * both ends of QEMU frame by bytes 7-8.)
+ */
+size_t protocol_data_length(const struct conversation *c)
+{
+    return (size_t)c->cdb[7] << 8 | c->cdb[8];
+}
+
+static const char *cdb_received(struct conversation *c)
+{
+    size_t length = protocol_data_length(c);
+
+    if (c->fd < 0)
+        return "request without a descriptor";
+    if (c->cdb[0] != PERSISTENT_RESERVE_IN
+        && c->cdb[0] != PERSISTENT_RESERVE_OUT)
+        return "not a PERSISTENT RESERVE command";
+    if (length > PROTOCOL_DATA_MAX)
+        return "more than 8192 bytes of data";
+    if (c->cdb[0] == PERSISTENT_RESERVE_OUT && length > 0)
+        frame_begin(c, PROTOCOL_PARAMETERS, length);
+    else
+        frame_begin(c, PROTOCOL_EXECUTE, 0);
+    return NULL;
+}
+
+/*
+ * Some bytes have been put where protocol_rest() said, and fd came with them
+ * (-1: none). Returns NULL, or what rule the client broke: the connection is
+ * then to be closed. The conversation keeps fd in .fd only if it returns
+ * NULL; a descriptor that was there before stays there in any case.
+ */
+const char *protocol_received(struct conversation *c, size_t bytes, int fd)
+{
+    if (fd >= 0) {
+        if (c->state != PROTOCOL_CDB)
+            return "descriptor outside of a CDB";
+        if (c->fd >= 0)
+            return "more than one descriptor";
+        c->fd = fd;
+    }
+    c->done += bytes;
+    if (c->done < c->size)
+        return NULL;
+
+    switch (c->state) {
+    case PROTOCOL_HELLO_IN:
+        if (be32_get(c->frame) & ~(uint32_t)PROTOCOL_FEATURES)
+            return "feature that was not offered";
+        frame_begin(c, PROTOCOL_CDB, PROTOCOL_CDB_SIZE);
+        break;
+    case PROTOCOL_CDB:
+        return cdb_received(c);
+    default:
+        frame_begin(c, PROTOCOL_EXECUTE, 0);
+    }
+    return NULL;
+}
+
+/* Some bytes of what protocol_rest() returned have been sent. */
+void protocol_sent(struct conversation *c, size_t bytes)
+{
+    c->done += bytes;
+    if (c->done < c->size)
+        return;
+    if (c->state == PROTOCOL_HELLO_OUT)
+        frame_begin(c, PROTOCOL_HELLO_IN, PROTOCOL_HELLO_SIZE);
+    else
+        frame_begin(c, PROTOCOL_CDB, PROTOCOL_CDB_SIZE);
+}
+
+/* The parameter list, or the room for the payload: PROTOCOL_DATA_MAX bytes. */
+uint8_t *protocol_data(struct conversation *c)
+{
+    return c->frame + PROTOCOL_STATUS_SIZE;
+}
+
+/* Where the sense data of the reply belongs: PROTOCOL_SENSE_SIZE bytes. */
+uint8_t *protocol_sense(struct conversation *c)
+{
+    return c->frame + 8;
+}
+
+/*
+ * Sense data and payload are in place and the reply may go out. A payload
+ * that is longer than the client asked for, or that comes with another
+ * command or status, makes QEMU abort, so what does not fit is cut here.
+ */
+void protocol_reply(struct conversation *c, uint8_t status, size_t payload)
+{
+    if (c->cdb[0] != PERSISTENT_RESERVE_IN || status != 0)
+        payload = 0;
+    if (payload > protocol_data_length(c))
+        payload = protocol_data_length(c);
+    be32_put(c->frame, status);
+    be32_put(c->frame + 4, (uint32_t)payload);
+    frame_begin(c, PROTOCOL_REPLY, PROTOCOL_STATUS_SIZE + payload);
+}

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * protocol.h - the wire format between QEMU's pr-manager-helper and us, and
+ * one client's conversation as a state machine over bytes and descriptors.
+ *
+ * It must never make a system call, know what a device is, or include
+ * another of this program's headers: what moves the bytes is client.c, what
+ * runs the command is sg_io.c.
+ *
+ * Source: QEMU, docs/interop/pr-helper.rst. All integers are big-endian.
+ *
+ *	helper -> client   4  supported features
+ *	client -> helper   4  requested features
+ *	then, as often as the client likes, one command at a time:
+ *	client -> helper  16  CDB, with exactly one descriptor (SCM_RIGHTS)
+ *	client -> helper   n  parameter list (PERSISTENT RESERVE OUT only)
+ *	helper -> client 104  SCSI status, payload size, sense data
+ *	helper -> client   n  payload (PERSISTENT RESERVE IN, GOOD only)
+ */
+#ifndef PROTOCOL_H
+#define PROTOCOL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    PROTOCOL_FEATURES = 0, /* none is supported so far */
+    PROTOCOL_HELLO_SIZE = 4,
+    PROTOCOL_CDB_SIZE = 16, /* a 10-byte CDB, zero-padded by the client */
+    PROTOCOL_SENSE_SIZE = 96,
+    PROTOCOL_DATA_MAX = 8192, /* parameter list or payload */
+    PROTOCOL_STATUS_SIZE = 4 + 4 + PROTOCOL_SENSE_SIZE
+};
+
+enum { /* operation codes, SPC-4 6.15 and 6.16 */
+       PERSISTENT_RESERVE_IN = 0x5e,
+       PERSISTENT_RESERVE_OUT = 0x5f
+};
+
+enum protocol_state {
+    PROTOCOL_HELLO_OUT,
+    PROTOCOL_HELLO_IN,
+    PROTOCOL_CDB,        /* with no byte of it read: idle */
+    PROTOCOL_PARAMETERS, /* reading the parameter list */
+    PROTOCOL_EXECUTE,    /* a whole request waits for protocol_reply() */
+    PROTOCOL_REPLY
+};
+
+struct conversation {
+    enum protocol_state state;
+    int fd;      /* the request's descriptor, -1: none. The caller closes it. */
+    size_t done; /* bytes of the current frame that have been moved */
+    size_t size; /* bytes of the current frame */
+    uint8_t cdb[PROTOCOL_CDB_SIZE];
+    /* What precedes the data is the head of the reply. */
+    uint8_t frame[PROTOCOL_STATUS_SIZE + PROTOCOL_DATA_MAX];
+};
+
+void protocol_begin(struct conversation *);
+bool protocol_is_idle(const struct conversation *);
+bool protocol_is_sending(const struct conversation *);
+uint8_t *protocol_rest(struct conversation *, size_t *size);
+const char *protocol_received(struct conversation *, size_t bytes, int fd);
+void protocol_sent(struct conversation *, size_t bytes);
+size_t protocol_data_length(const struct conversation *);
+uint8_t *protocol_data(struct conversation *);
+uint8_t *protocol_sense(struct conversation *);
+void protocol_reply(struct conversation *, uint8_t status, size_t payload);
+
+#endif

@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * session.c - the processes that serve the clients: forks one for each,
+ * notices when it ends, chooses who has to go when there are too many, and
+ * ends them all. (With --single-process: the same choice, without a fork.)
+ *
+ * Main must never receive a descriptor, nor own a client's socket: the last
+ * close() of what a client has queued there can block for as long as that
+ * client likes. So it is the session that accepts its client, and main
+ * waits for a byte that says so before it looks at the listener again.
+ * Main must never wait for a session, or believe its record for more than
+ * fairness and statistics.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef SYS_close_range
+#define SYS_close_range 436 /* Linux 5.9, the same on all but alpha */
+#endif
+
+/* Milliseconds. */
+enum {
+    RETRY_AFTER = 100,  /* before the next accept or fork after a failure */
+    LEAVE_WITHIN = 1000 /* for a session that has no command at a device */
+};
+
+static bool session_is_active(const struct server *server, unsigned i)
+{
+    if (server->options->single_process)
+        return i < server->used && server->clients[i].socket >= 0;
+    return server->sessions[i].pid != 0
+           && server->sessions[i].leave_by == NEVER;
+}
+
+static bool same_peer(const struct record *a, const struct record *b)
+{
+    return a->pid == b->pid && a->uid == b->uid;
+}
+
+/* How many connections the peer of slot i has. */
+static unsigned peer_connections(const struct server *server, unsigned i)
+{
+    unsigned j, count = 0;
+
+    for (j = 0; j < server->slots; j++)
+        if (session_is_active(server, j)
+            && same_peer(&server->records[i], &server->records[j]))
+            count++;
+    return count;
+}
+
+/*
+ * If as many clients are served as may be, returns who has to go: of the
+ * peer with the most connections, the one that has been idle for longest; one
+ * with a command at a device only if there is no other. Otherwise returns
+ * server->slots. (Quadratic, but only at the limit.)
+ */
+static unsigned victim_choose(const struct server *server)
+{
+    unsigned i, active = 0, victim = server->slots, most = 0;
+
+    for (i = 0; i < server->slots; i++)
+        if (session_is_active(server, i))
+            active++;
+    if (active < server->options->max_clients)
+        return server->slots;
+    for (i = 0; i < server->slots; i++) {
+        const struct record *record = &server->records[i];
+        const struct record *best = &server->records[victim];
+        unsigned connections;
+
+        if (!session_is_active(server, i))
+            continue;
+        connections = peer_connections(server, i);
+        if (victim < server->slots
+            && (connections < most
+                || (connections == most
+                    && (record->busy > best->busy
+                        || (record->busy == best->busy
+                            && record->since >= best->since)))))
+            continue;
+        victim = i;
+        most = connections;
+    }
+    return victim;
+}
+
+static void victim_log(const struct server *server, unsigned i)
+{
+    const struct record *record = &server->records[i];
+
+    log_warning("%u clients: closing the one of pid %ld uid %lu that was "
+                "idle for longest",
+                server->options->max_clients, (long)record->pid,
+                (unsigned long)record->uid);
+}
+
+/*
+ * Says once what is wrong, until something works again. Until then the
+ * listener is looked at now and then, or a persistent failure would make us
+ * spin.
+ */
+static void back_off(struct server *server, const char *what, int error,
+                     int64_t now)
+{
+    if (!server->complained)
+        log_error("cannot %s for a new client, trying again: %s", what,
+                  strerror(error));
+    server->complained = true;
+    server->retry = now + RETRY_AFTER;
+}
+
+static void session_leave(struct server *server, unsigned i, int64_t now)
+{
+    kill(server->sessions[i].pid, SIGTERM);
+    server->sessions[i].leave_by = now + LEAVE_WITHIN;
+}
+
+/* Closes all but standard input, output and error, and keep. */
+static void fds_close_except(int keep)
+{
+    if (keep > 3)
+        syscall(SYS_close_range, 3U, (unsigned)keep - 1, 0U);
+    syscall(SYS_close_range, (unsigned)keep + 1, ~0U, 0U);
+}
+
+/*
+ * The child's side of session_spawn(): turns this process into a session,
+ * or leaves with the errno that prevented it.
+ */
+static void session_begin(struct server *server, struct record *record)
+{
+    int socket;
+
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != server->pid)
+        _exit(0); /* main was gone before we asked to go with it */
+    socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
+    if (socket < 0)
+        _exit(errno);
+    server->is_session = true;
+    server->used = 1;
+    client_begin(&server->clients[0], socket, record,
+                 server->options->client_timeout);
+    while (write(server->report[1], "", 1) < 0 && errno == EINTR)
+        ;
+    close(server->listener.fd);
+    close(server->report[0]);
+    close(server->report[1]);
+    server->listener.fd = -1;
+    server->report[0] = -1;
+    fds_close_except(socket);
+}
+
+/* A client is waiting at the listener: starts its session. */
+void session_spawn(struct server *server, int64_t now)
+{
+    unsigned i, victim = victim_choose(server);
+    pid_t pid;
+
+    if (victim < server->slots) {
+        victim_log(server, victim);
+        session_leave(server, victim, now);
+    }
+    for (i = 0; i < server->slots && server->sessions[i].pid != 0; i++)
+        ;
+    if (i == server->slots) {
+        back_off(server, "find a place", EUSERS, now);
+        return;
+    }
+    memset(&server->records[i], 0, sizeof(server->records[i]));
+    server->records[i].since = now;
+    pid = fork();
+    if (pid == 0) {
+        session_begin(server, &server->records[i]);
+        return;
+    }
+    if (pid < 0) {
+        back_off(server, "fork", errno, now);
+        return;
+    }
+    server->sessions[i].pid = pid;
+    server->sessions[i].leave_by = NEVER;
+    server->pending = pid;
+}
+
+/* Sessions have written to the pipe: the one that was pending has a client. */
+void session_reported(struct server *server)
+{
+    char bytes[16];
+
+    if (read(server->report[0], bytes, sizeof(bytes)) <= 0)
+        return;
+    server->pending = 0;
+    server->complained = false;
+}
+
+static void session_ended(struct server *server, unsigned i, int status,
+                          int64_t now)
+{
+    const struct record *record = &server->records[i];
+    bool was_told = server->sessions[i].leave_by != NEVER;
+
+    if (WIFSIGNALED(status) && !was_told)
+        log_error("session %ld of client pid %ld uid %lu died of signal %d",
+                  (long)server->sessions[i].pid, (long)record->pid,
+                  (unsigned long)record->uid, WTERMSIG(status));
+    /* Its byte may be in the pipe although the writer is gone. */
+    if (server->pending == server->sessions[i].pid)
+        session_reported(server);
+    if (server->pending == server->sessions[i].pid) {
+        server->pending = 0;
+        back_off(server, "accept",
+                 WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
+    }
+    server->sessions[i].pid = 0;
+}
+
+/* Takes note of the children that have ended. */
+void session_reap(struct server *server, int64_t now)
+{
+    pid_t pid;
+    int status;
+
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        unsigned i;
+
+        for (i = 0; i < server->slots; i++) {
+            if (server->sessions[i].pid == pid) {
+                session_ended(server, i, status, now);
+                break;
+            }
+        }
+    }
+}
+
+void session_stop_all(struct server *server, int64_t now)
+{
+    unsigned i;
+
+    for (i = 0; i < server->slots; i++)
+        if (server->sessions[i].pid != 0)
+            session_leave(server, i, now);
+}
+
+bool session_any(const struct server *server)
+{
+    unsigned i;
+
+    for (i = 0; i < server->slots; i++)
+        if (server->sessions[i].pid != 0)
+            return true;
+    return false;
+}
+
+/*
+ * Kills the sessions that were told to leave and have not: they hang in
+ * something that is no command at a device, such as the close() of a
+ * descriptor that their client made up. Returns when to look again.
+ */
+int64_t session_check(struct server *server, int64_t now)
+{
+    int64_t next = NEVER;
+    unsigned i;
+
+    for (i = 0; i < server->slots; i++) {
+        struct session *session = &server->sessions[i];
+
+        if (session->pid == 0 || session->leave_by == NEVER)
+            continue;
+        if (session->leave_by <= now) {
+            if (!server->records[i].busy)
+                kill(session->pid, SIGKILL);
+            session->leave_by = now + LEAVE_WITHIN;
+        }
+        if (session->leave_by < next)
+            next = session->leave_by;
+    }
+    return next;
+}
+
+/* The end of our patience with commands in flight. */
+void session_kill_all(struct server *server)
+{
+    unsigned i, killed = 0;
+
+    for (i = 0; i < server->slots; i++) {
+        if (server->sessions[i].pid == 0)
+            continue;
+        kill(server->sessions[i].pid, SIGKILL);
+        killed++;
+    }
+    log_error("%u commands did not end in time, leaving without them", killed);
+}
+
+/* The same as session_spawn() for --single-process. */
+void session_accept(struct server *server, int64_t now)
+{
+    unsigned i = victim_choose(server);
+    int socket;
+
+    if (i < server->slots) {
+        victim_log(server, i);
+        client_close(&server->clients[i]);
+    }
+    for (i = 0; i < server->used && server->clients[i].socket >= 0; i++)
+        ;
+    socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
+    if (socket < 0) {
+        back_off(server, "accept", errno, now);
+        return;
+    }
+    server->complained = false;
+    client_begin(&server->clients[i], socket, &server->records[i],
+                 server->options->client_timeout);
+    if (i == server->used)
+        server->used++;
+}

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sg_io.c - one persistent reservation command on one descriptor: may it be
+ * sent there, SG_IO, and what the result means in SCSI's terms.
+ *
+ * It must never send an ioctl to anything but a SCSI device, never act on a
+ * LUN through a descriptor of a part of it, and never answer GOOD unless the
+ * device did. It knows no sockets.
+ *
+ * The tables that turn an errno, a host status or a driver status into sense
+ * data say what QEMU's own SCSI code would tell its guest.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <scsi/sg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+enum { /* status codes, SAM-5 5.3.1 */
+       GOOD = 0x00,
+       CHECK_CONDITION = 0x02,
+       BUSY = 0x08,
+       RESERVATION_CONFLICT = 0x18,
+       TASK_SET_FULL = 0x28
+};
+
+enum { /* sense keys, SPC-4 4.5.6 */
+       NOT_READY = 0x2,
+       MEDIUM_ERROR = 0x3,
+       HARDWARE_ERROR = 0x4,
+       ILLEGAL_REQUEST = 0x5,
+       UNIT_ATTENTION = 0x6,
+       DATA_PROTECT = 0x7,
+       ABORTED_COMMAND = 0xb
+};
+
+enum { /* block majors, Documentation/admin-guide/devices.txt in the kernel */
+       SCSI_DISK_MAJOR = 8, /* and 65-71, 128-135 */
+       SCSI_GENERIC_MAJOR = 21,
+       SCSI_DISK_MINORS = 16 /* a disk, and its partitions 1-15 */
+};
+
+/*
+ * Milliseconds that a device may take. A reservation may wait for a target
+ * that fails over; sg_persist allows the same minute. The guest gives up by
+ * itself after 30 (Linux) or 60 seconds (Windows).
+ */
+enum { TIMEOUT = 60000 };
+
+/*
+ * PERSISTENT RESERVE IN and OUT are 10 bytes long (SPC-4 6.15, 6.16), and
+ * some host adapters put exactly as many on the bus as they are told.
+ */
+enum { CDB_LENGTH = 10 };
+
+/* How a failure is answered: with a status, or with sense data. */
+struct outcome {
+    int code; /* errno, or host status */
+    uint8_t status;
+    uint8_t key, asc, ascq;
+};
+
+#define SENSE(key, asc, ascq) CHECK_CONDITION, (key), (asc), (ascq)
+#define STATUS(status) (status), 0, 0, 0
+
+static const struct outcome errno_outcomes[] = {
+    { EDOM, STATUS(TASK_SET_FULL) },
+    { EBADE, STATUS(RESERVATION_CONFLICT) },
+    { EREMOTEIO, SENSE(HARDWARE_ERROR, 0x44, 0x00) },
+    { ENOMEM, SENSE(HARDWARE_ERROR, 0x44, 0x00) },
+    { ENODEV, SENSE(HARDWARE_ERROR, 0x44, 0x00) },
+    { ENODATA, SENSE(MEDIUM_ERROR, 0x11, 0x00) },
+    { ENOMEDIUM, SENSE(NOT_READY, 0x3a, 0x00) },
+    { EINVAL, SENSE(ILLEGAL_REQUEST, 0x24, 0x00) },
+    { ENOSPC, SENSE(DATA_PROTECT, 0x27, 0x07) },
+    /* I/O process terminated */
+    { 0, SENSE(ABORTED_COMMAND, 0x00, 0x06) },
+};
+
+static const struct outcome host_outcomes[] = {
+    /* DID_..., include/scsi/scsi_status.h in the kernel */
+    { 0x01, SENSE(ABORTED_COMMAND, 0x05, 0x00) }, /* NO_CONNECT */
+    { 0x02, STATUS(BUSY) },                       /* BUS_BUSY */
+    { 0x03, SENSE(ABORTED_COMMAND, 0x2e, 0x02) }, /* TIME_OUT */
+    { 0x04, SENSE(ABORTED_COMMAND, 0x08, 0x00) }, /* BAD_TARGET */
+    { 0x05, SENSE(ABORTED_COMMAND, 0x2f, 0x02) }, /* ABORT */
+    { 0x08, SENSE(UNIT_ATTENTION, 0x29, 0x00) },  /* RESET */
+    { 0x0e, SENSE(ABORTED_COMMAND, 0x29, 0x07) }, /* TRANSPORT_DISRUPTED */
+    { 0x10, SENSE(HARDWARE_ERROR, 0x44, 0x00) },  /* TARGET_FAILURE */
+    { 0x11, STATUS(RESERVATION_CONFLICT) },       /* NEXUS_FAILURE */
+    { 0x12, SENSE(DATA_PROTECT, 0x27, 0x07) },    /* ALLOC_FAILURE */
+    { 0x13, SENSE(MEDIUM_ERROR, 0x11, 0x00) },    /* MEDIUM_ERROR */
+    /* logical unit communication failure */
+    { 0, SENSE(ABORTED_COMMAND, 0x08, 0x00) },
+};
+
+enum { /* driver status, same file; 0x08 says that there is sense data */
+       DRIVER_TIMEOUT = 0x06,
+       DRIVER_SENSE = 0x08
+};
+
+/* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
+static void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
+                      uint8_t ascq)
+{
+    command->status = CHECK_CONDITION;
+    command->payload = 0;
+    memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+    command->sense[0] = 0x70;
+    command->sense[2] = key;
+    command->sense[7] = 10; /* additional length */
+    command->sense[12] = asc;
+    command->sense[13] = ascq;
+}
+
+/* The row for code, or the last one, whose code is 0. */
+static void outcome_set(struct pr_command *command,
+                        const struct outcome *outcome, int code)
+{
+    while (outcome->code != 0 && outcome->code != code)
+        outcome++;
+    if (outcome->status == CHECK_CONDITION) {
+        sense_set(command, outcome->key, outcome->asc, outcome->ascq);
+        return;
+    }
+    memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+    command->status = outcome->status;
+    command->payload = 0;
+}
+
+/* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
+static const char *refuse(struct pr_command *command, const char *reason)
+{
+    sense_set(command, ILLEGAL_REQUEST, 0x20, 0x00);
+    return reason;
+}
+
+/* What SG_IO would answer for something that is no SCSI device. */
+static const char *not_scsi(struct pr_command *command)
+{
+    outcome_set(command, errno_outcomes, ENOTTY);
+    return "the descriptor is not of a SCSI device";
+}
+
+static bool is_scsi_disk_major(unsigned number)
+{
+    return number == SCSI_DISK_MAJOR || (number >= 65 && number <= 71)
+           || (number >= 128 && number <= 135);
+}
+
+/* Opens a file of a block device in sysfs; -1 and errno if it has none. */
+static int sysfs_open(dev_t device, const char *name)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(device),
+             minor(device), name);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/*
+ * A block device that is no SCSI disk. The kernel would pass SG_IO on a
+ * device-mapper device or a partition (their majors are dynamic) to the LUN
+ * beneath it, only because we have CAP_SYS_RAWIO: whoever has a part of a
+ * LUN would reserve all of it.
+ */
+static const char *vet_other_block(struct pr_command *command, dev_t device)
+{
+    char uuid[6] = "";
+    int fd = sysfs_open(device, "dm/uuid");
+
+    if (fd >= 0) {
+        bool is_map = read(fd, uuid, sizeof(uuid)) == sizeof(uuid)
+                      && memcmp(uuid, "mpath-", sizeof(uuid)) == 0;
+
+        close(fd);
+        return refuse(command, is_map ? "multipath maps are not supported yet"
+                                      : "the descriptor is of a device-mapper "
+                                        "device, not of a whole SCSI disk");
+    }
+    fd = sysfs_open(device, "partition");
+    if (fd >= 0) {
+        close(fd);
+        return refuse(command, "the descriptor is of a partition");
+    }
+    fd = sysfs_open(device, "");
+    if (fd < 0)
+        return refuse(command, "cannot tell what block device this is: "
+                               "it is not in /sys/dev/block");
+    close(fd);
+    return not_scsi(command);
+}
+
+/*
+ * May this command go to this descriptor? Returns NULL, or the reason why
+ * not; status and sense then say the same to the guest.
+ */
+const char *sg_io_vet(struct pr_command *command)
+{
+    struct stat st;
+    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+
+    /* The parameter list length is bytes 5-8; what came is as bytes 7-8 say. */
+    if (is_out && (command->cdb[5] != 0 || command->cdb[6] != 0)) {
+        sense_set(command, ILLEGAL_REQUEST, 0x24, 0x00);
+        return "the parameter list is longer than 8192 bytes";
+    }
+    if (is_out) {
+        int flags = fcntl(command->fd, F_GETFL);
+        int mode = flags & O_ACCMODE;
+
+        if (flags < 0 || (mode != O_WRONLY && mode != O_RDWR))
+            return refuse(command, "the descriptor is not open for writing");
+    }
+    if (fstat(command->fd, &st) < 0) {
+        outcome_set(command, errno_outcomes, errno);
+        return "the descriptor has no status";
+    }
+    if (S_ISCHR(st.st_mode) && major(st.st_rdev) != SCSI_GENERIC_MAJOR)
+        return not_scsi(command);
+    if (!S_ISCHR(st.st_mode) && !S_ISBLK(st.st_mode))
+        return not_scsi(command);
+    if (S_ISBLK(st.st_mode)) {
+        if (!is_scsi_disk_major(major(st.st_rdev)))
+            return vet_other_block(command, st.st_rdev);
+        if (minor(st.st_rdev) % SCSI_DISK_MINORS != 0)
+            return refuse(command, "the descriptor is of a partition");
+    }
+    return NULL;
+}
+
+/* What SG_IO says, in this order: errno, host, driver, SCSI status. */
+static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
+{
+    if (hdr->host_status != 0) {
+        outcome_set(command, host_outcomes, hdr->host_status);
+        return;
+    }
+    if (hdr->driver_status == DRIVER_TIMEOUT) {
+        memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+        command->status = BUSY;
+        return;
+    }
+    if ((hdr->driver_status != 0 && hdr->driver_status != DRIVER_SENSE)
+        || (hdr->status == CHECK_CONDITION && hdr->sb_len_wr == 0)) {
+        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+        return;
+    }
+    command->status = hdr->status;
+    if (hdr->status != CHECK_CONDITION)
+        memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+    /* A resid below 0 says that the device had more than we asked for. */
+    if (hdr->resid <= 0)
+        command->payload = command->length;
+    else if ((unsigned)hdr->resid < command->length)
+        command->payload = command->length - (unsigned)hdr->resid;
+}
+
+/*
+ * Sends a command that sg_io_vet() let pass, and waits for its end. A signal
+ * would end the wait on /dev/sgN early: the caller must have blocked them.
+ */
+void sg_io_execute(struct pr_command *command)
+{
+    struct sg_io_hdr hdr;
+    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+    uint8_t cdb[CDB_LENGTH];
+
+    memcpy(cdb, command->cdb, sizeof(cdb));
+    memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+    command->payload = 0;
+    memset(&hdr, 0, sizeof(hdr));
+    hdr.interface_id = 'S';
+    hdr.cmdp = cdb;
+    hdr.cmd_len = sizeof(cdb);
+    hdr.sbp = command->sense;
+    hdr.mx_sb_len = PROTOCOL_SENSE_SIZE;
+    hdr.timeout = TIMEOUT;
+    /* Without data, /dev/sgN takes no direction but this one. */
+    hdr.dxfer_direction = SG_DXFER_NONE;
+    if (command->length > 0) {
+        hdr.dxfer_direction = is_out ? SG_DXFER_TO_DEV : SG_DXFER_FROM_DEV;
+        hdr.dxferp = command->data;
+        hdr.dxfer_len = (unsigned)command->length;
+    }
+    /* A device that sends less than it says must not leak what was here. */
+    if (!is_out)
+        memset(command->data, 0, command->length);
+
+    if (ioctl(command->fd, SG_IO, &hdr) < 0)
+        outcome_set(command, errno_outcomes, errno);
+    else
+        result_set(command, &hdr);
+}
