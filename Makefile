@@ -26,15 +26,20 @@ COMPILE = $(STANDARD) $(WARNINGS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c options.c \
 	listen.c daemon.c privdrop.c log.c
 HEADERS = prhelper.h protocol.h
+TEST_SOURCES = tests/sim_target.c tests/bench.c tests/bench_device.c
 
-all: qemu-pr-helper
+# Another build of all of it beside the usual one: see check-sanitized.
+BUILD = build
+HELPER = qemu-pr-helper
 
-OBJECTS = $(SOURCES:%.c=build/%.o)
+all: $(HELPER)
 
-qemu-pr-helper: $(OBJECTS)
+OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o)
+
+$(HELPER): $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(OBJECTS)
 
-build/%.o: %.c $(HEADERS) Makefile
+$(BUILD)/%.o: %.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	$(CC) $(COMPILE) -c -o $@ $<
 
@@ -44,27 +49,89 @@ STATIC_FLAGS = -static -Os -flto -ffunction-sections -fdata-sections \
 	-Wl,--gc-sections
 KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
+STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)
 
 static: build/static/qemu-pr-helper
 
 build/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
 	@mkdir -p $(@D)
-	$(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS) \
-		-o $@ $(SOURCES)
+	$(STATIC) -o $@ $(SOURCES)
 	$(STRIP) $@
 
 # The helper with a simulated SCSI target in place of the devices, so that
 # all of it runs as an ordinary user.
-WRAPPED = ioctl fstat fstat64 prctl
-SIM_FLAGS = $(WRAPPED:%=-Wl,--wrap=%)
+SIMULATED = ioctl fstat fstat64 prctl
 
-sim: build/sim/qemu-pr-helper
+sim: $(BUILD)/sim/qemu-pr-helper
 
-build/sim/qemu-pr-helper: $(OBJECTS) build/tests/sim_target.o
+$(BUILD)/sim/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/sim_target.o
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(SIM_FLAGS) $(LDFLAGS) -o $@ $^
+	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
+
+# Everything that needs no root and no SCSI, and in User-mode Linux the rest.
+check: $(HELPER) sim
+	tests/run.sh
+
+# A virtual machine's reservations through QEMU and the helper.
+check-qemu: $(HELPER)
+	tests/qemu.sh
+
+# The tests that need no other kernel, with the sanitizers.
+SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+check-sanitized:
+	$(MAKE) BUILD=build/sanitized HELPER=build/sanitized/qemu-pr-helper \
+		CFLAGS='$(SANITIZERS)' build/sanitized/qemu-pr-helper \
+		build/sanitized/sim/qemu-pr-helper
+	HELPER=build/sanitized/qemu-pr-helper \
+		SIM_HELPER=build/sanitized/sim/qemu-pr-helper tests/run.sh host
+
+# The sources without a word from who reads them most closely.
+TIDY = $(SOURCES) $(TEST_SOURCES)
+lint:
+	clang-format --dry-run -Werror $(SOURCES) $(HEADERS)
+	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
+		--error-exitcode=1 -D_GNU_SOURCE $(SOURCES)
+	clang-tidy --quiet --warnings-as-errors='*' $(SOURCES) -- \
+		$(STANDARD) $(DEFINES)
+	shellcheck .ci/run tests/*.sh
+	mandoc -Tlint man/*.[18]
+
+# The helper, the stock one and the least that there could be, side by side.
+BENCHED = ioctl fstat fstat64
+BENCH = build/bench
+bench: $(HELPER) static $(BENCH)/bench $(BENCH)/hang.so \
+		$(BENCH)/qemu-pr-helper $(BENCH)/qemu-pr-helper-static
+	tests/fetch.sh python3 -- sh -c 'exec "$$PYTHON" tests/bench.py'
+
+$(BENCH)/bench: tests/bench.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(COMPILE) -o $@ $<
+
+$(BENCH)/hang.so: tests/bench_device.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(COMPILE) -D__wrap_ioctl=ioctl -shared -fPIC -o $@ $<
+
+$(BENCH)/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/bench_device.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(BENCHED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
+
+$(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
+		Makefile
+	@mkdir -p $(@D)
+	$(STATIC) -fno-lto $(BENCHED:%=-Wl,--wrap=%) -o $@ $(SOURCES) \
+		tests/bench_device.c
+
+# A cluster's life on a SCSI target in User-mode Linux, step by step.
+demo: $(HELPER)
+	tests/demo.sh
+
+install: $(HELPER)
+	mkdir -p $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man8
+	install -m 755 $(HELPER) $(DESTDIR)$(BINDIR)/qemu-pr-helper
+	install -m 644 man/qemu-pr-helper.8 $(DESTDIR)$(MANDIR)/man8/
 
 clean:
 	rm -rf build qemu-pr-helper
 
-.PHONY: all static sim clean
+.PHONY: all static sim check check-qemu check-sanitized lint bench demo \
+	install clean

@@ -65,8 +65,7 @@ void client_close(struct client *client)
 
 /*
  * Takes the descriptors out of a message and closes all but the first.
- * Returns how many there were; *fd is the first, or -1. What the kernel
- * had no room for (MSG_CTRUNC) counts as one more.
+ * Returns how many there were; *fd is the first, or -1.
  */
 static int descriptors_take(const struct msghdr *message, int *fd)
 {
@@ -96,8 +95,6 @@ static int descriptors_take(const struct msghdr *message, int *fd)
         }
         offset += CMSG_SPACE(header.cmsg_len - CMSG_LEN(0));
     }
-    if (message->msg_flags & MSG_CTRUNC)
-        count++;
     return count;
 }
 
@@ -136,11 +133,13 @@ static const char *client_receive(struct client *client, bool *more)
     if (bytes == 0)
         violation = protocol_is_idle(c) ? "disconnected"
                                         : "disconnected inside a request";
+    else if (message.msg_flags & MSG_CTRUNC)
+        violation = "truncated ancillary data";
     else if (count > 1)
         violation = "more than one descriptor";
     else
         violation = protocol_received(c, (size_t)bytes, fd);
-    if (violation != NULL && fd >= 0)
+    if (fd >= 0 && fd != c->fd)
         close(fd);
     *more = c->state == PROTOCOL_EXECUTE
             || (c->state == PROTOCOL_PARAMETERS && c->done == 0);

@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -81,6 +82,24 @@ static void *table(size_t size, int flags)
     return memory;
 }
 
+/* Each client of --single-process takes a descriptor of the same process. */
+static unsigned clients_limit(unsigned wanted)
+{
+    enum { OTHERS = 32 };
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0
+        || limit.rlim_cur >= wanted + OTHERS)
+        return wanted;
+    if (limit.rlim_max > wanted + OTHERS)
+        limit.rlim_max = wanted + OTHERS;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur > OTHERS + 1
+        && limit.rlim_cur < wanted + OTHERS)
+        wanted = (unsigned)limit.rlim_cur - OTHERS;
+    return wanted;
+}
+
 /*
  * The tables are sized for the most that may be, and take memory only where
  * they are used. There is room for as many sessions again as there may be
@@ -88,16 +107,23 @@ static void *table(size_t size, int flags)
  */
 static void server_set_up(struct server *server, const struct options *options)
 {
-    unsigned slots = options->max_clients, clients = slots;
+    unsigned slots = options->single_process
+                         ? clients_limit(options->max_clients)
+                         : options->max_clients;
+    unsigned clients = slots;
 
     server->options = options;
     server->pid = getpid();
     server->stop_by = NEVER;
+    server->max_clients = slots;
     server->report[0] = -1;
     if (!options->single_process) {
         clients = 1;
         slots *= 2;
         server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
+        /* What a session does not see it need not have a copy of. */
+        madvise(server->sessions, slots * sizeof(struct session),
+                MADV_DONTFORK);
         if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
             fatal("cannot make a pipe: %s", strerror(errno));
     }
@@ -177,6 +203,8 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
     sigemptyset(&none);
     if (ppoll(server->fds, count, until, &none) >= 0)
         return;
+    if (errno != EINTR) /* short of memory: do not spin */
+        nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
     while (count > 0)
         server->fds[--count].revents = 0;
 }

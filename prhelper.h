@@ -138,7 +138,8 @@ struct server {
     bool complained; /* of that failure */
     int report[2];   /* sessions write a byte when they have their client */
     pid_t pending;   /* the session that has not yet; 0: none */
-    unsigned slots;  /* of the tables that follow */
+    unsigned max_clients;
+    unsigned slots;           /* of the tables that follow */
     struct session *sessions; /* main's alone */
     struct record *records;   /* shared with the sessions */
     unsigned used;            /* of the table that follows */

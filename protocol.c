@@ -95,8 +95,8 @@ static const char *cdb_received(struct conversation *c)
 /*
  * Some bytes have been put where protocol_rest() said, and fd came with them
  * (-1: none). Returns NULL, or what rule the client broke: the connection is
- * then to be closed. The conversation keeps fd in .fd only if it returns
- * NULL; a descriptor that was there before stays there in any case.
+ * then to be closed. The caller closes what is in .fd, and fd itself if it
+ * has not become that.
  */
 const char *protocol_received(struct conversation *c, size_t bytes, int fd)
 {

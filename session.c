@@ -70,7 +70,7 @@ static unsigned victim_choose(const struct server *server)
     for (i = 0; i < server->slots; i++)
         if (session_is_active(server, i))
             active++;
-    if (active < server->options->max_clients)
+    if (active < server->max_clients)
         return server->slots;
     for (i = 0; i < server->slots; i++) {
         const struct record *record = &server->records[i];
@@ -99,7 +99,7 @@ static void victim_log(const struct server *server, unsigned i)
 
     log_warning("%u clients: closing the one of pid %ld uid %lu that was "
                 "idle for longest",
-                server->options->max_clients, (long)record->pid,
+                server->max_clients, (long)record->pid,
                 (unsigned long)record->uid);
 }
 
