@@ -1,0 +1,84 @@
+#!/bin/sh
+# qemu.sh
+#
+# The whole chain with the real client: boots User-mode Linux with a SCSI
+# target, the helper and QEMU in it, and lets a virtual machine make
+# persistent reservations through them; see qemu/chain.py for what is tested.
+# HELPER is the helper under test (./qemu-pr-helper).  QEMU, the guest's
+# kernel and what goes into its initramfs are fetched if not installed.
+#
+# Must work for any user and without KVM, and must write nothing outside the
+# build directory.
+set -eu
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+BUILD=${BUILD:-$top/build}
+[ -n "${QEMU_FETCHED:-}" ] ||
+    QEMU_FETCHED=1 exec "$top/tests/fetch.sh" qemu-system-x86 busybox-static \
+        sg3-utils =linux-image-cloud-amd64 -- "$0"
+
+# linux-image-cloud-amd64 is empty; its documentation is a link that is named
+# after the package with the current kernel.
+for root in "$BUILD/debian" ''; do
+    image=$(readlink "$root/usr/share/doc/linux-image-cloud-amd64") && break
+done
+"$top/tests/fetch.sh" "=$image"
+version=${image#linux-image-}
+
+ram=$BUILD/qemu/initramfs
+rm -rf "$ram"
+mkdir -p "$ram/bin" "$ram/lib" "$ram/modules" "$ram/dev" "$ram/proc" "$ram/sys"
+ln -s lib "$ram/lib64"
+cp "$top/tests/qemu-guest-init.sh" "$ram/init"
+chmod 755 "$ram/init"
+cp "$(command -v busybox)" "$(command -v sg_persist)" "$ram/bin/"
+for applet in sh mount insmod stty sleep dd poweroff; do
+    ln -s busybox "$ram/bin/$applet"
+done
+ldd "$ram/bin/sg_persist" | grep -o '/[^ ]*' | while read -r library; do
+    cp "$library" "$ram/lib/"
+done
+
+# add_module NAME: copies a module, after those that it depends on, and lists
+# it in modules/order.  One that does not exist is built into the kernel.
+add_module() (
+    file=$(find "$root/lib/modules/$version/kernel" \
+        -name "$(echo "$1" | sed 's/[-_]/[-_]/g').ko*")
+    name=$1.ko
+    if [ -z "$file" ] || [ -e "$ram/modules/$name" ]; then
+        return
+    fi
+    case $file in
+    *.xz) xz -dc "$file" ;;
+    *) cat "$file" ;;
+    esac >"$ram/modules/$name"
+    for needed in $(tr '\0' '\n' <"$ram/modules/$name" |
+        sed -n 's/^depends=//p' | tr , ' '); do
+        add_module "$needed"
+    done
+    echo "$name" >>"$ram/modules/order"
+)
+for module in virtio_pci virtio_scsi sd_mod sg; do
+    add_module $module
+done
+(cd "$ram" && find . | busybox cpio -o -H newc) >"$ram.img" 2>/dev/null
+
+# A fetched QEMU finds what was fetched with it, but not what was installed.
+QEMU_MODULE_DIR=/usr/lib/x86_64-linux-gnu/qemu
+UML_MEMORY=768M
+UML_TIMEOUT=${UML_TIMEOUT:-500}
+export BUILD QEMU_MODULE_DIR UML_MEMORY UML_TIMEOUT
+trap 'kill "$pid"; exit 130' INT TERM HUP
+"$top/tests/uml.sh" python3 "$top/tests/qemu/chain.py" \
+    "${HELPER:-$top/qemu-pr-helper}" qemu-system-x86_64 \
+    -L /usr/share/qemu -L /usr/share/seabios \
+    -accel tcg -m 192 -nodefaults -display none -no-reboot \
+    -kernel "$root/boot/vmlinuz-$version" -initrd "$ram.img" \
+    -append 'console=ttyS0 quiet panic=1' &
+pid=$!
+status=0
+wait "$pid" || status=$?
+case $status in
+124 | 125) echo '0 passed, 1 failed, 0 skipped' ;;
+esac
+exit $status
