@@ -85,16 +85,16 @@ check-sanitized:
 	HELPER=build/sanitized/qemu-pr-helper \
 		SIM_HELPER=build/sanitized/sim/qemu-pr-helper tests/run.sh host
 
-# The sources without a word from who reads them most closely.
-TIDY = $(SOURCES) $(TEST_SOURCES)
+# The sources without a word from those who read them most closely.
+LINTED = $(SOURCES) $(TEST_SOURCES)
 lint:
-	clang-format --dry-run -Werror $(SOURCES) $(HEADERS)
+	clang-format --dry-run -Werror $(LINTED) $(HEADERS)
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
-		--error-exitcode=1 -D_GNU_SOURCE $(SOURCES)
-	clang-tidy --quiet --warnings-as-errors='*' $(SOURCES) -- \
-		$(STANDARD) $(DEFINES)
+		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
+	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
+		$(DEFINES) || exit 1; done
 	shellcheck .ci/run tests/*.sh
-	mandoc -Tlint man/*.[18]
+	mandoc -Tlint man/*.8
 
 # The helper, the stock one and the least that there could be, side by side.
 BENCHED = ioctl fstat fstat64

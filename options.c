@@ -39,8 +39,8 @@ static const struct options defaults = {
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,
     .max_clients = 1024,
-    .client_timeout = 30 * 1000,
-    .stop_timeout = 10 * 1000,
+    .client_timeout = 30 * INT64_C(1000),
+    .stop_timeout = 10 * INT64_C(1000),
 };
 
 static void usage(void)

@@ -17,7 +17,6 @@
  * It must never count a reply that is not well formed: any such thing ends
  * it with a message and status 1.
  */
-#define _GNU_SOURCE 1
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -45,7 +44,7 @@ enum {
 
 struct client {
     int fd;
-    uint64_t sent;              /* ns */
+    uint64_t sent; /* ns */
     size_t received;
     unsigned char reply[REPLY_SIZE + ALLOCATION_LENGTH];
 };
@@ -53,10 +52,10 @@ struct client {
 /* In memory that forked clients share. */
 struct load {
     int device;
-    int out;                    /* PERSISTENT RESERVE OUT, not IN */
+    int out; /* PERSISTENT RESERVE OUT, not IN */
     long warm_up, total, sent, answered;
-    uint64_t begin;             /* ns, end of the warm-up */
-    uint64_t latencies[];       /* ns, of each reply after the warm-up */
+    uint64_t begin;       /* ns, end of the warm-up */
+    uint64_t latencies[]; /* ns, of each reply after the warm-up */
 };
 
 /* A descriptor as ancillary data, aligned as cmsghdr wants it. */
@@ -89,18 +88,22 @@ static int compare(const void *a, const void *b)
 
 static double percentile_us(const uint64_t *sorted, long n, long percent)
 {
-    return (double)sorted[(n - 1) * percent / 100] / 1e3;
+    long rank = (n - 1) * percent / 100;
+
+    return (double)sorted[rank] / 1e3;
 }
 
 static struct sockaddr_un address(const char *path)
 {
     struct sockaddr_un a = { .sun_family = AF_UNIX };
 
-    if (strlen(path) >= sizeof(a.sun_path)) {
+    size_t length = strlen(path);
+
+    if (length >= sizeof(a.sun_path)) {
         errno = ENAMETOOLONG;
         fail(path);
     }
-    strcpy(a.sun_path, path);
+    memcpy(a.sun_path, path, length);
     return a;
 }
 
@@ -114,8 +117,8 @@ static int client_connect(const char *path)
 
     if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof(a)) < 0)
         fail("connect");
-    if (recv(fd, hello, 4, MSG_WAITALL) != 4 ||
-        send(fd, "\0\0\0", 4, MSG_NOSIGNAL) != 4)
+    if (recv(fd, hello, 4, MSG_WAITALL) != 4
+        || send(fd, "\0\0\0", 4, MSG_NOSIGNAL) != 4)
         fail("hello");
     return fd;
 }
@@ -125,16 +128,15 @@ static void client_request(struct load *l, struct client *c)
 {
     static const unsigned char parameters[PARAMETER_SIZE];
     int length = l->out ? PARAMETER_SIZE : ALLOCATION_LENGTH;
-    unsigned char cdb[CDB_SIZE] = {
-        [0] = l->out ? 0x5f : 0x5e,
-        [7] = (unsigned char)(length >> 8), [8] = (unsigned char)length
-    };
+    unsigned char cdb[CDB_SIZE] = { [0] = l->out ? 0x5f : 0x5e,
+                                    [7] = (unsigned char)(length >> 8),
+                                    [8] = (unsigned char)length };
     union control control;
     struct iovec data = { cdb, CDB_SIZE };
-    struct msghdr message = {
-        .msg_iov = &data, .msg_iovlen = 1,
-        .msg_control = &control, .msg_controllen = sizeof(control)
-    };
+    struct msghdr message = { .msg_iov = &data,
+                              .msg_iovlen = 1,
+                              .msg_control = &control,
+                              .msg_controllen = sizeof(control) };
 
     memset(&control, 0, sizeof(control));
     control.header.cmsg_level = SOL_SOCKET;
@@ -145,16 +147,17 @@ static void client_request(struct load *l, struct client *c)
     c->received = 0;
     c->sent = now();
     l->sent++;
-    if (sendmsg(c->fd, &message, MSG_NOSIGNAL) != CDB_SIZE ||
-        (l->out && send(c->fd, parameters, PARAMETER_SIZE, MSG_NOSIGNAL) !=
-                       PARAMETER_SIZE))
+    if (sendmsg(c->fd, &message, MSG_NOSIGNAL) != CDB_SIZE
+        || (l->out
+            && send(c->fd, parameters, PARAMETER_SIZE, MSG_NOSIGNAL)
+                   != PARAMETER_SIZE))
         fail("request");
 }
 
 static uint32_t be32(const unsigned char *p)
 {
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 |
-           (uint32_t)p[2] << 8 | p[3];
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8
+           | p[3];
 }
 
 /* Receive what is there; 1 when the reply is complete and well formed. */
@@ -173,10 +176,10 @@ static int client_receive(struct load *l, struct client *c)
     errno = 0;
     status = be32(c->reply);
     size = be32(c->reply + 4);
-    if (size > ALLOCATION_LENGTH || c->received > REPLY_SIZE + size ||
-        (size && (l->out || status)) || status > 0xff ||
-        (status == 2 && (c->reply[8] & 0x7e) != 0x70 &&
-         (c->reply[8] & 0x7e) != 0x72))
+    if (size > ALLOCATION_LENGTH || c->received > REPLY_SIZE + size
+        || (size && (l->out || status)) || status > 0xff
+        || (status == 2 && (c->reply[8] & 0x7e) != 0x70
+            && (c->reply[8] & 0x7e) != 0x72))
         fail("reply");
     return c->received == REPLY_SIZE + size;
 }
@@ -327,17 +330,18 @@ static void floor_session(int fd)
     for (;;) {
         union control control;
         struct iovec data = { cdb, CDB_SIZE };
-        struct msghdr message = {
-            .msg_iov = &data, .msg_iovlen = 1,
-            .msg_control = &control, .msg_controllen = sizeof(control)
-        };
+        struct msghdr message = { .msg_iov = &data,
+                                  .msg_iovlen = 1,
+                                  .msg_control = &control,
+                                  .msg_controllen = sizeof(control) };
         int device;
 
-        if (recvmsg(fd, &message, MSG_CMSG_CLOEXEC) != CDB_SIZE ||
-            !CMSG_FIRSTHDR(&message))
+        if (recvmsg(fd, &message, MSG_CMSG_CLOEXEC) != CDB_SIZE
+            || !CMSG_FIRSTHDR(&message))
             return;
-        if (cdb[0] == 0x5f && recv(fd, parameters, PARAMETER_SIZE,
-                                   MSG_WAITALL) != PARAMETER_SIZE)
+        if (cdb[0] == 0x5f
+            && recv(fd, parameters, PARAMETER_SIZE, MSG_WAITALL)
+                   != PARAMETER_SIZE)
             return;
         memcpy(&device, CMSG_DATA(&control.header), sizeof(device));
         close(device);
@@ -351,8 +355,8 @@ static int floor_main(const char *path)
     struct sockaddr_un a = address(path);
     int listener = socket(AF_UNIX, SOCK_STREAM, 0);
 
-    if (bind(listener, (struct sockaddr *)&a, sizeof(a)) < 0 ||
-        listen(listener, SOMAXCONN) < 0)
+    if (bind(listener, (struct sockaddr *)&a, sizeof(a)) < 0
+        || listen(listener, SOMAXCONN) < 0)
         fail("listen");
     signal(SIGCHLD, SIG_IGN);
     for (;;) {
@@ -395,7 +399,7 @@ static int start_main(int runs, const char *path, char **program)
         }
         printf("%.1f\n", (double)(now() - begin) / 1e3);
         close(fd);
-        kill(child, SIGKILL);   /* stock loses an early SIGTERM */
+        kill(child, SIGKILL); /* stock loses an early SIGTERM */
         waitpid(child, NULL, 0);
         unlink(path);
     }

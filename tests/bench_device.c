@@ -13,9 +13,9 @@
  * It must never be part of a helper that is installed, and must add no system
  * call to a command that does not hang.
  */
-#define _GNU_SOURCE 1
 #include <fcntl.h>
 #include <poll.h>
+#include <scsi/sg.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <sys/stat.h>
@@ -23,7 +23,6 @@
 #include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
-#include <scsi/sg.h>
 
 enum { LOOP_MAJOR = 7, HANG_SECONDS = 60 };
 
@@ -37,8 +36,8 @@ int __wrap_fstat(int fd, struct stat *status)
     /* Neither name of fstat(), which would come back here. */
     if (fstatat(fd, "", status, AT_EMPTY_PATH) < 0)
         return -1;
-    if ((S_ISBLK(status->st_mode) && major(status->st_rdev) == LOOP_MAJOR) ||
-        (S_ISCHR(status->st_mode) && status->st_rdev == makedev(1, 3))) {
+    if ((S_ISBLK(status->st_mode) && major(status->st_rdev) == LOOP_MAJOR)
+        || (S_ISCHR(status->st_mode) && status->st_rdev == makedev(1, 3))) {
         status->st_mode = S_IFBLK;
         status->st_rdev = makedev(8, 0);
     }
@@ -57,8 +56,8 @@ int __wrap_ioctl(int fd, int request, ...)
         const struct sg_io_hdr *command = argument;
         struct timespec minute = { HANG_SECONDS, 0 };
 
-        if (command->cmdp[0] == 0x5e && command->cmdp[7] == 0x1f &&
-            command->cmdp[8] == 0xff)
+        if (command->cmdp[0] == 0x5e && command->cmdp[7] == 0x1f
+            && command->cmdp[8] == 0xff)
             ppoll(NULL, 0, &minute, NULL);
     }
     return (int)syscall(SYS_ioctl, fd, request, argument);
