@@ -191,16 +191,15 @@ void options_parse(struct options *options, int argc, char **argv)
         { "stop-timeout", required_argument, NULL, OPTION_STOP_TIMEOUT },
         { NULL, 0, NULL, 0 },
     };
+    static const char letters[] = "hVdf:k:u:g:qvT:";
     static char name[] = PROGRAM;
-    char *trace = NULL;
     int option, level = LOG_NORMAL;
     bool quiet = false;
 
     *options = defaults;
     if (argc > 0)
         argv[0] = name; /* the prefix of getopt's messages */
-    while ((option = getopt_long(argc, argv, "hVdf:k:u:g:qvT:", table, NULL))
-           != -1) {
+    while ((option = getopt_long(argc, argv, letters, table, NULL)) != -1) {
         switch (option) {
         case 'h':
             usage();
@@ -232,8 +231,7 @@ void options_parse(struct options *options, int argc, char **argv)
         case 'v':
             level++;
             break;
-        case 'T':
-            trace = optarg;
+        case 'T': /* below */
             break;
         case OPTION_SINGLE_PROCESS:
             options->single_process = true;
@@ -255,6 +253,9 @@ void options_parse(struct options *options, int argc, char **argv)
         }
     }
     log_level_set(quiet ? LOG_ERRORS : level);
-    if (trace != NULL)
-        trace_parse(trace);
+    /* Once more, as -q silences also what was said before it. */
+    optind = 1;
+    while ((option = getopt_long(argc, argv, letters, table, NULL)) != -1)
+        if (option == 'T')
+            trace_parse(optarg);
 }

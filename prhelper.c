@@ -256,6 +256,7 @@ static void loop(struct server *server)
     for (;;) {
         int64_t now = clock_ms();
         int64_t wake = server->stop_by;
+        nfds_t count;
 
         if (stop_wanted && !server->stopping)
             server_stop(server, now);
@@ -267,7 +268,8 @@ static void loop(struct server *server)
             return;
         if (server->sessions != NULL && !server->is_session)
             wake = sooner(wake, session_check(server, now));
-        server_wait(server, server_interest(server, now, &wake), now, wake);
+        count = server_interest(server, now, &wake);
+        server_wait(server, count, now, wake);
         server_serve(server);
     }
 }
