@@ -68,6 +68,13 @@ $(BUILD)/sim/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/sim_target.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
 
+# gcc drops what the linker wraps in when it optimises at link time.
+build/static/sim/qemu-pr-helper: $(SOURCES) tests/sim_target.c $(HEADERS) \
+		Makefile
+	@mkdir -p $(@D)
+	$(STATIC) -fno-lto $(SIMULATED:%=-Wl,--wrap=%) -o $@ $(SOURCES) \
+		tests/sim_target.c
+
 # Everything that needs no root and no SCSI, and in User-mode Linux the rest.
 check: $(HELPER) sim
 	tests/run.sh
@@ -75,6 +82,11 @@ check: $(HELPER) sim
 # A virtual machine's reservations through QEMU and the helper.
 check-qemu: $(HELPER)
 	tests/qemu.sh
+
+# All tests of the static binary.
+check-static: static build/static/sim/qemu-pr-helper
+	HELPER=build/static/qemu-pr-helper \
+		SIM_HELPER=build/static/sim/qemu-pr-helper tests/run.sh
 
 # The tests that need no other kernel, with the sanitizers.
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -133,5 +145,5 @@ install: $(HELPER)
 clean:
 	rm -rf build qemu-pr-helper
 
-.PHONY: all static sim check check-qemu check-sanitized lint bench demo \
-	install clean
+.PHONY: all static sim check check-static check-sanitized check-qemu lint \
+	bench demo install clean

@@ -31,7 +31,7 @@ void client_begin(struct client *client, int socket, struct record *record,
     memset(record, 0, sizeof(*record));
     record->pid = peer.pid;
     record->uid = peer.uid;
-    record->since = clock_ms();
+    record->since = clock_us();
     client->socket = socket;
     client->record = record;
     client->timeout = timeout;
@@ -175,7 +175,7 @@ static void client_execute(struct client *client)
     };
     const char *refusal = sg_io_vet(&command);
 
-    client->record->since = clock_ms();
+    client->record->since = clock_us();
     client->record->commands++;
     if (refusal == NULL) {
         client->record->busy = true;
@@ -219,7 +219,7 @@ bool client_work(struct client *client)
         client->deadline = NEVER;
         client->record->busy = false;
     } else if (client->deadline == NEVER) {
-        client->deadline = clock_ms() + client->timeout;
+        client->deadline = clock_us() + client->timeout;
     }
     return true;
 }

@@ -39,8 +39,8 @@ static const struct options defaults = {
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,
     .max_clients = 1024,
-    .client_timeout = 30 * INT64_C(1000),
-    .stop_timeout = 10 * INT64_C(1000),
+    .client_timeout = 30 * SECOND,
+    .stop_timeout = 10 * SECOND,
 };
 
 static void usage(void)
@@ -73,8 +73,8 @@ static void usage(void)
            "at exit\n"
            "                           (default %d)\n",
            defaults.pid_file, defaults.socket_path, defaults.max_clients,
-           (int)(defaults.client_timeout / 1000),
-           (int)(defaults.stop_timeout / 1000));
+           (int)(defaults.client_timeout / SECOND),
+           (int)(defaults.stop_timeout / SECOND));
 }
 
 /* A decimal number from least to most; anything else is fatal. */
@@ -242,11 +242,11 @@ void options_parse(struct options *options, int argc, char **argv)
             break;
         case OPTION_CLIENT_TIMEOUT:
             options->client_timeout =
-                (int64_t)number("--client-timeout", optarg, 1, 86400) * 1000;
+                (int64_t)number("--client-timeout", optarg, 1, 86400) * SECOND;
             break;
         case OPTION_STOP_TIMEOUT:
             options->stop_timeout =
-                (int64_t)number("--stop-timeout", optarg, 0, 86400) * 1000;
+                (int64_t)number("--stop-timeout", optarg, 0, 86400) * SECOND;
             break;
         default:
             fatal("Try `" PROGRAM " --help' for more information.");

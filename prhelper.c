@@ -59,12 +59,12 @@ static void signals_set_up(void)
         sigaction(handled[i], &action, NULL);
 }
 
-int64_t clock_ms(void)
+int64_t clock_us(void)
 {
     struct timespec now;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    return (int64_t)now.tv_sec * SECOND + now.tv_nsec / 1000;
 }
 
 static int64_t sooner(int64_t a, int64_t b)
@@ -194,10 +194,10 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
     sigset_t none;
 
     if (wake != NEVER) {
-        int64_t ms = wake > now ? wake - now : 0;
+        int64_t us = wake > now ? wake - now : 0;
 
-        timeout.tv_sec = (time_t)(ms / 1000);
-        timeout.tv_nsec = (long)(ms % 1000) * 1000000;
+        timeout.tv_sec = (time_t)(us / SECOND);
+        timeout.tv_nsec = (long)(us % SECOND) * 1000;
         until = &timeout;
     }
     sigemptyset(&none);
@@ -212,7 +212,7 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
 static void server_serve(struct server *server)
 {
     struct pollfd *fds = server->fds;
-    int64_t now = clock_ms();
+    int64_t now = clock_us();
     unsigned i;
 
     if (fds[1].revents != 0)
@@ -254,7 +254,7 @@ static bool server_is_done(struct server *server, int64_t now)
 static void loop(struct server *server)
 {
     for (;;) {
-        int64_t now = clock_ms();
+        int64_t now = clock_us();
         int64_t wake = server->stop_by;
         nfds_t count;
 

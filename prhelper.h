@@ -23,7 +23,8 @@
 
 #define PROGRAM "qemu-pr-helper"
 
-/* A point in time that never comes, in milliseconds of clock_ms(). */
+/* Time is in microseconds of the monotonic clock; some points never come. */
+#define SECOND INT64_C(1000000)
 #define NEVER INT64_MAX
 
 /* log.c: one line per call to stderr, by write(2). Never blocks or fails. */
@@ -48,8 +49,8 @@ struct options {
     uid_t uid; /* (uid_t)-1: as started */
     gid_t gid; /* (gid_t)-1: as started */
     unsigned max_clients;
-    int64_t client_timeout; /* milliseconds */
-    int64_t stop_timeout;   /* milliseconds */
+    int64_t client_timeout;
+    int64_t stop_timeout;
 };
 void options_parse(struct options *, int argc, char **argv);
 
@@ -98,7 +99,7 @@ void sg_io_execute(struct pr_command *);
 struct record {
     pid_t pid;     /* of the peer when it connected; 0 if in no namespace */
     uid_t uid;     /* of ours */
-    int64_t since; /* clock_ms() when it connected or last sent a command */
+    int64_t since; /* clock_us() when it connected or last sent a command */
     uint64_t commands;
     bool busy; /* the device has, or had, a command not yet answered */
 };
@@ -106,7 +107,7 @@ struct record {
 struct client {
     int socket; /* -1: no client */
     int64_t deadline;
-    int64_t timeout; /* milliseconds */
+    int64_t timeout;
     bool refusal_logged;
     struct record *record;
     struct conversation conversation;
@@ -156,7 +157,7 @@ int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);
 
-/* Milliseconds of the monotonic clock. */
-int64_t clock_ms(void);
+/* prhelper.c */
+int64_t clock_us(void);
 
 #endif

@@ -26,11 +26,8 @@
 #define SYS_close_range 436 /* Linux 5.9, the same on all but alpha */
 #endif
 
-/* Milliseconds. */
-enum {
-    RETRY_AFTER = 100,  /* before the next accept or fork after a failure */
-    LEAVE_WITHIN = 1000 /* for a session that has no command at a device */
-};
+#define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
+#define LEAVE_WITHIN SECOND       /* unless a command is at a device */
 
 static bool session_is_active(const struct server *server, unsigned i)
 {

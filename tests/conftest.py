@@ -4,6 +4,7 @@ Nothing here may depend on root, on SCSI or on a fixed path outside the
 temporary directory: each test gets its own socket and its own helper.
 """
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -67,6 +68,11 @@ class Helper:
                 return True
             time.sleep(0.01)
         raise AssertionError('%r is not in the log: %s' % (text, self.log()))
+
+    def crashes(self):
+        """What the log says of sessions that crashed, and of sanitizers."""
+        return re.findall('.*(?:of signal (?!9$)|Sanitizer|runtime error).*',
+                          self.log(), re.M)
 
     def sessions(self):
         """The pids of the helper's children."""

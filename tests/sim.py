@@ -1,0 +1,151 @@
+"""The simulated disk of sim_target.c, seen and steered from Python.
+
+A Target is the shared page range that sim_target.c maps; a Nexus is one
+initiator's view of the disk: what its commands shall meet (errors, statuses,
+sense, resid, delays, hangs) and what reached the device.  device() makes a
+file that a helper linked with sim_target.c takes for a device node.
+
+This must never talk to a helper: only tests do that.  The layout constants
+repeat the two structures of sim_target.c and nothing else.
+"""
+import contextlib
+import mmap
+import os
+import struct
+import time
+
+from prclient import open_device
+
+NEXUSES = 256
+HEADER, NEXUS = 64, 512
+SIZE = HEADER + NEXUSES * NEXUS
+
+# offset and struct format of the fields
+TARGET_FIELDS = {'lock': (0, 'I'), 'generation': (4, 'I'), 'type': (8, 'I'),
+                 'holder': (12, 'I'), 'aptpl': (16, 'I')}
+NEXUS_FIELDS = {
+    'key': (0, 'Q'), 'commands': (8, 'I'), 'in_flight': (12, 'I'),
+    'attention': (16, '4I'), 'cdb': (32, '16s'), 'cmd_len': (48, 'I'),
+    'direction': (52, 'i'), 'dxfer_len': (56, 'I'), 'mx_sb_len': (60, 'I'),
+    'timeout': (64, 'I'), 'inject': (68, 'I'), 'inject_count': (72, 'I'),
+    'error': (76, 'i'), 'host_status': (80, 'I'), 'driver_status': (84, 'I'),
+    'status': (88, 'I'), 'resid': (92, 'i'), 'sense_len': (96, 'I'),
+    'delay_ms': (100, 'I'), 'hold': (104, 'I'),
+    'sense': (108, '256s')}
+
+INJECT_ERRNO, INJECT_RESULT, INJECT_RESID = 1, 2, 4
+
+SIM_DEVICE, SIM_CHARACTER = 1 << 30, 1 << 29
+
+
+class Fields:
+    """Attributes that live in the shared pages."""
+
+    def __init__(self, pages, base, fields):
+        self.__dict__.update(pages=pages, base=base, fields=fields)
+
+    def __getattr__(self, name):
+        if name not in self.fields:
+            raise AttributeError(name)
+        offset, form = self.fields[name]
+        value = struct.unpack_from('=' + form, self.pages, self.base + offset)
+        return value if len(value) > 1 else value[0]
+
+    def __setattr__(self, name, value):
+        offset, form = self.fields[name]
+        struct.pack_into('=' + form, self.pages, self.base + offset,
+                         *(value if isinstance(value, tuple) else (value,)))
+
+
+class Nexus(Fields):
+    def fail_ioctl(self, error, count=1):
+        self.error, self.inject = error, INJECT_ERRNO
+        self.inject_count = count
+
+    def answer(self, status=0, host_status=0, driver_status=0, sense=b'',
+               sense_len=None, count=1):
+        """The next commands end like this and never reach the disk."""
+        self.status, self.host_status = status, host_status
+        self.driver_status, self.sense = driver_status, sense
+        self.sense_len = len(sense) if sense_len is None else sense_len
+        self.inject = INJECT_RESULT
+        self.inject_count = count
+
+    def answer_resid(self, resid, count=1):
+        """The next commands work, but report this resid."""
+        self.resid, self.inject = resid, INJECT_RESID
+        self.inject_count = count
+
+    def wait_in_flight(self, number, seconds=20):
+        end = time.monotonic() + seconds
+        while self.in_flight != number:
+            assert time.monotonic() < end, self.in_flight
+            time.sleep(0.002)
+        return True
+
+    @contextlib.contextmanager
+    def hanging(self):
+        """Commands of this nexus hang while the block runs."""
+        self.hold = 1
+        try:
+            yield
+        finally:
+            self.hold = 0
+
+
+class Target(Fields):
+    def __init__(self, path):
+        with open(path, 'w+b') as f:
+            f.truncate(SIZE)
+            super().__init__(mmap.mmap(f.fileno(), SIZE), 0, TARGET_FIELDS)
+        self.__dict__['env'] = dict(os.environ, SIM_STATE=str(path))
+
+    def nexus(self, number):
+        return Nexus(self.pages, HEADER + number * NEXUS, NEXUS_FIELDS)
+
+    def commands(self):
+        """How many commands ever reached the device, over all nexuses."""
+        return sum(self.nexus(n).commands for n in range(NEXUSES))
+
+
+def device(path, major, minor, character=False):
+    """Make a file that is this device to a helper under test."""
+    with open(path, 'wb') as f:
+        f.truncate(SIM_DEVICE | (SIM_CHARACTER if character else 0)
+                   | major << 20 | minor)
+    return str(path)
+
+
+def disk_number(nexus):
+    """(major, minor) of the disk that is this nexus: sda is 0, sdb 1..."""
+    row = nexus // 16
+    major = 8 if row == 0 else row + 64 if row < 8 else row + 120
+    return major, nexus % 16 * 16
+
+
+def transport_id(nexus):
+    """The SAS TransportID by which REGISTER AND MOVE knows a nexus."""
+    return struct.pack('>B3xQ12x', 6, 0x5001405000000000 + nexus)
+
+
+class Disks:
+    """Opened simulated disks in a directory, one per nexus."""
+
+    def __init__(self, directory):
+        self.directory, self.open_fds = str(directory), []
+
+    def path(self, nexus):
+        path = os.path.join(self.directory, 'disk%d' % nexus)
+        if not os.path.exists(path):
+            device(path, *disk_number(nexus))
+        return path
+
+    def open(self, nexus=0, flags=os.O_RDWR):
+        fd = open_device(self.path(nexus), flags)
+        self.open_fds.append(fd)
+        return fd
+
+    def close(self):
+        for fd in self.open_fds:
+            os.close(fd)
+        self.open_fds.clear()

@@ -1,0 +1,746 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A simulated disk with persistent reservations (SPC-4, 5.12 and 6.15-6.16)
+ * for tests of the whole helper by an ordinary user without SCSI.  It is
+ * linked into the helper with -Wl,--wrap=ioctl,--wrap=fstat,--wrap=fstat64,
+ * --wrap=prctl: a regular file whose size is SIM_DEVICE plus a device number
+ * looks like that device to fstat, and SG_IO on it is served here.  The
+ * process stays dumpable, so that its user may count what is in its /proc.
+ *
+ * Its state is one shared page range: the file that $SIM_STATE names, through
+ * which tests/sim.py injects results, delays and hangs and sees what reached
+ * the device, or an anonymous mapping that forked sessions share.
+ *
+ * It must never be part of an installed helper; never touch a descriptor or
+ * an ioctl that is not the simulated disk's; and, once main has begun, make
+ * no system call but fstat, fcntl(F_GETFL), clock_gettime and ppoll: the
+ * helper may have been sandboxed by then.
+ */
+#define _GNU_SOURCE 1
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <scsi/sg.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+/* st_size of a simulated device: these bits, then major << 20 | minor. */
+#define SIM_DEVICE 0x40000000u
+#define SIM_CHARACTER 0x20000000u
+
+#define NEXUSES 256
+#define ATTENTIONS 4
+
+/* What a nexus's commands meet instead of, or besides, the disk itself. */
+enum {
+    INJECT_ERRNO = 1,  /* the ioctl fails with this errno */
+    INJECT_RESULT = 2, /* host, driver and SCSI status and sense are these */
+    INJECT_RESID = 4   /* resid is this; the buffer is filled to its end */
+};
+
+/* The layout of both structures is repeated in sim.py. */
+struct nexus {
+    uint64_t key;                   /* 0: not registered */
+    uint32_t commands;              /* SG_IO calls ever */
+    uint32_t in_flight;             /* SG_IO calls now */
+    uint32_t attention[ATTENTIONS]; /* ASC << 8 | ASCQ, oldest first */
+    uint8_t cdb[16];                /* of the last SG_IO, as all to timeout */
+    uint32_t cmd_len;
+    int32_t direction;
+    uint32_t dxfer_len;
+    uint32_t mx_sb_len;
+    uint32_t timeout;
+    uint32_t inject;       /* INJECT_* */
+    uint32_t inject_count; /* for how many commands */
+    int32_t error;
+    uint32_t host_status;
+    uint32_t driver_status;
+    uint32_t status;
+    int32_t resid;
+    uint32_t sense_len;
+    uint32_t delay_ms; /* of every command of this nexus */
+    uint32_t hold;     /* commands hang while this is set */
+    uint8_t sense[256];
+    uint8_t reserved[148];
+};
+
+struct target {
+    uint32_t lock;
+    uint32_t generation;
+    uint32_t type;   /* of the reservation; 0: none */
+    uint32_t holder; /* its nexus, unless all registrants */
+    uint32_t aptpl;
+    uint32_t reserved[11];
+    struct nexus nexus[NEXUSES];
+};
+
+/* As sim.py has it. */
+typedef char layout_is_as_in_sim_py
+    [sizeof(struct nexus) == 512 && offsetof(struct target, nexus) == 64 ? 1
+                                                                         : -1];
+
+static struct target *target;
+
+int __real_ioctl(int fd, unsigned long request, ...);
+int __real_fstat(int fd, struct stat *st);
+int __wrap_ioctl(int fd, unsigned long request, ...);
+int __wrap_fstat(int fd, struct stat *st);
+int __wrap_fstat64(int fd, struct stat *st);
+int __wrap_prctl(int option, ...);
+
+__attribute__((constructor)) static void sim_start(void)
+{
+    const char *path = getenv("SIM_STATE");
+    int fd = -1;
+    void *map;
+
+    if (path) {
+        fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0 || ftruncate(fd, sizeof(*target)))
+            abort();
+    }
+    map = mmap(NULL, sizeof(*target), PROT_READ | PROT_WRITE,
+               MAP_SHARED | (path ? 0 : MAP_ANONYMOUS), fd, 0);
+    if (map == MAP_FAILED)
+        abort();
+    if (fd >= 0)
+        close(fd);
+    target = map;
+}
+
+/* ---- Bytes ------------------------------------------------------------ */
+
+static void put_be(uint8_t *p, uint64_t value, int bytes)
+{
+    while (bytes--) {
+        p[bytes] = (uint8_t)value;
+        value >>= 8;
+    }
+}
+
+static uint64_t get_be(const uint8_t *p, int bytes)
+{
+    uint64_t value = 0;
+
+    while (bytes--)
+        value = value << 8 | *p++;
+    return value;
+}
+
+/* ---- Time and concurrency --------------------------------------------- */
+
+static void sleep_ms(unsigned int ms)
+{
+    struct timespec ts = { .tv_sec = ms / 1000,
+                           .tv_nsec = (long)(ms % 1000) * 1000000 };
+
+    ppoll(NULL, 0, &ts, NULL);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static void lock(void)
+{
+    unsigned int spins = 0;
+
+    while (__atomic_exchange_n(&target->lock, 1, __ATOMIC_ACQUIRE))
+        if (++spins % 256 == 0)
+            sleep_ms(1);
+}
+
+static void unlock(void)
+{
+    __atomic_store_n(&target->lock, 0, __ATOMIC_RELEASE);
+}
+
+/* A device that takes its time, and one that hangs until it is released. */
+static void wait_for_device(const struct nexus *n)
+{
+    uint64_t end = now_ms() + n->delay_ms;
+    uint64_t now;
+
+    while ((now = now_ms()) < end)
+        sleep_ms((unsigned int)(end - now));
+    while (__atomic_load_n(&n->hold, __ATOMIC_ACQUIRE))
+        sleep_ms(50);
+}
+
+/* ---- Reservations ----------------------------------------------------- */
+
+/* The outcome of one command: a bare status, or sense with 02. */
+struct result {
+    uint8_t status, key, asc, ascq;
+};
+
+static const struct result good = { 0x00, 0, 0, 0 };
+static const struct result conflict = { 0x18, 0, 0, 0 };
+static const struct result invalid_opcode = { 0x02, 5, 0x20, 0x00 };
+static const struct result invalid_cdb = { 0x02, 5, 0x24, 0x00 };
+static const struct result invalid_list = { 0x02, 5, 0x26, 0x00 };
+static const struct result invalid_release = { 0x02, 5, 0x26, 0x04 };
+static const struct result wrong_length = { 0x02, 5, 0x1a, 0x00 };
+
+enum {
+    PREEMPTED = 0x2a03,
+    RELEASED = 0x2a04,
+    REGISTRATIONS_PREEMPTED = 0x2a05
+};
+
+static int type_valid(unsigned int type)
+{
+    return type == 1 || type == 3 || (type >= 5 && type <= 8);
+}
+
+static int all_registrants(void)
+{
+    return target->type >= 7;
+}
+
+/* With an all-registrants type every registered nexus is a holder. */
+static int is_holder(unsigned int n)
+{
+    return target->type && target->nexus[n].key
+           && (all_registrants() || target->holder == n);
+}
+
+static void attention(unsigned int n, uint32_t code)
+{
+    uint32_t *queue = target->nexus[n].attention;
+    int i;
+
+    for (i = 0; i < ATTENTIONS; i++) {
+        if (queue[i] == code)
+            return;
+        if (!queue[i]) {
+            queue[i] = code;
+            return;
+        }
+    }
+}
+
+static void attention_others(unsigned int self, uint32_t code)
+{
+    unsigned int n;
+
+    for (n = 0; n < NEXUSES; n++)
+        if (n != self && target->nexus[n].key)
+            attention(n, code);
+}
+
+/* SPC-4 5.12.11.2: others hear of it unless the type was exclusive to one. */
+static void reservation_release(unsigned int self)
+{
+    if (target->type >= 5)
+        attention_others(self, RELEASED);
+    target->type = 0;
+}
+
+static void reservation_make(unsigned int self, unsigned int type)
+{
+    target->type = type;
+    target->holder = self;
+}
+
+static unsigned int registrations(void)
+{
+    unsigned int n, count = 0;
+
+    for (n = 0; n < NEXUSES; n++)
+        count += target->nexus[n].key != 0;
+    return count;
+}
+
+static void unregister(unsigned int n)
+{
+    int last_holder = is_holder(n)
+                      && (!all_registrants() || registrations() == 1);
+
+    target->nexus[n].key = 0;
+    if (last_holder)
+        reservation_release(n);
+}
+
+static struct result pr_register(unsigned int self, const uint8_t *list,
+                                 int ignore)
+{
+    struct nexus *n = &target->nexus[self];
+    uint64_t key = get_be(list + 8, 8);
+
+    if (list[20] & 0x0c) /* SPEC_I_PT and ALL_TG_PT */
+        return invalid_list;
+    if (!ignore && get_be(list, 8) != n->key)
+        return conflict;
+    if (!n->key && !key)
+        return good;
+    if (key)
+        n->key = key;
+    else
+        unregister(self);
+    target->aptpl = list[20] & 1;
+    target->generation++;
+    return good;
+}
+
+static struct result pr_reserve(unsigned int self, unsigned int type)
+{
+    if (!type_valid(type))
+        return invalid_cdb;
+    if (target->type && (!is_holder(self) || target->type != type))
+        return conflict;
+    if (!target->type)
+        reservation_make(self, type);
+    return good;
+}
+
+static struct result pr_release(unsigned int self, unsigned int type)
+{
+    if (!is_holder(self))
+        return good;
+    if (target->type != type)
+        return invalid_release;
+    reservation_release(self);
+    return good;
+}
+
+static struct result pr_clear(unsigned int self)
+{
+    unsigned int n;
+
+    attention_others(self, PREEMPTED);
+    for (n = 0; n < NEXUSES; n++)
+        target->nexus[n].key = 0;
+    target->type = 0;
+    target->generation++;
+    return good;
+}
+
+/* Key 0 stands for everybody else, which only all registrants allows. */
+static struct result pr_preempt(unsigned int self, unsigned int type,
+                                uint64_t key)
+{
+    unsigned int old = target->type;
+    int take, found = 0;
+    unsigned int n;
+
+    if (!type_valid(type))
+        return invalid_cdb;
+    if (!key && !all_registrants())
+        return invalid_list;
+    take = old
+           && (all_registrants() ? !key
+                                 : target->nexus[target->holder].key == key);
+    for (n = 0; n < NEXUSES; n++)
+        found |= target->nexus[n].key && (!key || target->nexus[n].key == key);
+    if (!found)
+        return conflict;
+    for (n = 0; n < NEXUSES; n++) {
+        if (!target->nexus[n].key || (key && target->nexus[n].key != key))
+            continue;
+        if (n == self && (take || !key))
+            continue;
+        if (n != self)
+            attention(n, REGISTRATIONS_PREEMPTED);
+        if (take)
+            target->nexus[n].key = 0;
+        else
+            unregister(n);
+    }
+    if (take) {
+        reservation_make(self, type);
+        if (old != type)
+            attention_others(self, RELEASED);
+    }
+    target->generation++;
+    return good;
+}
+
+/* A SAS TransportID whose address ends in the number of the nexus. */
+static void transport_id(uint8_t *p, unsigned int n)
+{
+    memset(p, 0, 24);
+    p[0] = 0x06;
+    put_be(p + 4, 0x5001405000000000u + n, 8);
+}
+
+static struct result pr_move(unsigned int self, const uint8_t *list,
+                             size_t length)
+{
+    uint64_t key = get_be(list + 8, 8);
+    uint8_t id[24];
+    unsigned int n;
+
+    if (length < 24 + get_be(list + 20, 4))
+        return wrong_length;
+    if (!target->type)
+        return invalid_cdb;
+    if (!is_holder(self) || all_registrants())
+        return conflict;
+    if (!key || get_be(list + 20, 4) != sizeof(id))
+        return invalid_list;
+    for (n = 0; n < NEXUSES; n++) {
+        transport_id(id, n);
+        if (!memcmp(id, list + 24, sizeof(id)))
+            break;
+    }
+    if (n == NEXUSES || n == self)
+        return invalid_list;
+    target->nexus[n].key = key;
+    target->holder = n;
+    if (list[17] & 2) /* UNREG */
+        target->nexus[self].key = 0;
+    target->aptpl = list[17] & 1;
+    target->generation++;
+    return good;
+}
+
+static struct result pr_out(unsigned int self, const uint8_t *cdb,
+                            const uint8_t *list, size_t length)
+{
+    unsigned int action = cdb[1] & 0x1f;
+    unsigned int type = cdb[2] & 0x0f;
+    uint64_t key = target->nexus[self].key;
+
+    if (action > 7)
+        return invalid_cdb;
+    if (action == 7 ? length < 24 : length != 24)
+        return wrong_length;
+    if (action == 0 || action == 6)
+        return pr_register(self, list, action == 6);
+    if (!key || get_be(list, 8) != key)
+        return conflict;
+    if (cdb[2] >> 4) /* scope: LU_SCOPE only */
+        return invalid_cdb;
+    switch (action) {
+    case 1:
+        return pr_reserve(self, type);
+    case 2:
+        return pr_release(self, type);
+    case 3:
+        return pr_clear(self);
+    case 7:
+        return pr_move(self, list, length);
+    default: /* nothing queues here to be aborted */
+        return pr_preempt(self, type, get_be(list + 8, 8));
+    }
+}
+
+/* Writes the parameter data to out, 24 + 48 * NEXUSES bytes at most. */
+static struct result pr_in(const uint8_t *cdb, uint8_t *out, size_t *length)
+{
+    static const uint8_t capabilities[8] = {
+        0, 8, 0x11, 0x80, 0xea, 0x01, 0, 0
+    };
+    uint8_t *p = out + 8;
+    unsigned int n;
+
+    put_be(out, target->generation, 4);
+    switch (cdb[1] & 0x1f) {
+    case 0:
+        for (n = 0; n < NEXUSES; n++) {
+            if (target->nexus[n].key) {
+                put_be(p, target->nexus[n].key, 8);
+                p += 8;
+            }
+        }
+        break;
+    case 1:
+        if (target->type) {
+            memset(p, 0, 16);
+            if (!all_registrants())
+                put_be(p, target->nexus[target->holder].key, 8);
+            p[13] = (uint8_t)target->type;
+            p += 16;
+        }
+        break;
+    case 2:
+        memcpy(out, capabilities, 8);
+        out[3] |= (uint8_t)target->aptpl;
+        *length = 8;
+        return good;
+    case 3:
+        for (n = 0; n < NEXUSES; n++) {
+            if (!target->nexus[n].key)
+                continue;
+            memset(p, 0, 24);
+            put_be(p, target->nexus[n].key, 8);
+            if (is_holder(n)) {
+                p[12] = 1;
+                p[13] = (uint8_t)target->type;
+            }
+            p[19] = 1; /* the relative target port */
+            p[23] = 24;
+            transport_id(p + 24, n);
+            p += 48;
+        }
+        break;
+    default:
+        return invalid_cdb;
+    }
+    put_be(out + 4, (uint64_t)(p - out - 8), 4);
+    *length = (size_t)(p - out);
+    return good;
+}
+
+/* ---- SG_IO ------------------------------------------------------------ */
+
+static struct result take_attention(struct nexus *n)
+{
+    struct result r = { 0x02, 6, (uint8_t)(n->attention[0] >> 8),
+                        (uint8_t)n->attention[0] };
+
+    memmove(n->attention, n->attention + 1,
+            sizeof(n->attention) - sizeof(n->attention[0]));
+    n->attention[ATTENTIONS - 1] = 0;
+    return r;
+}
+
+/* One command on the disk; *moved is how many bytes it transferred. */
+static struct result execute(unsigned int self, struct sg_io_hdr *hdr,
+                             size_t *moved)
+{
+    static uint8_t data[24 + 48 * NEXUSES];
+    struct result r;
+    size_t length;
+
+    *moved = 0;
+    if (target->nexus[self].attention[0])
+        return take_attention(&target->nexus[self]);
+    if (hdr->cmdp[0] == 0x5f) {
+        *moved = hdr->dxfer_len;
+        return pr_out(self, hdr->cmdp, hdr->dxferp, hdr->dxfer_len);
+    }
+    if (hdr->cmdp[0] != 0x5e)
+        return invalid_opcode;
+    r = pr_in(hdr->cmdp, data, &length);
+    if (r.status)
+        return r;
+    *moved = length < hdr->dxfer_len ? length : hdr->dxfer_len;
+    if (*moved)
+        memcpy(hdr->dxferp, data, *moved);
+    return r;
+}
+
+static void set_sense(struct sg_io_hdr *hdr, const uint8_t *sense, size_t len)
+{
+    if (len > hdr->mx_sb_len)
+        len = hdr->mx_sb_len;
+    if (len)
+        memcpy(hdr->sbp, sense, len);
+    hdr->sb_len_wr = (unsigned char)len;
+}
+
+static void complete(struct sg_io_hdr *hdr, struct result r, size_t moved)
+{
+    uint8_t sense[18] = { 0x70 };
+
+    hdr->status = r.status;
+    hdr->resid = (int)(hdr->dxfer_len - moved);
+    if (r.status != 0x02)
+        return;
+    sense[2] = r.key;
+    sense[7] = 10;
+    sense[12] = r.asc;
+    sense[13] = r.ascq;
+    hdr->driver_status = 0x08;
+    set_sense(hdr, sense, sizeof(sense));
+}
+
+static void inject_result(struct sg_io_hdr *hdr, const struct nexus *n)
+{
+    hdr->host_status = (unsigned short)n->host_status;
+    hdr->driver_status = (unsigned short)n->driver_status;
+    hdr->status = (unsigned char)n->status;
+    set_sense(hdr, n->sense, n->sense_len);
+    if (hdr->dxfer_direction == SG_DXFER_FROM_DEV && hdr->dxfer_len)
+        memset(hdr->dxferp, 0xee, hdr->dxfer_len);
+}
+
+static void inject_resid(struct sg_io_hdr *hdr, const struct nexus *n,
+                         size_t moved)
+{
+    hdr->resid = n->resid;
+    if (hdr->dxfer_direction == SG_DXFER_FROM_DEV && hdr->dxfer_len > moved)
+        memset((uint8_t *)hdr->dxferp + moved, 0xdd, hdr->dxfer_len - moved);
+}
+
+static int header_valid(const struct sg_io_hdr *hdr)
+{
+    return hdr->interface_id == 'S' && hdr->cmdp && hdr->cmd_len >= 6
+           && hdr->cmd_len <= 16 && !hdr->iovec_count
+           && (!hdr->dxfer_len
+               || hdr->dxfer_direction
+                      == (hdr->cmdp[0] == 0x5f ? SG_DXFER_TO_DEV
+                                               : SG_DXFER_FROM_DEV));
+}
+
+static void record(struct nexus *n, const struct sg_io_hdr *hdr)
+{
+    n->commands++;
+    memset(n->cdb, 0, sizeof(n->cdb));
+    if (hdr->cmd_len <= sizeof(n->cdb))
+        memcpy(n->cdb, hdr->cmdp, hdr->cmd_len);
+    n->cmd_len = hdr->cmd_len;
+    n->direction = hdr->dxfer_direction;
+    n->dxfer_len = hdr->dxfer_len;
+    n->mx_sb_len = hdr->mx_sb_len;
+    n->timeout = hdr->timeout;
+}
+
+/* Under the lock; returns 0 or the errno of the ioctl. */
+static int perform(unsigned int self, struct sg_io_hdr *hdr)
+{
+    struct nexus *n = &target->nexus[self];
+    uint32_t inject = 0;
+    struct result r;
+    size_t moved = 0;
+
+    if (n->inject_count) {
+        n->inject_count--;
+        inject = n->inject;
+    }
+    if (inject & INJECT_ERRNO)
+        return n->error;
+    if (inject & INJECT_RESULT) {
+        inject_result(hdr, n);
+    } else {
+        r = execute(self, hdr, &moved);
+        complete(hdr, r, moved);
+    }
+    if (inject & INJECT_RESID)
+        inject_resid(hdr, n, moved);
+    hdr->masked_status = hdr->status >> 1 & 0x1f;
+    hdr->info = hdr->status || hdr->host_status || hdr->driver_status;
+    return 0;
+}
+
+static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
+{
+    struct nexus *n = &target->nexus[self];
+    int error;
+
+    __atomic_add_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
+    lock();
+    record(n, hdr);
+    unlock();
+    wait_for_device(n);
+    if (!header_valid(hdr)) {
+        error = EINVAL;
+    } else {
+        hdr->status = hdr->masked_status = hdr->msg_status = 0;
+        hdr->sb_len_wr = 0;
+        hdr->host_status = hdr->driver_status = 0;
+        hdr->resid = 0;
+        lock();
+        error = perform(self, hdr);
+        unlock();
+    }
+    __atomic_sub_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
+    if (!error)
+        return 0;
+    errno = error;
+    return -1;
+}
+
+/* ---- The wrapped calls ------------------------------------------------ */
+
+/* The disks' majors, 16 disks of 16 minors each, in the order of sda, sdb... */
+static unsigned int sim_nexus(const struct stat *st)
+{
+    unsigned int major_ = major(st->st_rdev), minor_ = minor(st->st_rdev);
+    unsigned int row;
+
+    if (S_ISCHR(st->st_mode))
+        return minor_ % NEXUSES;
+    if (major_ == 8)
+        row = 0;
+    else if (major_ >= 65 && major_ <= 71)
+        row = major_ - 64;
+    else if (major_ >= 128 && major_ <= 135)
+        row = major_ - 120;
+    else
+        return minor_ % NEXUSES;
+    return row * 16 + minor_ / 16 % 16;
+}
+
+/* Makes the device that a regular file's size names of it; 0 if none. */
+static int sim_device(struct stat *st)
+{
+    uint64_t size = (uint64_t)st->st_size;
+
+    if (!S_ISREG(st->st_mode) || size >> 30 != 1)
+        return 0;
+    st->st_mode &= ~(mode_t)S_IFMT;
+    st->st_mode |= size & SIM_CHARACTER ? S_IFCHR : S_IFBLK;
+    st->st_rdev = makedev(size >> 20 & 0x1ff, size & 0xfffff);
+    st->st_size = 0;
+    return 1;
+}
+
+int __wrap_fstat(int fd, struct stat *st)
+{
+    int rc = __real_fstat(fd, st);
+
+    if (rc == 0)
+        sim_device(st);
+    return rc;
+}
+
+/* With _FILE_OFFSET_BITS=64; the structure is the same on 64-bit machines. */
+int __wrap_fstat64(int fd, struct stat *st)
+{
+    return __wrap_fstat(fd, st);
+}
+
+int __wrap_ioctl(int fd, unsigned long request, ...)
+{
+    int saved = errno;
+    struct stat st;
+    va_list ap;
+    void *arg;
+
+    va_start(ap, request);
+    arg = va_arg(ap, void *);
+    va_end(ap);
+    if ((unsigned int)request == SG_IO && __real_fstat(fd, &st) == 0
+        && sim_device(&st)) {
+        if (fcntl(fd, F_GETFL) & O_PATH) {
+            errno = EBADF;
+            return -1;
+        }
+        errno = saved;
+        return sim_sg_io(sim_nexus(&st), arg);
+    }
+    return __real_ioctl(fd, request, arg);
+}
+
+int __wrap_prctl(int option, ...)
+{
+    unsigned long arg[4];
+    va_list ap;
+    int i;
+
+    va_start(ap, option);
+    for (i = 0; i < 4; i++)
+        arg[i] = va_arg(ap, unsigned long);
+    va_end(ap);
+    if (option == PR_SET_DUMPABLE)
+        return 0;
+    return (int)syscall(SYS_prctl, (long)option, arg[0], arg[1], arg[2],
+                        arg[3]);
+}
