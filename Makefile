@@ -142,8 +142,12 @@ install: $(HELPER)
 	install -m 755 $(HELPER) $(DESTDIR)$(BINDIR)/qemu-pr-helper
 	install -m 644 man/qemu-pr-helper.8 $(DESTDIR)$(MANDIR)/man8/
 
+# What was fetched stays; distclean takes that, too.
 clean:
-	rm -rf build qemu-pr-helper
+	rm -rf qemu-pr-helper $(filter-out build/debian build/apt,$(wildcard build/*))
+
+distclean:
+	rm -rf qemu-pr-helper build
 
 .PHONY: all static sim check check-static check-sanitized check-qemu lint \
-	bench demo install clean
+	bench demo install clean distclean

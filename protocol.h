@@ -53,8 +53,12 @@ struct conversation {
     size_t done; /* bytes of the current frame that have been moved */
     size_t size; /* bytes of the current frame */
     uint8_t cdb[PROTOCOL_CDB_SIZE];
-    /* What precedes the data is the head of the reply. */
-    uint8_t frame[PROTOCOL_STATUS_SIZE + PROTOCOL_DATA_MAX];
+    /*
+     * What precedes the data is the head of the reply. What follows is for
+     * targets that write more than they were asked for: Linux' own does, up
+     * to 32 bytes (READ FULL STATUS, drivers/target/target_core_pr.c).
+     */
+    uint8_t frame[PROTOCOL_STATUS_SIZE + PROTOCOL_DATA_MAX + 64];
 };
 
 void protocol_begin(struct conversation *);

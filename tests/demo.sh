@@ -1,0 +1,14 @@
+#!/bin/sh
+# demo.sh
+#
+# Shows the helper at work on a machine without any SCSI: boots a real Linux
+# kernel with a SCSI target (tests/uml.sh) and runs tests/demo.py in it.  What
+# that takes is fetched into build/ if it is not installed.
+#
+# Must not need root, and must write nothing outside the build directory.
+set -eu
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck disable=SC2016 # PYTHON is for the inner shell
+exec "$top/tests/fetch.sh" user-mode-linux kmod python3 -- \
+    sh -c 'exec "$1/tests/uml.sh" "$PYTHON" "$1/tests/demo.py"' sh "$top"

@@ -1,0 +1,75 @@
+#!/bin/sh
+# run.sh [host] [kernel]
+#
+# The tests, both suites at the same time unless one is named: host, which is
+# tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode Linux,
+# as root, what is in tests/kernel, and again the host's tests in which root
+# makes a difference.  Ends with the line "N passed, N failed, N skipped"; see
+# tests/summary.py for what counts.  The programs under test must have been
+# built; what the tests themselves need is fetched into the build directory.
+#
+# Must not need root, must write nothing outside the build directory and the
+# temporary one, and must end in time whatever hangs.
+set -eu
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+BUILD=${BUILD:-$top/build}
+export BUILD
+[ $# -gt 0 ] || set -- host kernel
+
+if [ -z "${RUN_FETCHED:-}" ]; then
+    packages='python3 python3-pytest'
+    case " $* " in
+    *' kernel '*)
+        packages="$packages user-mode-linux kmod sg3-utils dmsetup e2fsprogs"
+        # To compare with; all of this package would be half a desktop.
+        command -v qemu-pr-helper >/dev/null ||
+            "$top/tests/fetch.sh" "=qemu-system-common" libcap-ng0 libnuma1 \
+                liburing2 libglib2.0-0 libgnutls30 || :
+        ;;
+    esac
+    # shellcheck disable=SC2086 # a list of words
+    RUN_FETCHED=1 exec "$top/tests/fetch.sh" $packages -- "$0" "$@"
+fi
+
+cd "$top"
+PYTHONDONTWRITEBYTECODE=1
+export PYTHONDONTWRITEBYTECODE
+results=$BUILD/results
+mkdir -p "$results"
+
+# suite NAME TEST...: its results, log and exit status, as files: if it dies
+# it must not take the other along.
+suite() {
+    name=$1
+    shift
+    rm -f "$results/$name".*
+    set -- timeout --foreground -s INT -k 10 170 "$PYTHON" -m pytest \
+        -p no:cacheprovider -q --tb=short --color=no \
+        --junitxml="$results/$name.xml" "$@"
+    [ "$name" != kernel ] || set -- env UML_TIMEOUT=175 tests/uml.sh "$@"
+    status=0
+    "$@" >"$results/$name.log" 2>&1 || status=$?
+    echo $status >"$results/$name.status"
+}
+
+for name; do
+    case $name in
+    host | kernel) ;;
+    *)
+        echo "run.sh: there is no suite $name" >&2
+        exit 1
+        ;;
+    esac
+done
+trap 'trap "" TERM; kill 0; exit 1' INT TERM HUP
+case " $* " in
+*' kernel '*)
+    suite kernel tests/kernel tests/test_options.py tests/test_startup.py &
+    ;;
+esac
+case " $* " in
+*' host '*) suite host tests/test_*.py ;;
+esac
+wait
+exec "$PYTHON" tests/summary.py "$results" "$@"

@@ -1,0 +1,88 @@
+#!/bin/sh
+# The init of the User-mode Linux that tests/uml.sh boots: makes a SCSI target
+# of one LUN, seen through UML_NEXUSES I_T nexuses as /dev/sda, /dev/sdb, ...,
+# each with a partition 1, with complete SPC-3 persistent reservations
+# including APTPL; then runs the command and powers off.
+#
+# The root file system is the host's, mounted read-only: whatever is written
+# here goes to a tmpfs, except to the build directory.  Must never be run by
+# anything but that kernel.
+[ $$ -eq 1 ] || exit 1
+set -e      # the exit of init is a panic, and uml.sh shows the console
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs -o mode=755 run /run
+mount -t tmpfs -o mode=1777 tmp /tmp
+
+read -r words </proc/cmdline
+for word in $words; do
+    case $word in
+    uml_top=*) top=${word#*=} ;;
+    uml_run=*) run=${word#*=} ;;
+    uml_build=*) build=${word#*=} ;;
+    esac
+done
+[ -d "$top" ] || {      # it was below /tmp or /run
+    mkdir -p "$top"
+    mount -r -t hostfs -o "$top" top "$top"
+}
+[ -d "$build" ] || mkdir -p "$build"
+mount -t hostfs -o "$build" build "$build"
+# shellcheck source=/dev/null
+. "$run/command"
+
+mkdir -p /dev/pts /dev/shm /run/lock
+mount -t devpts -o ptmxmode=666 devpts /dev/pts
+mount -t tmpfs -o mode=1777 shm /dev/shm
+ln -sf /proc/self/fd /dev/fd
+ln -sf fd/0 /dev/stdin
+ln -sf fd/1 /dev/stdout
+ln -sf fd/2 /dev/stderr
+
+ln -s "$(command -v kmod)" /run/insmod
+for module in fs/configfs/configfs drivers/scsi/scsi_common \
+    drivers/scsi/scsi_mod lib/crc64 crypto/crc64_rocksoft_generic \
+    lib/crc64-rocksoft block/t10-pi drivers/scsi/sd_mod drivers/scsi/sg \
+    drivers/target/target_core_mod drivers/target/target_core_file \
+    drivers/target/loopback/tcm_loop drivers/md/dm-mod; do
+    /run/insmod "$UML_MODULES/$module.ko"
+done
+[ -e /dev/mapper/control ] || {
+    mkdir -p /dev/mapper
+    mknod /dev/mapper/control c 10 236
+}
+
+# One partition, type 83, 8 sectors from the start, 32 MB less one sector.
+printf '\0\0\2\0\203\0\0\0\10\0\0\0\370\177\0\0' |
+    dd of=/run/disk0 bs=1 seek=446 status=none
+printf '\125\252' | dd of=/run/disk0 bs=1 seek=510 status=none
+truncate -s 16777216 /run/disk0
+
+target=/sys/kernel/config/target
+mount -t configfs configfs /sys/kernel/config
+mkdir -p /run/target/pr
+echo /run/target >$target/dbroot
+disk=$target/core/fileio_0/disk0
+mkdir -p $disk
+echo fd_dev_name=/run/disk0,fd_dev_size=16777216 >$disk/control
+echo 1 >$disk/enable
+n=1
+while [ $n -le "$UML_NEXUSES" ]; do
+    wwn=$(printf 'naa.50014050000000%02x' $n)
+    tpgt=$target/loopback/$wwn/tpgt_1
+    mkdir -p "$tpgt/lun/lun_0"
+    echo "$wwn" | sed 's/naa.5/naa.6/' >"$tpgt/nexus"
+    ln -s $disk "$tpgt/lun/lun_0/disk0"
+    n=$((n + 1))
+done
+
+# Both terminals pass bytes through as they are.
+for tty in /dev/tty1 /dev/tty2; do
+    stty -F $tty -opost
+done
+set +e
+"$@" </dev/null >/dev/tty1 2>/dev/tty2
+echo $? >"$run/status"
+echo o >/proc/sysrq-trigger
+sleep 60
