@@ -154,14 +154,15 @@ static bool is_scsi_disk_major(unsigned number)
            || (number >= 128 && number <= 135);
 }
 
-/* Opens a file of a block device in sysfs; -1 and errno if it has none. */
-static int sysfs_open(dev_t device, const char *name)
+/* Does sysfs have this block device, or this file of it? */
+static bool sysfs_has(dev_t device, const char *name)
 {
     char path[64];
+    struct stat st;
 
-    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(device),
+    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u%s", major(device),
              minor(device), name);
-    return open(path, O_RDONLY | O_CLOEXEC);
+    return stat(path, &st) == 0;
 }
 
 /*
@@ -172,28 +173,14 @@ static int sysfs_open(dev_t device, const char *name)
  */
 static const char *vet_other_block(struct pr_command *command, dev_t device)
 {
-    char uuid[6] = "";
-    int fd = sysfs_open(device, "dm/uuid");
-
-    if (fd >= 0) {
-        bool is_map = read(fd, uuid, sizeof(uuid)) == sizeof(uuid)
-                      && memcmp(uuid, "mpath-", sizeof(uuid)) == 0;
-
-        close(fd);
-        return refuse(command, is_map ? "multipath maps are not supported yet"
-                                      : "the descriptor is of a device-mapper "
-                                        "device, not of a whole SCSI disk");
-    }
-    fd = sysfs_open(device, "partition");
-    if (fd >= 0) {
-        close(fd);
+    if (sysfs_has(device, "/dm"))
+        return refuse(command, "the descriptor is of a device-mapper device; "
+                               "multipath maps are not supported yet");
+    if (sysfs_has(device, "/partition"))
         return refuse(command, "the descriptor is of a partition");
-    }
-    fd = sysfs_open(device, "");
-    if (fd < 0)
+    if (!sysfs_has(device, ""))
         return refuse(command, "cannot tell what block device this is: "
                                "it is not in /sys/dev/block");
-    close(fd);
     return not_scsi(command);
 }
 
