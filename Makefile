@@ -24,7 +24,7 @@ DEFINES = -DVERSION='"$(VERSION)"' -DLOCALSTATEDIR='"$(LOCALSTATEDIR)"'
 COMPILE = $(STANDARD) $(WARNINGS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c options.c \
-	listen.c daemon.c privdrop.c log.c
+	listen.c daemon.c privdrop.c sandbox.c log.c
 HEADERS = prhelper.h protocol.h
 TEST_SOURCES = tests/sim_target.c tests/bench.c tests/bench_device.c
 
@@ -92,7 +92,7 @@ check-static: static build/static/sim/qemu-pr-helper
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
 	$(MAKE) BUILD=build/sanitized HELPER=build/sanitized/qemu-pr-helper \
-		CFLAGS='$(SANITIZERS)' build/sanitized/qemu-pr-helper \
+		CFLAGS='$(SANITIZERS)' CPPFLAGS=-DSANDBOX=false build/sanitized/qemu-pr-helper \
 		build/sanitized/sim/qemu-pr-helper
 	HELPER=build/sanitized/qemu-pr-helper \
 		SIM_HELPER=build/sanitized/sim/qemu-pr-helper tests/run.sh host

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct {
@@ -65,7 +66,8 @@ static bool line_write(const char *line, size_t size)
 
     if (log_state.is_socket)
         written = send(STDERR_FILENO, line, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    else if (log_state.may_block && poll(&ready, 1, 0) != 1)
+    else if (log_state.may_block
+             && ppoll(&ready, 1, &(struct timespec){ 0 }, NULL) != 1)
         return false;
     else
         written = write(STDERR_FILENO, line, size);

@@ -22,6 +22,9 @@
 #ifndef LOCALSTATEDIR
 #define LOCALSTATEDIR "/var"
 #endif
+#ifndef SANDBOX /* the sanitizers make system calls of their own */
+#define SANDBOX true
+#endif
 #ifndef VERSION
 #define VERSION "unknown"
 #endif
@@ -30,7 +33,8 @@ enum { /* long options without a short one */
        OPTION_SINGLE_PROCESS = 256,
        OPTION_MAX_CLIENTS,
        OPTION_CLIENT_TIMEOUT,
-       OPTION_STOP_TIMEOUT
+       OPTION_STOP_TIMEOUT,
+       OPTION_SANDBOX
 };
 
 static const struct options defaults = {
@@ -38,6 +42,7 @@ static const struct options defaults = {
     .pid_file = LOCALSTATEDIR "/run/qemu-pr-helper.pid",
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,
+    .sandbox = SANDBOX,
     .max_clients = 1024,
     .client_timeout = 30 * SECOND,
     .stop_timeout = 10 * SECOND,
@@ -71,7 +76,9 @@ static void usage(void)
            "                           (default %d)\n"
            "      --stop-timeout=N     seconds that commands may take to end "
            "at exit\n"
-           "                           (default %d)\n",
+           "                           (default %d)\n"
+           "      --sandbox=on|off     refuse what the helper does not need\n"
+           "                           (default on)\n",
            defaults.pid_file, defaults.socket_path, defaults.max_clients,
            (int)(defaults.client_timeout / SECOND),
            (int)(defaults.stop_timeout / SECOND));
@@ -189,6 +196,7 @@ void options_parse(struct options *options, int argc, char **argv)
         { "max-clients", required_argument, NULL, OPTION_MAX_CLIENTS },
         { "client-timeout", required_argument, NULL, OPTION_CLIENT_TIMEOUT },
         { "stop-timeout", required_argument, NULL, OPTION_STOP_TIMEOUT },
+        { "sandbox", required_argument, NULL, OPTION_SANDBOX },
         { NULL, 0, NULL, 0 },
     };
     static const char letters[] = "hVdf:k:u:g:qvT:";
@@ -247,6 +255,11 @@ void options_parse(struct options *options, int argc, char **argv)
         case OPTION_STOP_TIMEOUT:
             options->stop_timeout =
                 (int64_t)number("--stop-timeout", optarg, 0, 86400) * SECOND;
+            break;
+        case OPTION_SANDBOX:
+            options->sandbox = strcmp(optarg, "off") != 0;
+            if (options->sandbox && strcmp(optarg, "on") != 0)
+                fatal("--sandbox: '%s' is neither on nor off", optarg);
             break;
         default:
             fatal("Try `" PROGRAM " --help' for more information.");

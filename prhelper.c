@@ -49,6 +49,7 @@ static void signals_set_up(void)
     size_t i;
 
     sigfillset(&all);
+    sigdelset(&all, SIGSYS); /* a fault of the process itself */
     sigprocmask(SIG_SETMASK, &all, NULL);
     memset(&action, 0, sizeof(action));
     sigfillset(&action.sa_mask);
@@ -303,6 +304,7 @@ int main(int argc, char **argv)
     privdrop(options.uid, options.gid);
     if (options.background)
         daemon_background_ready(report);
+    sandbox_main(&server);
     notify_send(server.notify, "READY=1");
 
     loop(&server);

@@ -4,7 +4,7 @@
  * file. Dependencies go downwards only:
  *
  *	prhelper -> session -> client -> (protocol, sg_io)
- *	prhelper -> (options, listen, daemon, privdrop)
+ *	prhelper -> (options, listen, daemon, privdrop, sandbox)
  *	everything -> log
  *
  * It must never grow a global variable: what is shared stands in struct
@@ -46,6 +46,7 @@ struct options {
     bool pid_file_given;
     bool background;
     bool single_process;
+    bool sandbox;
     uid_t uid; /* (uid_t)-1: as started */
     gid_t gid; /* (gid_t)-1: as started */
     unsigned max_clients;
@@ -156,6 +157,10 @@ bool session_any(const struct server *);
 int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);
+
+/* sandbox.c */
+void sandbox_main(const struct server *);
+int sandbox_session(const struct options *);
 
 /* prhelper.c */
 int64_t clock_us(void);

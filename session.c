@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -155,6 +156,10 @@ static void session_begin(struct server *server, struct record *record)
     server->listener.fd = -1;
     server->report[0] = -1;
     fds_close_except(socket);
+    if (sandbox_session(server->options) < 0) {
+        log_error("no seccomp filter for a session: %s", strerror(errno));
+        _exit(EXIT_FAILURE);
+    }
 }
 
 /* A client is waiting at the listener: starts its session. */

@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sandbox.c - what the kernel refuses us although we could do it: system
+ * calls (seccomp) and files (Landlock).
+ *
+ * A session talks to a client that may be hostile, and in the usual set-up
+ * it is root, to whom files and processes of root's are open without any
+ * capability. The filters take that away:
+ *
+ *	main     after start-up; the sum of what main, and a session, does.
+ *	         Anything else fails with ENOSYS and is logged, so that a libc
+ *	         that makes another call does not take the service down.
+ *	session  on top of main's; what serving one client takes. Anything
+ *	         else kills the session, and main logs which client's it was.
+ *	files    main and sessions can open none. Main can remove its socket.
+ *
+ * A list must never name a call that no line of the code makes. Each libc
+ * has its own idea of which call that is, so some lines name several.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <scsi/sg.h>
+#include <signal.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* A system call that may be made, perhaps only with one value. */
+struct permission {
+    uint32_t number;
+    int argument; /* ANY, or which argument must be value (its low 32 bits) */
+    uint32_t value;
+};
+
+enum { ANY = -1 };
+
+#define CALL(name)                                                             \
+    {                                                                          \
+        SYS_##name, ANY, 0                                                     \
+    }
+#define CALL_WITH(name, argument, value)                                       \
+    {                                                                          \
+        SYS_##name, (argument), (value)                                        \
+    }
+
+/* Ordered by how often a request makes them. */
+static const struct permission session_permissions[] = {
+    CALL(ppoll),   /* server_wait() */
+    CALL(recvmsg), /* client_receive() */
+    CALL(sendto),  /* client_send(), line_write() */
+    CALL(close),   /* every descriptor that came */
+    CALL_WITH(ioctl, 1, SG_IO),
+    CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
+    CALL(fstat),
+    CALL(newfstatat), /* fstat() of some, and stat() in vet_other_block() */
+#ifdef SYS_stat
+    CALL(stat),
+#endif
+    CALL(statx),
+    CALL(clock_gettime), /* where there is no vDSO */
+    CALL_WITH(write, 0, STDERR_FILENO),
+    CALL(clock_nanosleep), /* server_wait() when short of memory */
+    CALL(nanosleep),
+    CALL(rt_sigreturn),
+    CALL(restart_syscall), /* the kernel's own, after SIGSTOP */
+    CALL(exit_group),
+};
+
+/* Beyond the above. */
+static const struct permission main_permissions[] = {
+    CALL(read),  /* session_reported() */
+    CALL(wait4), /* session_reap() */
+    CALL(kill),  /* session_leave(), session_check() */
+    CALL(clone), /* session_spawn() */
+#ifdef SYS_fork
+    CALL(fork),
+#endif
+    CALL(set_robust_list), /* fork()'s own */
+    CALL(set_tid_address),
+    CALL(rt_sigprocmask),
+    CALL(gettid),
+    CALL(getppid), /* session_begin() and what it calls */
+    CALL(accept4),
+    CALL(getsockopt),
+    CALL(close_range),
+    CALL(seccomp),
+    CALL_WITH(prctl, 0, PR_SET_PDEATHSIG),
+    CALL(write), /* session_begin() */
+#ifdef SYS_lstat
+    CALL(lstat), /* listen_remove() */
+#endif
+#ifdef SYS_unlink
+    CALL(unlink),
+#endif
+    CALL(unlinkat),
+};
+
+#if defined(__x86_64__)
+#define ARCHITECTURE AUDIT_ARCH_X86_64
+#define RESULT(context) (context)->uc_mcontext.gregs[REG_RAX]
+#elif defined(__aarch64__)
+#define ARCHITECTURE AUDIT_ARCH_AARCH64
+#define RESULT(context) (context)->uc_mcontext.regs[0]
+#elif defined(__riscv) && __riscv_xlen == 64
+#define ARCHITECTURE AUDIT_ARCH_RISCV64
+#define RESULT(context) (context)->uc_mcontext.__gregs[REG_A0]
+#endif
+
+#ifdef ARCHITECTURE
+
+enum { PERMISSIONS_MOST = 48, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
+
+#define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
+
+static uint32_t argument_offset(int argument)
+{
+    uint32_t offset = FIELD(args) + (uint32_t)argument * 8;
+
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    offset += 4;
+#endif
+    return offset;
+}
+
+static size_t instruction(struct sock_filter *at, int code, uint8_t if_true,
+                          uint8_t if_false, uint32_t k)
+{
+    at->code = (uint16_t)code;
+    at->jt = if_true;
+    at->jf = if_false;
+    at->k = k;
+    return 1;
+}
+
+/* Appends "allow what these permit"; returns the number of instructions. */
+static size_t permissions_append(struct sock_filter *filter,
+                                 const struct permission *permissions,
+                                 size_t count)
+{
+    const int load = BPF_LD | BPF_W | BPF_ABS,
+              equal = BPF_JMP | BPF_JEQ | BPF_K;
+    const int result = BPF_RET | BPF_K;
+    size_t i, n = 0;
+
+    for (i = 0; i < count; i++) {
+        const struct permission *permission = &permissions[i];
+        bool any = permission->argument == ANY;
+
+        n += instruction(filter + n, equal, 0, any ? 1 : 4, permission->number);
+        if (!any) {
+            n += instruction(filter + n, load, 0, 0,
+                             argument_offset(permission->argument));
+            n += instruction(filter + n, equal, 0, 1, permission->value);
+        }
+        n += instruction(filter + n, result, 0, 0, SECCOMP_RET_ALLOW);
+        if (!any)
+            n += instruction(filter + n, load, 0, 0, FIELD(nr));
+    }
+    return n;
+}
+
+/*
+ * Installs a filter: the session's permissions, main's as well if is_main,
+ * and otherwise for the rest. Numbers of another ABI (x32's have bit 30 set)
+ * are not in the lists, another architecture's are not looked up at all.
+ */
+static int filter_install(bool is_main, uint32_t otherwise)
+{
+    struct sock_filter filter[INSTRUCTIONS];
+    struct sock_fprog program = { .filter = filter };
+    size_t n = 0;
+
+    n += instruction(filter + n, BPF_LD | BPF_W | BPF_ABS, 0, 0, FIELD(arch));
+    n += instruction(filter + n, BPF_JMP | BPF_JEQ | BPF_K, 1, 0, ARCHITECTURE);
+    n += instruction(filter + n, BPF_RET | BPF_K, 0, 0,
+                     SECCOMP_RET_KILL_PROCESS);
+    n += instruction(filter + n, BPF_LD | BPF_W | BPF_ABS, 0, 0, FIELD(nr));
+    n += permissions_append(filter + n, session_permissions,
+                            COUNT(session_permissions));
+    if (is_main)
+        n += permissions_append(filter + n, main_permissions,
+                                COUNT(main_permissions));
+    n += instruction(filter + n, BPF_RET | BPF_K, 0, 0, otherwise);
+    program.len = (unsigned short)n;
+    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+}
+
+/* A call that is in no list: it has not been made, and this is its result. */
+static void call_refused(int number, siginfo_t *info, void *argument)
+{
+    ucontext_t *context = argument;
+
+    (void)number;
+    if (info->si_code != 1) /* SYS_SECCOMP; somebody else's signal */
+        return;
+    RESULT(context) = -ENOSYS;
+    log_error("the sandbox refused system call %d", info->si_syscall);
+}
+
+static void seccomp_main(void)
+{
+    struct sigaction action;
+
+    memset(&action, 0, sizeof(action));
+    action.sa_sigaction = call_refused;
+    action.sa_flags = SA_SIGINFO;
+    sigfillset(&action.sa_mask);
+    sigaction(SIGSYS, &action, NULL);
+    if (filter_install(true, SECCOMP_RET_TRAP) < 0)
+        log_warning("no seccomp filter: %s", strerror(errno));
+}
+
+/* Returns -1 and errno if the session must not serve its client. */
+int sandbox_session(const struct options *options)
+{
+    sigset_t refused;
+
+    if (!options->sandbox)
+        return 0;
+    sigemptyset(&refused);
+    sigaddset(&refused, SIGSYS);
+    sigprocmask(SIG_BLOCK, &refused, NULL);
+    return filter_install(false, SECCOMP_RET_KILL_PROCESS);
+}
+
+#else
+
+static void seccomp_main(void)
+{
+    log_warning("no seccomp filter for this architecture");
+}
+
+int sandbox_session(const struct options *options)
+{
+    (void)options;
+    return 0;
+}
+
+#endif
+
+/* Landlock, include/uapi/linux/landlock.h; Linux 5.13, more in later ones. */
+enum {
+    LANDLOCK_VERSION = 1,      /* flag */
+    LANDLOCK_PATH_BENEATH = 1, /* rule type */
+    LANDLOCK_REMOVE_FILE = 1 << 5
+};
+
+struct landlock_ruleset {
+    uint64_t files;   /* rights that are refused unless a rule gives them */
+    uint64_t network; /* 4th version of the interface: bind, connect (TCP) */
+    uint64_t scopes;  /* 6th: abstract sockets, signals to other processes */
+};
+
+struct landlock_path {
+    uint64_t rights;
+    int32_t directory;
+} __attribute__((packed));
+
+static uint64_t landlock_files(long version)
+{
+    static const unsigned rights[] = { 0, 13, 14, 15, 15, 16 };
+
+    if (version >= (long)COUNT(rights))
+        version = (long)COUNT(rights) - 1;
+    return (UINT64_C(1) << rights[version]) - 1;
+}
+
+/* Allows to remove files in the directory that path is in. */
+static int landlock_allow_remove(int ruleset, const char *path)
+{
+    struct landlock_path rule = { .rights = LANDLOCK_REMOVE_FILE };
+    size_t length = (size_t)(strrchr(path, '/') - path) + 1;
+    char directory[128]; /* a socket's path is shorter */
+    int result;
+
+    if (length >= sizeof(directory))
+        return -1;
+    memcpy(directory, path, length);
+    directory[length] = '\0';
+    rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (rule.directory < 0)
+        return -1;
+    result = (int)syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_PATH_BENEATH,
+                          &rule, 0);
+    close(rule.directory);
+    return result;
+}
+
+static void landlock_main(const char *socket_path)
+{
+    long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
+                           LANDLOCK_VERSION);
+    struct landlock_ruleset rules = { 0 };
+    int ruleset;
+
+    if (version < 1) {
+        log_verbose("no Landlock: %s", strerror(errno));
+        return;
+    }
+    rules.files = landlock_files(version);
+    rules.network = version >= 4 ? 3 : 0;
+    rules.scopes = version >= 6 ? 3 : 0;
+    ruleset = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof(rules),
+                           0);
+    if (ruleset < 0
+        || (socket_path != NULL
+            && landlock_allow_remove(ruleset, socket_path) < 0)
+        || syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
+        log_warning("no Landlock: %s", strerror(errno));
+    if (ruleset >= 0)
+        close(ruleset);
+}
+
+/* For main, once it has opened all that it will. Needs no_new_privs. */
+void sandbox_main(const struct server *server)
+{
+    if (!server->options->sandbox)
+        return;
+    landlock_main(server->listener.path);
+    seccomp_main();
+}
