@@ -31,7 +31,8 @@ NEXUS_FIELDS = {
     'error': (76, 'i'), 'host_status': (80, 'I'), 'driver_status': (84, 'I'),
     'status': (88, 'I'), 'resid': (92, 'i'), 'sense_len': (96, 'I'),
     'delay_ms': (100, 'I'), 'hold': (104, 'I'),
-    'sense': (108, '256s')}
+    'sense': (108, '256s'), 'call': (364, 'I'), 'call_errno': (368, 'i'),
+    'argument': (376, '3q')}
 
 INJECT_ERRNO, INJECT_RESULT, INJECT_RESID = 1, 2, 4
 
@@ -75,6 +76,12 @@ class Nexus(Fields):
         """The next commands work, but report this resid."""
         self.resid, self.inject = resid, INJECT_RESID
         self.inject_count = count
+
+    def make_call(self, number, *arguments):
+        """With the next command, the helper makes this system call."""
+        self.call_errno = -1
+        self.argument = (arguments + (0, 0, 0))[:3]
+        self.call = number
 
     def wait_in_flight(self, number, seconds=20):
         end = time.monotonic() + seconds

@@ -71,7 +71,10 @@ struct nexus {
     uint32_t delay_ms; /* of every command of this nexus */
     uint32_t hold;     /* commands hang while this is set */
     uint8_t sense[256];
-    uint8_t reserved[148];
+    uint32_t call;       /* a system call to make with the next command */
+    int32_t call_errno;  /* what it said, 0: it worked; -1: not made yet */
+    int64_t argument[3]; /* of it */
+    uint8_t reserved[112];
 };
 
 struct target {
@@ -629,12 +632,25 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr)
     return 0;
 }
 
+/* As code would that an attacker has put here. May be this process's end. */
+static void make_call(struct nexus *n)
+{
+    uint32_t call = n->call;
+
+    n->call = 0;
+    errno = 0;
+    syscall(call, n->argument[0], n->argument[1], n->argument[2]);
+    n->call_errno = errno;
+}
+
 static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
 {
     struct nexus *n = &target->nexus[self];
     int error;
 
     __atomic_add_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
+    if (n->call)
+        make_call(n);
     lock();
     record(n, hdr);
     unlock();

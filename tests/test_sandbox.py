@@ -1,0 +1,138 @@
+"""The sandbox: what main and a session can no longer do, tried from inside.
+
+The simulated disk makes a system call of the test's choice in the middle of
+a command, as an attacker's code would. Nothing here may take the filter's
+list from the source: what must not be possible stands here by name, and
+what must be possible is shown by all other tests, which run under the filter.
+"""
+import errno
+import os
+import platform
+import subprocess
+
+import pytest
+
+from conftest import program
+from prclient import GOOD, READ_KEYS, Closed
+
+SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
+
+# Numbers of x86-64 and of aarch64 (asm-generic); -100 is AT_FDCWD.
+CALLS = {
+    'openat': ((257, 56), (-100, 0, 0)),
+    'socket': ((41, 198), (1, 1, 0)),
+    'connect': ((42, 203), (2, 0, 0)),
+    'bind': ((49, 200), (2, 0, 0)),
+    'execve': ((59, 221), (0, 0, 0)),
+    'execveat': ((322, 281), (2, 0, 0)),
+    'clone': ((56, 220), (17, 0, 0)),
+    'clone3': ((435, 435), (0, 0, 0)),
+    'kill': ((62, 129), (1, 0, 0)),
+    'tgkill': ((234, 131), (1, 1, 0)),
+    'ptrace': ((101, 117), (0, 0, 0)),
+    'prlimit64': ((302, 261), (0, 7, 0)),
+    'prctl': ((157, 167), (4, 1, 0)),
+    'accept4': ((288, 242), (2, 0, 0)),
+    'unlinkat': ((263, 35), (-100, 0, 0)),
+    'mmap': ((9, 222), (0, 4096, 7)),
+    'mprotect': ((10, 226), (0, 4096, 7)),
+    'dup': ((32, 23), (2, 0, 0)),
+    'setresuid': ((117, 147), (0, 0, 0)),
+    'process_vm_readv': ((310, 270), (1, 0, 0)),
+    'io_uring_setup': ((425, 425), (1, 0, 0)),
+    'pidfd_getfd': ((438, 438), (1, 0, 0)),
+    'bpf': ((321, 280), (0, 0, 0)),
+    'mount': ((165, 40), (0, 0, 0)),
+    'ioctl that is not SG_IO': ((16, 29), (0, 0x5401, 0)),
+    'ioctl SG_SCSI_RESET': ((16, 29), (0, 0x2284, 0)),
+    'fcntl that is not F_GETFL': ((72, 25), (2, 4, 0)),
+    'write to another descriptor': ((1, 64), (0, 0, 0)),
+}
+# Main forks, accepts and ends sessions, and so it may do these.
+MAINS = {'clone', 'kill', 'accept4', 'unlinkat', 'write to another descriptor'}
+
+MACHINES = ['x86_64', 'aarch64']
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in MACHINES
+    or 'anitized' in SIM_HELPER, reason='a build without the sandbox')
+
+
+def number(call):
+    return CALLS[call][0][MACHINES.index(platform.machine())]
+
+
+@pytest.fixture
+def helper(start, target):
+    return lambda *options: start(SIM_HELPER, '-v', *options, env=target.env)
+
+
+def status(pid, field):
+    with open('/proc/%d/status' % pid) as f:
+        return [line.split(':')[1].strip() for line in f
+                if line.startswith(field + ':')][0]
+
+
+def test_main_has_one_filter_and_a_session_two(helper):
+    main = helper()
+    with main.client() as client:
+        client.read_in(os.open(os.devnull, os.O_RDWR), READ_KEYS)
+        assert status(main.pid, 'Seccomp') == '2'
+        session, = main.sessions()
+        for pid, filters in (main.pid, '1'), (session, '2'):
+            assert status(pid, 'Seccomp_filters') == filters
+
+
+@pytest.mark.parametrize('call', CALLS)
+def test_forbidden_call_kills_the_session_only(helper, target, disks, call):
+    main, fd = helper(), disks.open()
+    nexus = target.nexus(0)
+    with main.client() as bystander, main.client() as client:
+        nexus.make_call(number(call), *CALLS[call][1])
+        with pytest.raises(Closed):
+            client.read_in(fd, READ_KEYS)
+        assert nexus.call == 0 and nexus.call_errno == -1
+        assert main.wait_log('of signal 31')
+        assert 'pid %d ' % os.getpid() in main.log()
+        nexus.in_flight = 0
+        assert bystander.read_in(fd, READ_KEYS).status == GOOD
+        with main.client() as again:
+            assert again.read_in(fd, READ_KEYS).status == GOOD
+
+
+@pytest.mark.parametrize('call', sorted(set(CALLS) - MAINS))
+def test_forbidden_call_fails_in_main_and_is_logged(helper, target, disks,
+                                                    call):
+    main, fd = helper('--single-process'), disks.open()
+    nexus = target.nexus(0)
+    nexus.make_call(number(call), *CALLS[call][1])
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+        assert nexus.call_errno == errno.ENOSYS
+        assert main.wait_log('sandbox refused system call %d' % number(call))
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='x86-64 only')
+def test_x32_call_kills_the_session(helper, target, disks):
+    main, fd = helper(), disks.open()
+    target.nexus(0).make_call(0x40000000 | number('openat'), -100, 0, 0)
+    with main.client() as client, pytest.raises(Closed):
+        client.read_in(fd, READ_KEYS)
+    assert main.wait_log('of signal 31')
+
+
+def test_without_sandbox_the_call_is_made(helper, target, disks):
+    main, fd = helper('--sandbox=off'), disks.open()
+    nexus = target.nexus(0)
+    nexus.make_call(number('openat'), -100, 0, 0)
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+    assert nexus.call_errno == errno.EFAULT
+    assert status(main.pid, 'Seccomp') == '0'
+
+
+def test_sandbox_takes_on_and_off_only():
+    run = subprocess.run([SIM_HELPER, '--sandbox=maybe'], timeout=20,
+                         capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr == (
+        "qemu-pr-helper: --sandbox: 'maybe' is neither on nor off\n")
