@@ -9,6 +9,7 @@
  */
 #include "prhelper.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -81,7 +82,7 @@ static void line_log(int level, const char *prefix, const char *format,
     char line[512], lost[32] = "";
     int saved_errno = errno;
     int head, body;
-    size_t size;
+    size_t size, i;
 
     if (level > log_state.level)
         return;
@@ -93,6 +94,9 @@ static void line_log(int level, const char *prefix, const char *format,
     size = (size_t)head + (body > 0 ? (size_t)body : 0);
     if (size > sizeof(line) - 1)
         size = sizeof(line) - 1;
+    for (i = 0; i < size; i++)
+        if (iscntrl((unsigned char)line[i]))
+            line[i] = '?';
     line[size++] = '\n';
     if (line_write(line, size))
         log_state.lost = 0;

@@ -22,6 +22,7 @@
 #include <linux/capability.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -111,6 +112,8 @@ void privdrop(uid_t uid, gid_t gid)
                   strerror(errno));
     }
     capabilities_set(keep);
+    if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0)
+        fatal("cannot forbid core dumps: %s", strerror(errno));
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         fatal("cannot set no_new_privs: %s", strerror(errno));
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
