@@ -142,6 +142,11 @@ install: $(HELPER)
 	install -m 755 $(HELPER) $(DESTDIR)$(BINDIR)/qemu-pr-helper
 	install -m 644 man/qemu-pr-helper.8 $(DESTDIR)$(MANDIR)/man8/
 
+dist:
+	@mkdir -p build
+	git archive --prefix=prhelper-$(VERSION)/ \
+		-o build/prhelper-$(VERSION).tar.gz HEAD
+
 # What was fetched stays; distclean takes that, too.
 clean:
 	rm -rf qemu-pr-helper $(filter-out build/debian build/apt,$(wildcard build/*))
@@ -150,4 +155,4 @@ distclean:
 	rm -rf qemu-pr-helper build
 
 .PHONY: all static sim check check-static check-sanitized check-qemu lint \
-	bench demo install clean distclean
+	bench demo install dist clean distclean

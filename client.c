@@ -108,8 +108,7 @@ static const char *client_receive(struct client *client, bool *more)
     struct conversation *c = &client->conversation;
     union {
         struct cmsghdr align;
-        /* A listener that was passed to us may ask for credentials. */
-        char bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
+        char bytes[CMSG_SPACE(sizeof(int))]; /* two fit on 64 bits */
     } control;
     struct iovec data;
     struct msghdr message = { 0 };

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,7 @@ int daemon_background(void)
 
     if (pipe2(report, O_CLOEXEC) < 0)
         fatal("cannot make a pipe: %s", strerror(errno));
+    signal(SIGCHLD, SIG_DFL); /* else its status could not be had */
     pid = fork();
     if (pid < 0)
         fatal("cannot fork: %s", strerror(errno));
@@ -94,7 +96,9 @@ int daemon_pid_file_lock(const char *path)
         if (fd < 0)
             fatal("cannot create PID file '%s': %s", path, strerror(errno));
         if (fcntl(fd, F_SETLK, &lock) < 0)
-            fatal("cannot lock PID file '%s', another instance runs: %s", path,
+            fatal("cannot lock PID file '%s'%s: %s", path,
+                  errno == EAGAIN || errno == EACCES ? ", another instance runs"
+                                                     : "",
                   strerror(errno));
         /* Somebody may have removed or replaced it since. */
         if (fstat(fd, &ours) == 0 && stat(path, &there) == 0

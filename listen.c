@@ -19,6 +19,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD 76 /* Linux 6.5; parisc and sparc have another number */
+#endif
+
 /* SD_LISTEN_FDS_START, sd-daemon.h */
 enum { ACTIVATION_FD = 3 };
 
@@ -53,12 +57,12 @@ bool listen_is_activated(const struct options *options)
     if (!ours)
         return false;
     count = strtol(fds, &end, 10);
-    if (*end != '\0' || count < 0)
-        fatal("LISTEN_FDS is not a number: '%s'", fds);
+    if (*end != '\0')
+        count = 0;
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
-    if (count == 0)
+    if (count <= 0)
         return false;
     if (options->socket_path_given)
         fatal("Unix socket can't be set when using socket activation");
@@ -79,9 +83,16 @@ static int socket_option(int fd, int option)
     return value;
 }
 
-/* Uses the socket that was passed to us. */
+/*
+ * Uses the socket that was passed to us. What it may have been told to
+ * attach to each message would take the place of a client's descriptor.
+ */
 void listen_activated(struct listener *listener)
 {
+    static const int attached[] = { SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD };
+    const int off = 0;
+    size_t i;
+
     if (socket_option(ACTIVATION_FD, SO_DOMAIN) != AF_UNIX
         || socket_option(ACTIVATION_FD, SO_TYPE) != SOCK_STREAM
         || socket_option(ACTIVATION_FD, SO_ACCEPTCONN) != 1)
@@ -91,6 +102,8 @@ void listen_activated(struct listener *listener)
     if (fcntl(ACTIVATION_FD, F_SETFD, FD_CLOEXEC) < 0
         || fcntl(ACTIVATION_FD, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
         fatal("socket activation failed: %s", strerror(errno));
+    for (i = 0; i < sizeof(attached) / sizeof(attached[0]); i++)
+        setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
     listener->fd = ACTIVATION_FD;
     listener->path = NULL;
 }

@@ -26,7 +26,11 @@ static struct {
     bool is_socket;
     bool may_block;
     unsigned lost;
+    struct log_rate *rate;
 } log_state;
+
+/* How many warnings may clients cause in a second? */
+enum { WARNINGS_MOST = 10 };
 
 /*
  * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
@@ -53,6 +57,24 @@ void log_open(void)
             close(fd);
         }
     }
+}
+
+/* From here on, warnings are limited, over all processes. */
+void log_rate_share(struct log_rate *rate)
+{
+    log_state.rate = rate;
+}
+
+/* Races between processes cost a line too many, or too few. */
+static bool rate_is_exceeded(struct log_rate *rate)
+{
+    int64_t now = clock_us();
+
+    if (now - rate->since >= SECOND) {
+        rate->since = now;
+        rate->warnings = 0;
+    }
+    return rate->warnings++ >= WARNINGS_MOST;
 }
 
 void log_level_set(int level)
@@ -86,6 +108,11 @@ static void line_log(int level, const char *prefix, const char *format,
 
     if (level > log_state.level)
         return;
+    if (level == LOG_NORMAL && log_state.level < LOG_VERBOSE
+        && log_state.rate != NULL && rate_is_exceeded(log_state.rate)) {
+        log_state.lost++;
+        return;
+    }
     if (log_state.lost > 0)
         snprintf(lost, sizeof(lost), "(%u lines lost) ", log_state.lost);
     head = snprintf(line, sizeof(line), PROGRAM ": %s%s", lost, prefix);

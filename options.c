@@ -2,7 +2,7 @@
 /*
  * options.c - the command line, option by option what QEMU's helper takes.
  *
- * It must never act on an option: it only fills in struct options, or says
+ * It must never start anything: it only fills in struct options, or says
  * what is wrong and exits (0 for --help, --version and -T help, else 1).
  * Arguments that are no options are ignored, as QEMU's helper does.
  */
@@ -19,14 +19,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#ifndef LOCALSTATEDIR
-#define LOCALSTATEDIR "/var"
-#endif
 #ifndef SANDBOX /* the sanitizers make system calls of their own */
 #define SANDBOX true
-#endif
-#ifndef VERSION
-#define VERSION "unknown"
 #endif
 
 enum { /* long options without a short one */
@@ -71,10 +65,12 @@ static void usage(void)
            "\n"
            "      --single-process     serve all clients in one process\n"
            "      --max-clients=N      clients served at a time (default %u)\n"
-           "      --client-timeout=N   seconds that a client may stop inside "
+           "      --client-timeout=SECONDS\n"
+           "                           how long a client may stop inside "
            "a message\n"
            "                           (default %d)\n"
-           "      --stop-timeout=N     seconds that commands may take to end "
+           "      --stop-timeout=SECONDS\n"
+           "                           how long commands may take to end "
            "at exit\n"
            "                           (default %d)\n"
            "      --sandbox=on|off     refuse what the helper does not need\n"
@@ -246,7 +242,7 @@ void options_parse(struct options *options, int argc, char **argv)
             break;
         case OPTION_MAX_CLIENTS:
             options->max_clients = (unsigned)number("--max-clients", optarg, 1,
-                                                    65536);
+                                                    8192);
             break;
         case OPTION_CLIENT_TIMEOUT:
             options->client_timeout =

@@ -53,19 +53,9 @@ static void signals_set_up(void)
     sigprocmask(SIG_SETMASK, &all, NULL);
     memset(&action, 0, sizeof(action));
     sigfillset(&action.sa_mask);
-    action.sa_handler = SIG_IGN;
-    sigaction(SIGPIPE, &action, NULL);
     action.sa_handler = signal_handle;
     for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
         sigaction(handled[i], &action, NULL);
-}
-
-int64_t clock_us(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * SECOND + now.tv_nsec / 1000;
 }
 
 static int64_t sooner(int64_t a, int64_t b)
@@ -83,22 +73,23 @@ static void *table(size_t size, int flags)
     return memory;
 }
 
-/* Each client of --single-process takes a descriptor of the same process. */
+/*
+ * Each client of --single-process takes a descriptor of the same process,
+ * and may have sent another one. Returns how many clients there can be.
+ */
 static unsigned clients_limit(unsigned wanted)
 {
     enum { OTHERS = 32 };
+    rlim_t needed = (rlim_t)wanted * 2 + OTHERS;
     struct rlimit limit;
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0
-        || limit.rlim_cur >= wanted + OTHERS)
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= needed)
         return wanted;
-    if (limit.rlim_max > wanted + OTHERS)
-        limit.rlim_max = wanted + OTHERS;
-    limit.rlim_cur = limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur > OTHERS + 1
-        && limit.rlim_cur < wanted + OTHERS)
-        wanted = (unsigned)limit.rlim_cur - OTHERS;
-    return wanted;
+    limit.rlim_cur = needed < limit.rlim_max ? needed : limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= needed)
+        return wanted;
+    return limit.rlim_cur > OTHERS + 2 ? (unsigned)(limit.rlim_cur - OTHERS) / 2
+                                       : 1;
 }
 
 /*
@@ -120,7 +111,7 @@ static void server_set_up(struct server *server, const struct options *options)
     server->report[0] = -1;
     if (!options->single_process) {
         clients = 1;
-        slots *= 2;
+        slots = slots * 2 + 16;
         server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
         /* What a session does not see it need not have a copy of. */
         madvise(server->sessions, slots * sizeof(struct session),
@@ -130,6 +121,7 @@ static void server_set_up(struct server *server, const struct options *options)
     }
     server->slots = slots;
     server->records = table(slots * sizeof(struct record), MAP_SHARED);
+    log_rate_share(table(sizeof(struct log_rate), MAP_SHARED));
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
     server->fds = table((clients + 2) * sizeof(struct pollfd), MAP_PRIVATE);
 }
@@ -145,10 +137,15 @@ static void server_drop(struct server *server, struct client *client)
     client_close(client);
 }
 
-/* Begins to leave; what is in flight goes on. */
+/* Begins to leave; what is in flight goes on, but for replies not read. */
 static void server_stop(struct server *server, int64_t now)
 {
+    unsigned i;
+
     server->stopping = true;
+    for (i = 0; i < server->used; i++)
+        server->clients[i].deadline = sooner(server->clients[i].deadline,
+                                             now + LEAVE_WITHIN);
     if (server->is_session)
         return;
     server->stop_by = now + server->options->stop_timeout;
@@ -202,7 +199,9 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
         until = &timeout;
     }
     sigemptyset(&none);
-    if (ppoll(server->fds, count, until, &none) >= 0)
+    /* With something ready, ppoll() lets no signal in: so once without. */
+    if (ppoll(NULL, 0, &(struct timespec){ 0 }, &none) == 0
+        && ppoll(server->fds, count, until, &none) >= 0)
         return;
     if (errno != EINTR) /* short of memory: do not spin */
         nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
@@ -244,7 +243,7 @@ static bool server_is_done(struct server *server, int64_t now)
         if (server->clients[i].socket >= 0
             && client_is_in_flight(&server->clients[i]))
             return now >= server->stop_by;
-    if (server->sessions == NULL || server->is_session || !session_any(server))
+    if (server->sessions == NULL || !session_any(server))
         return true;
     if (now < server->stop_by)
         return false;
@@ -261,13 +260,13 @@ static void loop(struct server *server)
 
         if (stop_wanted && !server->stopping)
             server_stop(server, now);
-        if (child_ended) {
+        if (child_ended && server->sessions != NULL) {
             child_ended = 0;
             session_reap(server, now);
         }
         if (server->stopping && server_is_done(server, now))
             return;
-        if (server->sessions != NULL && !server->is_session)
+        if (server->sessions != NULL)
             wake = sooner(wake, session_check(server, now));
         count = server_interest(server, now, &wake);
         server_wait(server, count, now, wake);
@@ -293,14 +292,14 @@ int main(int argc, char **argv)
     signals_set_up();
     if (options.background || options.pid_file_given)
         pid_file = daemon_pid_file_lock(options.pid_file);
+    if (pid_file >= 0)
+        daemon_pid_file_write(pid_file, options.pid_file);
     if (activated)
         listen_activated(&server.listener);
     else
         listen_open(&server.listener, options.socket_path);
     server.notify = notify_open();
     server_set_up(&server, &options);
-    if (pid_file >= 0)
-        daemon_pid_file_write(pid_file, options.pid_file);
     privdrop(options.uid, options.gid);
     if (options.background)
         daemon_background_ready(report);

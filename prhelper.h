@@ -20,6 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #define PROGRAM "qemu-pr-helper"
 
@@ -27,10 +28,26 @@
 #define SECOND INT64_C(1000000)
 #define NEVER INT64_MAX
 
+static inline int64_t clock_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * SECOND + now.tv_nsec / 1000;
+}
+
+/* For whoever has been told to leave and has no command at a device. */
+#define LEAVE_WITHIN SECOND
+
 /* log.c: one line per call to stderr, by write(2). Never blocks or fails. */
 enum { LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 void log_open(void);
 void log_level_set(int level);
+struct log_rate { /* in memory that all processes share */
+    int64_t since;
+    unsigned warnings;
+};
+void log_rate_share(struct log_rate *);
 void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_verbose(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -142,7 +159,7 @@ struct server {
     pid_t pending;   /* the session that has not yet; 0: none */
     unsigned max_clients;
     unsigned slots;           /* of the tables that follow */
-    struct session *sessions; /* main's alone */
+    struct session *sessions; /* main's alone, NULL elsewhere */
     struct record *records;   /* shared with the sessions */
     unsigned used;            /* of the table that follows */
     struct client *clients;   /* one in a session, all with --single-process */
@@ -161,8 +178,5 @@ void session_accept(struct server *, int64_t now);
 /* sandbox.c */
 void sandbox_main(const struct server *);
 int sandbox_session(const struct options *);
-
-/* prhelper.c */
-int64_t clock_us(void);
 
 #endif

@@ -28,7 +28,6 @@
 #endif
 
 #define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
-#define LEAVE_WITHIN SECOND       /* unless a command is at a device */
 
 static bool session_is_active(const struct server *server, unsigned i)
 {
@@ -59,7 +58,7 @@ static unsigned peer_connections(const struct server *server, unsigned i)
  * If as many clients are served as may be, returns who has to go: of the
  * peer with the most connections, the one that has been idle for longest; one
  * with a command at a device only if there is no other. Otherwise returns
- * server->slots. (Quadratic, but only at the limit.)
+ * server->slots. (Quadratic in the number of peers, but only at the limit.)
  */
 static unsigned victim_choose(const struct server *server)
 {
@@ -77,7 +76,9 @@ static unsigned victim_choose(const struct server *server)
 
         if (!session_is_active(server, i))
             continue;
-        connections = peer_connections(server, i);
+        connections = victim < server->slots && same_peer(record, best)
+                          ? most
+                          : peer_connections(server, i);
         if (victim < server->slots
             && (connections < most
                 || (connections == most
@@ -95,8 +96,7 @@ static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
 
-    log_warning("%u clients: closing the one of pid %ld uid %lu that was "
-                "idle for longest",
+    log_warning("%u clients: disconnecting one of pid %ld uid %lu",
                 server->max_clients, (long)record->pid,
                 (unsigned long)record->uid);
 }
@@ -140,16 +140,17 @@ static void session_begin(struct server *server, struct record *record)
 
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != server->pid)
-        _exit(0); /* main was gone before we asked to go with it */
+        _exit(ESRCH); /* main was gone before we asked to go with it */
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
+    while (write(server->report[1], "", 1) < 0 && errno == EINTR)
+        ;
     server->is_session = true;
+    server->sessions = NULL;
     server->used = 1;
     client_begin(&server->clients[0], socket, record,
                  server->options->client_timeout);
-    while (write(server->report[1], "", 1) < 0 && errno == EINTR)
-        ;
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);
@@ -292,15 +293,18 @@ int64_t session_check(struct server *server, int64_t now)
 /* The end of our patience with commands in flight. */
 void session_kill_all(struct server *server)
 {
-    unsigned i, killed = 0;
+    unsigned i, commands = 0;
 
     for (i = 0; i < server->slots; i++) {
         if (server->sessions[i].pid == 0)
             continue;
         kill(server->sessions[i].pid, SIGKILL);
-        killed++;
+        if (server->records[i].busy)
+            commands++;
     }
-    log_error("%u commands did not end in time, leaving without them", killed);
+    if (commands > 0)
+        log_error("%u commands did not end in time, leaving without them",
+                  commands);
 }
 
 /* The same as session_spawn() for --single-process. */
