@@ -893,6 +893,71 @@ def test_stop_waits_for_a_hanging_command_only_so_long(begin, target, disks):
         assert gone(sessions)
 
 
+@contextlib.contextmanager
+def requests_without_end(helper, fd):
+    """A client that always has its next request in the socket."""
+    client = helper.client()
+
+    def send():
+        with contextlib.suppress(OSError):
+            while True:
+                client.send(READ_CDB, [fd])
+
+    def receive():
+        with contextlib.suppress(Closed):
+            while True:
+                client.reply()
+
+    threads = [threading.Thread(target=f) for f in (send, receive)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        client.sock.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        client.close()
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_requests_without_end_do_not_keep_a_signal_out(begin, target, disks,
+                                                       mode):
+    helper = begin('--stop-timeout=300', mode=mode)
+    nexus = target.nexus(0)
+    nexus.delay_ms = 5
+    with requests_without_end(helper, disks.open(0)):
+        while nexus.commands < 20:
+            time.sleep(0.01)
+        assert helper.stop(seconds=60) == 0
+
+
+def test_requests_without_end_end_with_main(begin, target, disks):
+    helper = begin()
+    nexus = target.nexus(0)
+    nexus.delay_ms = 5
+    with requests_without_end(helper, disks.open(0)):
+        while nexus.commands < 20:
+            time.sleep(0.01)
+        sessions = helper.sessions()
+        helper.stop(signal.SIGKILL)
+        assert gone(sessions)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_unread_reply_does_not_delay_shutdown(begin, disks, mode):
+    helper = begin('--stop-timeout=300', '--client-timeout=300', mode=mode)
+    fd = disks.open(0)
+    with helper.client() as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client.send(READ_CDB, [fd])
+        time.sleep(0.2)         # the helper is now at a reply it cannot send
+        assert helper.stop(seconds=60) == 0
+
+
 def test_sigkill_of_main_takes_the_sessions_along(begin, target, disks):
     helper = begin()
     clients = [helper.client() for _ in range(10)]
