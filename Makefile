@@ -83,6 +83,10 @@ check: $(HELPER) sim
 check-qemu: $(HELPER)
 	tests/qemu.sh
 
+# What a virtual machine that is not ours any more would try.
+check-hostile: sim
+	tests/run.sh hostile
+
 # All tests of the static binary.
 check-static: static build/static/sim/qemu-pr-helper
 	HELPER=build/static/qemu-pr-helper \
@@ -154,5 +158,5 @@ clean:
 distclean:
 	rm -rf qemu-pr-helper build
 
-.PHONY: all static sim check check-static check-sanitized check-qemu lint \
+.PHONY: all static sim check check-hostile check-static check-sanitized check-qemu lint \
 	bench demo install dist clean distclean

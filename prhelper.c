@@ -281,7 +281,8 @@ int main(int argc, char **argv)
     int report = -1, pid_file = -1;
     bool activated;
 
-    signal(SIGPIPE, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN); /* a write to stderr may not work, no more */
+    signal(SIGXFSZ, SIG_IGN);
     daemon_open_standard_fds();
     log_open();
     options_parse(&options, argc, argv);

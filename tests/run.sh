@@ -1,10 +1,10 @@
 #!/bin/sh
-# run.sh [host] [kernel]
+# run.sh [host] [kernel] [hostile]
 #
-# The tests, both suites at the same time unless one is named: host, which is
-# tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode Linux,
-# as root, what is in tests/kernel, and again the host's tests in which root
-# makes a difference.  Ends with the line "N passed, N failed, N skipped"; see
+# The tests, host and kernel at the same time unless others are named: host,
+# which is tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode
+# Linux, as root, what is in tests/kernel, and again the host's tests in which
+# root makes a difference; hostile is tests/hostile.  Ends with the line "N passed, N failed, N skipped"; see
 # tests/summary.py for what counts.  The programs under test must have been
 # built; what the tests themselves need is fetched into the build directory.
 #
@@ -55,7 +55,7 @@ suite() {
 
 for name; do
     case $name in
-    host | kernel) ;;
+    host | kernel | hostile) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
         exit 1
@@ -70,6 +70,9 @@ case " $* " in
 esac
 case " $* " in
 *' host '*) suite host tests/test_*.py ;;
+esac
+case " $* " in
+*' hostile '*) suite hostile tests/hostile ;;
 esac
 wait
 exec "$PYTHON" tests/summary.py "$results" "$@"
