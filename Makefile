@@ -158,5 +158,5 @@ clean:
 distclean:
 	rm -rf qemu-pr-helper build
 
-.PHONY: all static sim check check-hostile check-static check-sanitized check-qemu lint \
-	bench demo install dist clean distclean
+.PHONY: all static sim check check-hostile check-static check-sanitized \
+	check-qemu lint bench demo install dist clean distclean
