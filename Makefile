@@ -26,7 +26,7 @@ COMPILE = $(STANDARD) $(WARNINGS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c options.c \
 	listen.c daemon.c privdrop.c sandbox.c log.c
 HEADERS = prhelper.h protocol.h
-TEST_SOURCES = tests/sim_target.c tests/bench.c tests/bench_device.c
+TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.
 BUILD = build
@@ -101,10 +101,21 @@ check-sanitized:
 	HELPER=build/sanitized/qemu-pr-helper \
 		SIM_HELPER=build/sanitized/sim/qemu-pr-helper tests/run.sh host
 
+# The parsers and the conversation: the corpus, then FUZZ_SECONDS (60) of new
+# inputs for all of them, by libfuzzer or afl.
+FUZZ_ENGINE = libfuzzer
+fuzz:
+	tests/fuzz.sh replay
+	tests/fuzz.sh $(FUZZ_ENGINE)
+
+# What the tests execute of the two files that decide, at least 95 % of it.
+coverage:
+	tests/coverage.sh
+
 # The sources without a word from those who read them most closely.
 LINTED = $(SOURCES) $(TEST_SOURCES)
 lint:
-	clang-format --dry-run -Werror $(LINTED) $(HEADERS)
+	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
@@ -159,4 +170,4 @@ distclean:
 	rm -rf qemu-pr-helper build
 
 .PHONY: all static sim check check-hostile check-static check-sanitized \
-	check-qemu lint bench demo install dist clean distclean
+	check-qemu fuzz coverage lint bench demo install dist clean distclean

@@ -1,0 +1,186 @@
+"""corpus.py DIRECTORY: writes the inputs that fuzzing begins with.
+
+Each becomes DIRECTORY/TARGET/NUMBER. They are written here as text, in the
+words of the tests; what the bytes mean to a target is said in its source.
+An input that once made a target fail is added here, and stays.
+
+It must never depend on anything but what stands here and in prclient.py.
+"""
+import os
+import struct
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from prclient import (                                      # noqa: E402
+    READ_KEYS, REGISTER, REPORT_CAPABILITIES, RESERVE, parameters, pr_in,
+    pr_out)
+
+
+# What recvmsg() and send() give, see client.c.
+def comes(data, fds=0, size=0):
+    """All of data, or its next size bytes, with so many descriptors."""
+    return bytes([fds << 4 | size]) + data
+
+
+def error(number):
+    return bytes([0xf0 | number])
+
+
+ALL = b'\0'
+HELLO = ALL + comes(bytes(4))
+AGAIN, INTERRUPTED, RESET = (error(n) for n in range(3))
+WOULD_BLOCK, BROKEN_PIPE = b'\xff', b'\xfd'
+CREDENTIALS_AND_FD, CREDENTIALS = 13, 14
+
+
+def result(payload=0, status=0, fill=b'', sense=0, vet=0):
+    """A command is vetted and executed, and its reply is taken."""
+    return (bytes([vet]) + fill + struct.pack('>HBB', payload, status, sense))
+
+
+READ = comes(pr_in(READ_KEYS), 1)
+READ_DONE = result(8192, fill=b'k') + ALL
+WRITE = comes(pr_out(REGISTER), 1) + comes(parameters(0, 0xa11ce))
+
+CLIENT = [
+    b'',
+    HELLO,
+    HELLO + READ + READ_DONE,
+    HELLO + WRITE + result() + ALL,
+    HELLO + comes(pr_out(REGISTER, length=0), 1) + result() + ALL,
+    HELLO + READ + READ_DONE + WRITE + result(status=0x18) + ALL + READ
+    + result(16, 2, b'k', 0x70) + ALL,
+    HELLO + WRITE + result(24, 0, sense=0x55) + ALL,
+    HELLO + comes(pr_in(READ_KEYS, 8), 1) + result(65535, fill=b'k') + ALL,
+    HELLO + comes(pr_in(READ_KEYS, 0), 1) + result(1, fill=b'k') + ALL,
+    HELLO + READ + result(0, 2, sense=0x70, vet=3) + ALL,
+    # in pieces
+    b'\1' + b'\2' + ALL + comes(b'\0', size=1) + comes(bytes(3))
+    + comes(READ[1:6], 1, 5) + comes(READ[6:]) + result(100, fill=b'k')
+    + b'\x08' + b'\x64' + WOULD_BLOCK + ALL,
+    HELLO + comes(WRITE[1:10], 0, 9) + AGAIN + comes(WRITE[10:17], 1, 7)
+    + comes(b'12345678', size=8) + INTERRUPTED + comes(bytes(16))
+    + result() + b'\1' + ALL,
+    HELLO + READ + result(8192, fill=b'k') + BROKEN_PIPE,
+    # against the rules
+    ALL + comes(bytes(4), 1),
+    ALL + comes(b'\0\0\0\1'),
+    ALL + comes(b'\x80\0\0\0'),
+    HELLO + comes(READ[1:]),
+    HELLO + comes(READ[1:], 2),
+    HELLO + comes(READ[1:], 12),
+    HELLO + comes(READ[1:5], 1, 4) + comes(READ[5:], 1),
+    HELLO + comes(b'\x5d' + READ[2:], 1),
+    HELLO + comes(pr_in(READ_KEYS, 8193), 1),
+    HELLO + comes(pr_out(REGISTER, length=8193), 1),
+    HELLO + comes(pr_out(REGISTER, length=0x10018), 1)
+    + comes(bytes(24)) + result(status=2, vet=3) + ALL,
+    HELLO + WRITE[:17] + comes(parameters(), 1),
+    HELLO + WRITE[:25],
+    HELLO + READ[:9],
+    HELLO + comes(READ[1:5], 1, 4) + RESET,
+    HELLO + comes(READ[1:], CREDENTIALS_AND_FD) + READ_DONE,
+    ALL + comes(bytes(4), CREDENTIALS) + READ + READ_DONE,
+]
+
+
+# What the descriptor is and what SG_IO says, see sg_io.c.
+DISK, NULL, SG, TAPE = (0, 8, 16), (1, 1, 3), (1, 21, 0), (1, 9, 0)
+FILE, NO_STATUS = (2, 0, 0), (7, 0, 0)
+RW, RO, WO, PATH, IOCTL_ONLY, CLOSED = 0, 1, 2, 3, 4, 6
+
+
+def command(cdb=pr_in(READ_KEYS, 64), kind=DISK, mode=RW, sysfs=0, errno=0,
+            host=0, driver=0, status=0, sense=0, resid=0, data=64):
+    kind, major, minor = kind
+    return (struct.pack('>BBH', mode, kind, major)
+            + struct.pack('>I', minor)[1:]
+            + bytes([sysfs >> 2 & 1, sysfs >> 1 & 1, sysfs & 1]) + cdb
+            + struct.pack('>BHHBBiH', errno, host, driver, status, sense,
+                          resid, data))
+
+
+REGISTERING = pr_out(REGISTER)
+SG_IO = [
+    command(),
+    command(REGISTERING),
+    command(kind=SG), command(REGISTERING, SG, data=0),
+    command(pr_in(REPORT_CAPABILITIES, 0)),
+    command(pr_out(RESERVE, length=0)),
+    command(pr_in(READ_KEYS, 8192), data=8256),
+    # what is not served
+    command(REGISTERING, mode=RO), command(REGISTERING, mode=PATH),
+    command(REGISTERING, mode=IOCTL_ONLY), command(REGISTERING, mode=CLOSED),
+    command(REGISTERING, mode=WO), command(mode=RO),
+    command(pr_out(REGISTER, length=0x10018)),
+    command(kind=NULL), command(kind=TAPE), command(kind=FILE),
+    command(kind=NO_STATUS, errno=9),
+    *(command(kind=(0, major, minor)) for major, minor in [
+        (8, 17), (65, 0), (71, 240), (72, 0), (128, 16), (135, 15), (136, 0),
+        (264, 0), (7, 0)]),
+    *(command(kind=(0, 253, 1), sysfs=there) for there in [0, 1, 3, 5]),
+    # what SG_IO says
+    *(command(errno=number) for number in [
+        33, 52, 121, 12, 19, 61, 123, 22, 28, 25, 4, 5]),
+    *(command(host=number) for number in [
+        1, 2, 3, 4, 5, 7, 8, 14, 16, 17, 18, 19, 256]),
+    command(driver=6), command(driver=8), command(driver=7),
+    command(status=2, sense=18, driver=8), command(status=2, sense=252),
+    command(status=2), command(status=0x18), command(status=8, sense=32),
+    *(command(resid=number, data=8) for number in [
+        56, 64, 65, -1, 2 ** 31 - 1, -2 ** 31]),
+]
+
+
+OPTIONS = [
+    '', '-k\n/run/s', '--socket=/run/s', '-k\nrelative', '-k', '-qk\n/run/s',
+    '-d\n-f\n/run/p', '--pidfile=/run/p\n--daemon', '-f\n',
+    '-h', '--help', '-V', '--version', '--ver', '-x', '--nothing', '--daemon=1',
+    '-u\nuser\n-g\ngroup', '--user=0', '-u007', '-g4294967294',
+    '-u\n4294967295', '-u\n-1', '-u\n 1', '-g\n18446744073709551616', '-u\n',
+    '-q', '-v\n-v\n-vvv', '-T\nhelp', '-T\nenable=*', '-Tpr*,file=/t',
+    '-T\nevents=/e,file=/f', '-T\nevents=x', '--trace=file=x', '-T\nfoo=1',
+    '-T\n,', '-T\nname,enable=other', '-T\nenable', '-T\na,b',
+    '--single-process\n--max-clients=1', '--max-clients=8192',
+    '--max-clients=0', '--max-clients\n8193', '--client-timeout=1',
+    '--client-timeout=86400', '--client-timeout=0', '--client-timeout=1s',
+    '--stop-timeout=0', '--stop-timeout=86401', '--stop-timeout=-1',
+    '--stop-timeout=99999999999999999999',
+    '--sandbox=off', '--sandbox=on', '--sandbox=no', 'a\nb\n--\n-k\n/c',
+    'a\n-T\nfile=b',
+]
+
+
+# PID is 123; a line of digits is what the system calls answer.
+LISTEN = [
+    '', 'PID=123\nFDS=1', 'PID=123\nFDS=1\n1', 'PID=123\nFDS=2',
+    'PID=123\nFDS=0', 'PID=123\nFDS=', 'PID=123\nFDS=-1', 'PID=123\nFDS=1x',
+    'PID=123\nFDS=99999999999999999999', 'PID=124\nFDS=1', 'PID=\nFDS=1',
+    'PID=123x\nFDS=1', 'PID=+123\nFDS= 1', 'PID=18446744073709551739\nFDS=1',
+    'FDS=1', 'PID=123',
+    *('PID=123\nFDS=1\n' + answers for answers in [
+        '0001', '02', '0100', '0020', '00001']),
+    'NOTIFY=/run/notify', 'NOTIFY=@notify', 'NOTIFY=relative', 'NOTIFY=',
+    'NOTIFY=@', 'NOTIFY=/' + 106 * 'n', 'NOTIFY=/' + 107 * 'n',
+    'NOTIFY=@' + 107 * 'n', 'NOTIFY=/n\n000000003', 'NOTIFY=/n\n00000001',
+    'PATH=/' + 106 * 's', 'PATH=/' + 107 * 's', 'PATH=',
+    # another flag, lstat, socket, connect, getsockopt or unlink, socket...
+    *('PATH=/s\n0' + answers for answers in [
+        '1', '10', '1010', '1011', '1012', '102', '103', '104', '1000', '1001',
+        '1002', '2', '3', '1000000333', '10000001', '01', '001', '0001']),
+]
+
+
+def main(directory):
+    targets = {'client': CLIENT, 'sg_io': SG_IO, 'options': OPTIONS,
+               'listen': LISTEN}
+    for target, inputs in targets.items():
+        os.makedirs(os.path.join(directory, target), exist_ok=True)
+        for number, data in enumerate(inputs):
+            path = os.path.join(directory, target, '%02d' % number)
+            with open(path, 'wb') as f:
+                f.write(data if isinstance(data, bytes) else data.encode())
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])
