@@ -108,6 +108,12 @@ fuzz:
 	tests/fuzz.sh replay
 	tests/fuzz.sh $(FUZZ_ENGINE)
 
+# Hundreds of clients, hostile ones among them, for SOAK_MINUTES (10). Also
+# SOAK_SEED, SOAK_OPTIONS (the helper's) and SIM_HELPER.
+soak: sim
+	tests/fetch.sh python3 python3-pytest -- \
+		sh -c 'exec "$$PYTHON" -B tests/soak.py'
+
 # What the tests execute of the two files that decide, at least 95 % of it.
 coverage:
 	tests/coverage.sh
@@ -170,4 +176,4 @@ distclean:
 	rm -rf qemu-pr-helper build
 
 .PHONY: all static sim check check-hostile check-static check-sanitized \
-	check-qemu fuzz coverage lint bench demo install dist clean distclean
+	check-qemu fuzz soak coverage lint bench demo install dist clean distclean

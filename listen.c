@@ -23,8 +23,10 @@
 #define SO_PASSPIDFD 76 /* Linux 6.5; parisc and sparc have another number */
 #endif
 
-/* SD_LISTEN_FDS_START, sd-daemon.h */
-enum { ACTIVATION_FD = 3 };
+enum {
+    ACTIVATION_FD = 3, /* SD_LISTEN_FDS_START, sd-daemon.h */
+    BACKLOG = 4096     /* Linux' SOMAXCONN since 5.4; musl's is 128 */
+};
 
 /* The length of the address, or 0 if path does not fit. */
 static socklen_t address_set(struct sockaddr_un *address, const char *path)
@@ -160,7 +162,7 @@ void listen_open(struct listener *listener, const char *path)
     fd = unix_socket(SOCK_STREAM);
     if (bind(fd, (const struct sockaddr *)&address, length) < 0)
         fatal("cannot bind socket to %s: %s", path, strerror(errno));
-    if (lstat(path, &st) < 0 || listen(fd, SOMAXCONN) < 0)
+    if (lstat(path, &st) < 0 || listen(fd, BACKLOG) < 0)
         fatal("cannot listen on %s: %s", path, strerror(errno));
     listener->fd = fd;
     listener->path = path;
