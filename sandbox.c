@@ -275,7 +275,10 @@ static uint64_t landlock_files(long version)
     return (UINT64_C(1) << rights[version]) - 1;
 }
 
-/* Allows to remove files in the directory that path is in. */
+/*
+ * Allows to remove files in the directory that path is in. One that we can
+ * no longer reach, with the capabilities that are left, needs no rule.
+ */
 static int landlock_allow_remove(int ruleset, const char *path)
 {
     struct landlock_path rule = { .rights = LANDLOCK_REMOVE_FILE };
@@ -289,7 +292,7 @@ static int landlock_allow_remove(int ruleset, const char *path)
     directory[length] = '\0';
     rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (rule.directory < 0)
-        return -1;
+        return 0;
     result = (int)syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_PATH_BENEATH,
                           &rule, 0);
     close(rule.directory);
