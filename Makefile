@@ -51,9 +51,9 @@ KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
 STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)
 
-static: build/static/qemu-pr-helper
+static: $(BUILD)/static/qemu-pr-helper
 
-build/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
+$(BUILD)/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -o $@ $(SOURCES)
 	$(STRIP) $@
@@ -69,7 +69,7 @@ $(BUILD)/sim/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/sim_target.o
 	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
 
 # gcc drops what the linker wraps in when it optimises at link time.
-build/static/sim/qemu-pr-helper: $(SOURCES) tests/sim_target.c $(HEADERS) \
+$(BUILD)/static/sim/qemu-pr-helper: $(SOURCES) tests/sim_target.c $(HEADERS) \
 		Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -fno-lto $(SIMULATED:%=-Wl,--wrap=%) -o $@ $(SOURCES) \
@@ -88,9 +88,13 @@ check-hostile: sim
 	tests/run.sh hostile
 
 # All tests of the static binary.
-check-static: static build/static/sim/qemu-pr-helper
-	HELPER=build/static/qemu-pr-helper \
-		SIM_HELPER=build/static/sim/qemu-pr-helper tests/run.sh
+check-static: static $(BUILD)/static/sim/qemu-pr-helper
+	HELPER=$(BUILD)/static/qemu-pr-helper \
+		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper tests/run.sh
+
+# The tests on an emulated aarch64 machine, with glibc and with musl.
+check-aarch64:
+	tests/aarch64.sh
 
 # The tests that need no other kernel, with the sanitizers.
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -126,7 +130,7 @@ lint:
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
-	shellcheck .ci/run tests/*.sh
+	shellcheck .ci/run tests/*.sh tests/aarch64/*.sh
 	mandoc -Tlint man/*.8
 
 # The helper, the stock one and the least that there could be, side by side.
@@ -176,4 +180,4 @@ distclean:
 	rm -rf qemu-pr-helper build
 
 .PHONY: all static sim check check-hostile check-static check-sanitized \
-	check-qemu fuzz soak coverage lint bench demo install dist clean distclean
+	check-aarch64 check-qemu fuzz soak coverage lint bench demo install dist clean distclean

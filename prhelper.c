@@ -29,6 +29,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* How long a client that always has a request may keep signals waiting. */
+#define SIGNALS_WITHIN (SECOND / 100)
+
 static volatile sig_atomic_t stop_wanted;
 static volatile sig_atomic_t child_ended;
 
@@ -189,6 +192,7 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
                         int64_t wake)
 {
     struct timespec timeout, *until = NULL;
+    bool interrupted = false;
     sigset_t none;
 
     if (wake != NEVER) {
@@ -199,9 +203,12 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
         until = &timeout;
     }
     sigemptyset(&none);
-    /* With something ready, ppoll() lets no signal in: so once without. */
-    if (ppoll(NULL, 0, &(struct timespec){ 0 }, &none) == 0
-        && ppoll(server->fds, count, until, &none) >= 0)
+    /* With something ready ppoll() lets no signal in, so now and then: */
+    if (now >= server->signals_by) {
+        server->signals_by = now + SIGNALS_WITHIN;
+        interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;
+    }
+    if (!interrupted && ppoll(server->fds, count, until, &none) >= 0)
         return;
     if (errno != EINTR) /* short of memory: do not spin */
         nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
@@ -212,7 +219,6 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
 static void server_serve(struct server *server)
 {
     struct pollfd *fds = server->fds;
-    int64_t now = clock_us();
     unsigned i;
 
     if (fds[1].revents != 0)
@@ -223,15 +229,16 @@ static void server_serve(struct server *server)
         if (client->socket < 0)
             continue;
         if (fds[i + 2].revents != 0 ? !client_work(client)
-                                    : client_expire(client, now))
+                                    : client_expire(client, clock_us()))
             server_drop(server, client);
     }
     if (fds[0].revents == 0)
         return;
     if (server->options->single_process)
-        session_accept(server, now);
+        session_accept(server, clock_us());
     else
-        session_spawn(server, now); /* the child goes on in the loop, too */
+        session_spawn(server,
+                      clock_us()); /* the child goes on in the loop, too */
 }
 
 /* When stopping: is there nothing left to wait for? */

@@ -152,11 +152,12 @@ struct server {
     pid_t pid;       /* main's */
     bool is_session; /* this process is a session, not main */
     bool stopping;
-    int64_t stop_by; /* NEVER, or when to leave whatever is in flight */
-    int64_t retry;   /* when to try accept and fork again after a failure */
-    bool complained; /* of that failure */
-    int report[2];   /* sessions write a byte when they have their client */
-    pid_t pending;   /* the session that has not yet; 0: none */
+    int64_t stop_by;    /* NEVER, or when to leave whatever is in flight */
+    int64_t signals_by; /* when to let them in although clients are ready */
+    int64_t retry;      /* when to try accept and fork again after a failure */
+    bool complained;    /* of that failure */
+    int report[2];      /* sessions write a byte when they have their client */
+    pid_t pending;      /* the session that has not yet; 0: none */
     unsigned max_clients;
     unsigned slots;           /* of the tables that follow */
     struct session *sessions; /* main's alone, NULL elsewhere */

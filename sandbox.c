@@ -53,22 +53,25 @@ enum { ANY = -1 };
         SYS_##name, (argument), (value)                                        \
     }
 
-/* Ordered by how often a request makes them. */
+/*
+ * For calls without a condition Linux 5.11 and later do not run the filter,
+ * so those with one come first.
+ */
 static const struct permission session_permissions[] = {
+    CALL_WITH(ioctl, 1, SG_IO),
+    CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
+    CALL_WITH(write, 0, STDERR_FILENO),
     CALL(ppoll),   /* server_wait() */
     CALL(recvmsg), /* client_receive() */
     CALL(sendto),  /* client_send(), line_write() */
     CALL(close),   /* every descriptor that came */
-    CALL_WITH(ioctl, 1, SG_IO),
-    CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
     CALL(fstat),
     CALL(newfstatat), /* fstat() of some, and stat() in vet_other_block() */
 #ifdef SYS_stat
     CALL(stat),
 #endif
     CALL(statx),
-    CALL(clock_gettime), /* where there is no vDSO */
-    CALL_WITH(write, 0, STDERR_FILENO),
+    CALL(clock_gettime),   /* where there is no vDSO */
     CALL(clock_nanosleep), /* server_wait() when short of memory */
     CALL(nanosleep),
     CALL(rt_sigreturn),
@@ -107,13 +110,16 @@ static const struct permission main_permissions[] = {
 
 #if defined(__x86_64__)
 #define ARCHITECTURE AUDIT_ARCH_X86_64
-#define RESULT(context) (context)->uc_mcontext.gregs[REG_RAX]
+#define RESULT uc_mcontext.gregs[REG_RAX]
+typedef greg_t result_register;
 #elif defined(__aarch64__)
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
-#define RESULT(context) (context)->uc_mcontext.regs[0]
+#define RESULT uc_mcontext.regs[0]
+typedef uint64_t result_register;
 #elif defined(__riscv) && __riscv_xlen == 64
 #define ARCHITECTURE AUDIT_ARCH_RISCV64
-#define RESULT(context) (context)->uc_mcontext.__gregs[REG_A0]
+#define RESULT uc_mcontext.__gregs[REG_A0]
+typedef unsigned long result_register;
 #endif
 
 #ifdef ARCHITECTURE
@@ -203,7 +209,7 @@ static void call_refused(int number, siginfo_t *info, void *argument)
     (void)number;
     if (info->si_code != 1) /* SYS_SECCOMP; somebody else's signal */
         return;
-    RESULT(context) = -ENOSYS;
+    context->RESULT = (result_register)-ENOSYS;
     log_error("the sandbox refused system call %d", info->si_syscall);
 }
 

@@ -71,7 +71,8 @@ class Helper:
 
     def crashes(self):
         """What the log says of sessions that crashed, and of sanitizers."""
-        return re.findall('.*(?:of signal (?!9$)|Sanitizer|runtime error).*',
+        return re.findall('.*(?:of signal (?!9$)|Sanitizer|runtime error|'
+                          'sandbox refused).*',
                           self.log(), re.M)
 
     def sessions(self):

@@ -77,6 +77,7 @@ def test_main_has_one_filter_and_a_session_two(helper):
     with main.client() as client:
         client.read_in(os.open(os.devnull, os.O_RDWR), READ_KEYS)
         assert status(main.pid, 'Seccomp') == '2'
+        main.wait_sessions(1)   # there was one that looked if main is ready
         session, = main.sessions()
         for pid, filters in (main.pid, '1'), (session, '2'):
             assert status(pid, 'Seccomp_filters') == filters
