@@ -35,6 +35,7 @@ NEXUS_FIELDS = {
     'argument': (376, '3q')}
 
 INJECT_ERRNO, INJECT_RESULT, INJECT_RESID = 1, 2, 4
+IN_SENSE = -1 << 63     # an argument: where the sense bytes are
 
 SIM_DEVICE, SIM_CHARACTER = 1 << 30, 1 << 29
 

@@ -38,6 +38,7 @@
 #define SIM_DEVICE 0x40000000u
 #define SIM_CHARACTER 0x20000000u
 
+#define IN_SENSE INT64_MIN
 #define NEXUSES 256
 #define ATTENTIONS 4
 
@@ -73,7 +74,7 @@ struct nexus {
     uint8_t sense[256];
     uint32_t call;       /* a system call to make with the next command */
     int32_t call_errno;  /* what it said, 0: it worked; -1: not made yet */
-    int64_t argument[3]; /* of it */
+    int64_t argument[3]; /* of it; IN_SENSE: the address of .sense */
     uint8_t reserved[112];
 };
 
@@ -636,10 +637,15 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr)
 static void make_call(struct nexus *n)
 {
     uint32_t call = n->call;
+    long argument[3];
+    int i;
 
+    for (i = 0; i < 3; i++)
+        argument[i] = n->argument[i] == IN_SENSE ? (long)(intptr_t)n->sense
+                                                 : (long)n->argument[i];
     n->call = 0;
     errno = 0;
-    syscall(call, n->argument[0], n->argument[1], n->argument[2]);
+    syscall(call, argument[0], argument[1], argument[2]);
     n->call_errno = errno;
 }
 

@@ -141,6 +141,12 @@ def test_quiet_silences_warnings(place, form):
     assert place.log() == ''
 
 
+def test_no_control_character_reaches_the_log(place):
+    process = place.begin('-T', 'no\x1bsuch\nevent')
+    assert stop(process) == 0
+    assert "'no?such?event'" in place.log()
+
+
 def test_quiet_does_not_silence_errors(place):
     fails(place.run('-q', path=place.dir + '/no/where'), place.dir)
 

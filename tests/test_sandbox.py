@@ -5,6 +5,7 @@ a command, as an attacker's code would. Nothing here may take the filter's
 list from the source: what must not be possible stands here by name, and
 what must be possible is shown by all other tests, which run under the filter.
 """
+import ctypes
 import errno
 import os
 import platform
@@ -12,6 +13,7 @@ import subprocess
 
 import pytest
 
+import sim
 from conftest import program
 from prclient import GOOD, READ_KEYS, Closed
 
@@ -111,6 +113,47 @@ def test_forbidden_call_fails_in_main_and_is_logged(helper, target, disks,
         assert nexus.call_errno == errno.ENOSYS
         assert main.wait_log('sandbox refused system call %d' % number(call))
         assert client.read_in(fd, READ_KEYS).status == GOOD
+
+
+def landlock_version():
+    """The kernel's; 0: it has none."""
+    return max(0, ctypes.CDLL(None).syscall(444, None, 0, 1))
+
+
+def remove(main, nexus, fd, path):
+    """Main itself unlinks a file; returns the errno."""
+    nexus.sense = os.fsencode(path)
+    nexus.make_call(number('unlinkat'), -100, sim.IN_SENSE, 0)
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+    return nexus.call_errno
+
+
+@pytest.mark.skipif(landlock_version() < 1, reason='no Landlock here')
+@pytest.mark.parametrize('sandbox', ['on', 'off'])
+def test_main_removes_files_beside_its_socket_only(helper, target, disks,
+                                                   tmp_path, sandbox):
+    main = helper('--single-process', '--sandbox=' + sandbox)
+    beside = os.path.join(os.path.dirname(main.path), 'beside')
+    elsewhere = str(tmp_path / 'elsewhere')
+    for path in beside, elsewhere:
+        with open(path, 'w'):
+            pass
+    nexus, fd = target.nexus(0), disks.open()
+    assert remove(main, nexus, fd, beside) == 0
+    assert remove(main, nexus, fd, elsewhere) == (
+        errno.EACCES if sandbox == 'on' else 0)
+
+
+@pytest.mark.skipif(landlock_version() < 6, reason='no Landlock of Linux 6.12')
+@pytest.mark.parametrize('sandbox', ['on', 'off'])
+def test_main_signals_no_other_process(helper, target, disks, sandbox):
+    main, fd = helper('--single-process', '--sandbox=' + sandbox), disks.open()
+    nexus = target.nexus(0)
+    nexus.make_call(number('kill'), os.getpid(), 0, 0)
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+    assert nexus.call_errno == (errno.EPERM if sandbox == 'on' else 0)
 
 
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='x86-64 only')
