@@ -75,8 +75,30 @@ $(BUILD)/static/sim/qemu-pr-helper: $(SOURCES) tests/sim_target.c $(HEADERS) \
 	$(STATIC) -fno-lto $(SIMULATED:%=-Wl,--wrap=%) -o $@ $(SOURCES) \
 		tests/sim_target.c
 
+# The simulated helper with every system call wrapped, so that each can be
+# made to fail: see tests/fault.c. Not optimised, so that each call stands in
+# the function that its source has it in.
+FAULT = $(BUILD)/fault
+FAULT_OBJECTS = $(SOURCES:%.c=$(FAULT)/%.o) $(FAULT)/tests/sim_target.o \
+	$(FAULT)/tests/fault.o
+
+fault: $(FAULT)/qemu-pr-helper
+
+$(FAULT)/qemu-pr-helper: $(FAULT_OBJECTS)
+	nm $(FAULT)/tests/fault.o | sed -n 's/.* T __wrap_/-Wl,--wrap=/p' \
+		>$(FAULT)/wrapped
+	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) @$(FAULT)/wrapped $(LDFLAGS) \
+		-o $@ $(FAULT_OBJECTS)
+
+$(FAULT)/tests/sim_target.o: DEFINES += \
+	$(foreach name,$(SIMULATED),-D__wrap_$(name)=sim_$(name))
+
+$(FAULT)/%.o: %.c $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	$(CC) $(COMPILE) -O0 -c -o $@ $<
+
 # Everything that needs no root and no SCSI, and in User-mode Linux the rest.
-check: $(HELPER) sim
+check: $(HELPER) sim fault
 	tests/run.sh
 
 # A virtual machine's reservations through QEMU and the helper.
@@ -100,9 +122,11 @@ check-aarch64:
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
 	$(MAKE) BUILD=build/sanitized HELPER=build/sanitized/qemu-pr-helper \
-		CFLAGS='$(SANITIZERS)' CPPFLAGS=-DSANDBOX=false build/sanitized/qemu-pr-helper \
-		build/sanitized/sim/qemu-pr-helper
-	HELPER=build/sanitized/qemu-pr-helper \
+		CFLAGS='$(SANITIZERS)' CPPFLAGS=-DSANDBOX=false \
+		build/sanitized/qemu-pr-helper build/sanitized/sim/qemu-pr-helper \
+		build/sanitized/fault/qemu-pr-helper
+	FAULT_HELPER=build/sanitized/fault/qemu-pr-helper \
+		HELPER=build/sanitized/qemu-pr-helper \
 		SIM_HELPER=build/sanitized/sim/qemu-pr-helper tests/run.sh host
 
 # The parsers and the conversation: the corpus, then FUZZ_SECONDS (60) of new
@@ -179,5 +203,6 @@ clean:
 distclean:
 	rm -rf qemu-pr-helper build
 
-.PHONY: all static sim check check-hostile check-static check-sanitized \
-	check-aarch64 check-qemu fuzz soak coverage lint bench demo install dist clean distclean
+.PHONY: all static sim fault check check-hostile check-static check-sanitized \
+	check-aarch64 check-qemu fuzz soak coverage lint bench demo install \
+	dist clean distclean

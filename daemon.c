@@ -59,6 +59,10 @@ int daemon_background(void)
         ;
     if (got == 1)
         _exit(EXIT_SUCCESS);
+    if (got < 0) {
+        kill(pid, SIGKILL);
+        fatal("cannot hear from the background: %s", strerror(errno));
+    }
     if (waitpid(pid, &status, 0) == pid && WIFEXITED(status))
         _exit(WEXITSTATUS(status));
     fatal("the process in the background died");
@@ -75,8 +79,8 @@ void daemon_background_ready(int report)
     dup2(null, STDERR_FILENO);
     close(null);
     log_open();
-    if (write(report, "", 1) < 0)
-        log_verbose("nobody waited for the start");
+    if (write(report, "", 1) < 0 && errno != EPIPE)
+        _exit(EXIT_FAILURE); /* whoever waits sees the end of the pipe */
     close(report);
 }
 
@@ -88,10 +92,11 @@ void daemon_background_ready(int report)
 int daemon_pid_file_lock(const char *path)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    struct stat ours, there;
     int fd;
 
     for (;;) {
+        struct stat ours, there = { 0 };
+
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         if (fd < 0)
             fatal("cannot create PID file '%s': %s", path, strerror(errno));
@@ -101,8 +106,9 @@ int daemon_pid_file_lock(const char *path)
                                                      : "",
                   strerror(errno));
         /* Somebody may have removed or replaced it since. */
-        if (fstat(fd, &ours) == 0 && stat(path, &there) == 0
-            && ours.st_dev == there.st_dev && ours.st_ino == there.st_ino)
+        if (fstat(fd, &ours) < 0 || (stat(path, &there) < 0 && errno != ENOENT))
+            fatal("cannot look at PID file '%s': %s", path, strerror(errno));
+        if (ours.st_dev == there.st_dev && ours.st_ino == there.st_ino)
             return fd;
         close(fd);
     }

@@ -53,12 +53,14 @@ static void signals_set_up(void)
 
     sigfillset(&all);
     sigdelset(&all, SIGSYS); /* a fault of the process itself */
-    sigprocmask(SIG_SETMASK, &all, NULL);
+    if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
+        fatal("cannot block signals: %s", strerror(errno));
     memset(&action, 0, sizeof(action));
     sigfillset(&action.sa_mask);
     action.sa_handler = signal_handle;
     for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
-        sigaction(handled[i], &action, NULL);
+        if (sigaction(handled[i], &action, NULL) < 0)
+            fatal("cannot handle signals: %s", strerror(errno));
 }
 
 static int64_t sooner(int64_t a, int64_t b)

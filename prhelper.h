@@ -30,7 +30,7 @@
 
 static inline int64_t clock_us(void)
 {
-    struct timespec now;
+    struct timespec now = { 0 };
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * SECOND + now.tv_nsec / 1000;
@@ -149,8 +149,9 @@ struct server {
     const struct options *options;
     struct listener listener;
     int notify;
-    pid_t pid;       /* main's */
-    bool is_session; /* this process is a session, not main */
+    pid_t pid;        /* main's */
+    bool is_session;  /* this process is a session, not main */
+    bool is_filtered; /* system calls are */
     bool stopping;
     int64_t stop_by;    /* NEVER, or when to leave whatever is in flight */
     int64_t signals_by; /* when to let them in although clients are ready */
@@ -177,7 +178,7 @@ void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);
 
 /* sandbox.c */
-void sandbox_main(const struct server *);
-int sandbox_session(const struct options *);
+void sandbox_main(struct server *);
+int sandbox_session(void);
 
 #endif

@@ -213,7 +213,7 @@ static void call_refused(int number, siginfo_t *info, void *argument)
     log_error("the sandbox refused system call %d", info->si_syscall);
 }
 
-static void seccomp_main(void)
+static bool seccomp_main(void)
 {
     struct sigaction action;
 
@@ -222,17 +222,20 @@ static void seccomp_main(void)
     action.sa_flags = SA_SIGINFO;
     sigfillset(&action.sa_mask);
     sigaction(SIGSYS, &action, NULL);
-    if (filter_install(true, SECCOMP_RET_TRAP) < 0)
-        log_warning("no seccomp filter: %s", strerror(errno));
+    if (filter_install(true, SECCOMP_RET_TRAP) == 0)
+        return true;
+    log_warning("no seccomp filter: %s", strerror(errno));
+    return false;
 }
 
-/* Returns -1 and errno if the session must not serve its client. */
-int sandbox_session(const struct options *options)
+/*
+ * Where main has a filter, a session has one, too. Returns -1 and errno if it
+ * must not serve its client.
+ */
+int sandbox_session(void)
 {
     sigset_t refused;
 
-    if (!options->sandbox)
-        return 0;
     sigemptyset(&refused);
     sigaddset(&refused, SIGSYS);
     sigprocmask(SIG_BLOCK, &refused, NULL);
@@ -241,14 +244,14 @@ int sandbox_session(const struct options *options)
 
 #else
 
-static void seccomp_main(void)
+static bool seccomp_main(void)
 {
     log_warning("no seccomp filter for this architecture");
+    return false;
 }
 
-int sandbox_session(const struct options *options)
+int sandbox_session(void)
 {
-    (void)options;
     return 0;
 }
 
@@ -331,10 +334,10 @@ static void landlock_main(const char *socket_path)
 }
 
 /* For main, once it has opened all that it will. Needs no_new_privs. */
-void sandbox_main(const struct server *server)
+void sandbox_main(struct server *server)
 {
     if (!server->options->sandbox)
         return;
     landlock_main(server->listener.path);
-    seccomp_main();
+    server->is_filtered = seccomp_main();
 }

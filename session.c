@@ -137,15 +137,19 @@ static void fds_close_except(int keep)
 static void session_begin(struct server *server, struct record *record)
 {
     int socket;
+    ssize_t sent;
 
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0) < 0)
+        _exit(errno);
     if (getppid() != server->pid)
         _exit(ESRCH); /* main was gone before we asked to go with it */
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
-    while (write(server->report[1], "", 1) < 0 && errno == EINTR)
+    while ((sent = write(server->report[1], "", 1)) < 0 && errno == EINTR)
         ;
+    if (sent < 0)
+        _exit(errno); /* main would wait for this byte */
     server->is_session = true;
     server->sessions = NULL;
     server->used = 1;
@@ -157,7 +161,7 @@ static void session_begin(struct server *server, struct record *record)
     server->listener.fd = -1;
     server->report[0] = -1;
     fds_close_except(socket);
-    if (sandbox_session(server->options) < 0) {
+    if (server->is_filtered && sandbox_session() < 0) {
         log_error("no seccomp filter for a session: %s", strerror(errno));
         _exit(EXIT_FAILURE);
     }

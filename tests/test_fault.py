@@ -1,0 +1,773 @@
+"""Every system call of the helper is made to fail, wherever it is made.
+
+The helper under test is linked with tests/fault.c. Each scenario starts it,
+talks to it as several clients would, and stops it. It runs once undisturbed,
+to learn which calls are made where, and then once for each call and errno
+with that call failing. EXPECTED says what must come of it; the names there
+are the libc function, the helper's function that calls it and, if that has
+several such calls, which of them in the order of the program.
+
+This must never pass over a call: one that is not in EXPECTED, a failure that
+was not met, and a call in the program that no scenario makes are failures of
+the test. No time is compared with anything but a limit of many seconds, and,
+where the helper is to wait before it tries again, with half of what it waits.
+"""
+import bisect
+import collections
+import contextlib
+import ctypes
+import errno as e
+import glob
+import grp
+import mmap
+import os
+import pathlib
+import re
+import resource
+import select
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+import sim
+from conftest import BUILD, program
+from launch import (NOBODY, PR_SET_CHILD_SUBREAPER, children, is_root, prctl,
+                    wait_until)
+from prclient import (CHECK_CONDITION, GOOD, READ_KEYS, REGISTER_AND_IGNORE,
+                      Client, Closed, parameters, pr_in, pr_out, sense_code)
+
+FAULT_HELPER = program('FAULT_HELPER', os.path.join(BUILD,
+                                                    'fault/qemu-pr-helper'))
+OBJECTS = os.path.dirname(FAULT_HELPER)
+KEY = 0xa11ce
+
+# What may come of a call that fails.
+SAME = 'same'       # no client notices
+START = 'start'     # no start: a message, exit status 1
+CLOSED = 'closed'   # one connection is closed, all else is as usual
+PERHAPS = 'same, or closed'     # at the wrong time: too late for a client
+AGAIN = 'again'     # no client notices; the helper says that it tries again
+LEFT = 'left'       # the socket's name stays behind at exit
+# or the sense data, or the status, of one reply
+
+SHORT = -1          # instead of an errno: it moves only one byte
+
+# What a call's errnos come to, as many as the code tells apart and another.
+EXPECTED = {
+    # Whoever calls it.
+    'close': {SAME: (e.EINTR, e.EIO)},
+    # log.c
+    'fstat log_open': {SAME: (e.EIO,)},
+    'open log_open': {SAME: (e.ENXIO, e.EACCES, e.EMFILE)},
+    'dup2 log_open': {SAME: (e.EINTR, e.EMFILE)},
+    'ppoll line_write': {SAME: (e.ENOMEM, e.EINTR)},
+    'write line_write': {SAME: (e.EAGAIN, e.EPIPE, e.ENOSPC, SHORT)},
+    'send line_write': {SAME: (e.EAGAIN, e.EPIPE, e.ENOBUFS, SHORT)},
+    # options.c
+    'getpwnam user_id': {START: (e.ENOENT, e.EIO)},
+    'getgrnam group_id': {START: (e.ENOENT, e.EIO)},
+    'open trace_file_check': {START: (e.ENOENT, e.EROFS)},
+    # daemon.c
+    'open daemon_open_standard_fds': {START: (e.EMFILE, e.ENOENT)},
+    'pipe2 daemon_background': {START: (e.EMFILE, e.ENFILE)},
+    'fork daemon_background': {START: (e.EAGAIN, e.ENOMEM)},
+    'signal daemon_background': {SAME: (e.EINVAL,)},
+    'setsid daemon_background': {SAME: (e.EPERM,)},
+    'read daemon_background': {SAME: (e.EINTR,), START: (e.EIO,)},
+    'kill daemon_background': {START + ', process left': (e.EPERM,)},
+    'waitpid daemon_background': {START: (e.EINTR, e.ECHILD)},
+    'open daemon_background_ready': {START: (e.EMFILE, e.EACCES)},
+    'chdir daemon_background_ready': {START: (e.EACCES,)},
+    'dup2 daemon_background_ready': {SAME: (e.EINTR, e.EIO)},
+    # Its stderr is not the caller's any more.
+    'write daemon_background_ready': {"exit status 1, ''": (e.EIO,)},
+    'open daemon_pid_file_lock': {START: (e.EACCES, e.EROFS, e.ENOSPC)},
+    'fcntl daemon_pid_file_lock': {START: (e.EAGAIN, e.EACCES, e.ENOLCK)},
+    'fstat daemon_pid_file_lock': {START: (e.EIO,)},
+    'stat daemon_pid_file_lock': {SAME: (e.ENOENT,), START: (e.EIO,)},
+    'ftruncate daemon_pid_file_write': {START: (e.EIO, e.EROFS)},
+    'pwrite daemon_pid_file_write': {START: (e.ENOSPC, e.EIO, SHORT)},
+    # listen.c
+    'getsockopt socket_option': {START: (e.ENOTSOCK, e.EBADF)},
+    'fcntl listen_activated': {START: (e.EBADF,)},
+    'setsockopt listen_activated': {SAME: (e.ENOPROTOOPT, e.EINVAL)},
+    'socket unix_socket': {START: (e.EMFILE, e.EAFNOSUPPORT)},
+    'connect is_alive': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES),
+                         START: (e.EAGAIN,)},
+    'getsockopt is_alive': {SAME: (e.EINVAL,)},
+    'lstat listen_open 1': {SAME: (e.ENOENT, e.EIO)},
+    'lstat listen_open 2': {START: (e.ENOENT, e.EIO)},
+    'unlink listen_open': {SAME: (), START: (e.EACCES, e.EROFS)},
+    'bind listen_open': {START: (e.EADDRINUSE, e.EACCES, e.ENOSPC)},
+    'listen listen_open': {START: (e.EADDRINUSE, e.EOPNOTSUPP)},
+    'lstat listen_remove': {LEFT: (e.ENOENT, e.EACCES)},
+    'unlink listen_remove': {LEFT: (e.ENOENT, e.EACCES, e.EROFS)},
+    'connect notify_open': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES)},
+    'send notify_send': {SAME: (e.ECONNREFUSED, e.ENOBUFS)},
+    # prhelper.c
+    'signal main': {SAME: (e.EINVAL,)},
+    'sigprocmask signals_set_up': {START: (e.EINVAL,)},
+    'sigaction signals_set_up': {START: (e.EINVAL,)},
+    'mmap table': {START: (e.ENOMEM, e.EPERM)},
+    'getrlimit clients_limit': {SAME: (e.EFAULT,)},
+    'setrlimit clients_limit': {SAME: (e.EPERM, e.EINVAL)},
+    'madvise server_set_up': {SAME: (e.EINVAL, e.ENOMEM)},
+    'pipe2 server_set_up': {START: (e.EMFILE, e.ENFILE)},
+    'ppoll server_wait': {SAME: (e.EINTR, e.ENOMEM, e.EINVAL)},
+    'nanosleep server_wait': {SAME: (e.EINTR,)},
+    'clock_gettime clock_us': {PERHAPS: (e.EPERM,)},
+    # privdrop.c
+    'syscall capabilities_get': {START: (e.EPERM, e.ENOSYS)},
+    'syscall capabilities_set': {START: (e.EPERM, e.ENOSYS)},
+    'prctl bounding_set_empty': {SAME: (e.EINVAL, e.EPERM)},
+    'getgroups groups_clear': {SAME: (e.EINVAL,)},
+    'setgroups groups_clear': {SAME: (e.EPERM, e.ENOSYS)},
+    'setresgid privdrop': {START: (e.EPERM, e.EAGAIN)},
+    'setresuid privdrop': {START: (e.EPERM, e.EAGAIN)},
+    'setrlimit privdrop': {START: (e.EPERM, e.EINVAL)},
+    'prctl privdrop': {START: (e.EPERM, e.EINVAL)},
+    # sandbox.c: what the kernel does not have is done without
+    'sigaction seccomp_main': {SAME: (e.EINVAL,)},
+    'syscall landlock_main': {SAME: (e.ENOSYS, e.EOPNOTSUPP, e.EPERM)},
+    'syscall landlock_allow_remove': {SAME: (e.EINVAL, e.EBADFD)},
+    'open landlock_allow_remove': {LEFT: (e.EACCES, e.ENOENT)},
+    'sigprocmask sandbox_session': {SAME: (e.EINVAL,)},
+    'syscall filter_install': {SAME: (e.ENOSYS, e.EACCES)},
+    'syscall filter_install (session)': {CLOSED: (e.ENOMEM, e.EACCES)},
+    # session.c
+    'fork session_spawn': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    'prctl session_begin': {SAME: (e.EINVAL,)},
+    'getppid session_begin': {AGAIN: (e.ENOSYS,)},
+    'accept4': {AGAIN: (e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM,
+                        e.ECONNABORTED, e.EPERM)},
+    'write session_begin': {SAME: (e.EINTR,), CLOSED: (e.EAGAIN, e.EPIPE)},
+    'syscall fds_close_except': {SAME: (e.ENOSYS, e.EINVAL)},
+    'read session_reported': {SAME: (e.EAGAIN, e.EINTR, SHORT)},
+    'waitpid session_reap': {SAME: (e.EINTR, e.ECHILD)},
+    'kill session_leave': {SAME: (e.ESRCH, e.EPERM)},
+    'kill session_check': {SAME: (e.ESRCH, e.EPERM)},
+    'kill session_kill_all': {SAME: (e.ESRCH, e.EPERM)},
+    # client.c
+    'getsockopt client_begin': {SAME: (e.EINVAL, e.ENOTCONN)},
+    'recvmsg client_receive': {SAME: (e.EAGAIN, e.EINTR, SHORT),
+                               CLOSED: (e.ECONNRESET, e.ENOMEM)},
+    'send client_send': {SAME: (e.EAGAIN, e.EINTR, SHORT),
+                         CLOSED: (e.EPIPE, e.ECONNRESET, e.ENOBUFS)},
+    # sg_io.c
+    'fcntl sg_io_vet': {'5/20/00': (e.EBADF, e.EINVAL)},
+    'fstat sg_io_vet': {'B/00/06': (e.EBADF, e.EIO), '4/44/00': (e.ENOMEM,)},
+    'stat sysfs_has': {SAME: (e.EACCES, e.ENOENT)},
+    'ioctl sg_io_execute': {
+        'status 28': (e.EDOM,), 'status 18': (e.EBADE,),
+        '4/44/00': (e.EREMOTEIO, e.ENOMEM, e.ENODEV), '3/11/00': (e.ENODATA,),
+        '2/3A/00': (e.ENOMEDIUM,), '5/24/00': (e.EINVAL,),
+        '7/27/07': (e.ENOSPC,),
+        'B/00/06': (e.EIO, e.ENOTTY, e.EPERM, e.EINTR)},
+}
+
+Site = collections.namedtuple('Site', 'name offset generation role')
+
+
+class Program:
+    """Where in the program under test which function is called."""
+
+    def __init__(self, path):
+        symbols = [line.split() for line in self.tool('nm', '-n', path)]
+        text = [(int(s[0], 16), s[2]) for s in symbols
+                if len(s) == 3 and s[1] in 'tT']
+        self.starts, self.names = zip(*text)
+        self.anchor = dict((n, a) for a, n in text)['fault_anchor']
+        self.sanitized = any('__asan_init' in s for s in symbols)
+        self.ours = {line.split()[2] for o in glob.glob(OBJECTS + '/*.o')
+                     for line in self.tool('nm', '--defined-only', o)
+                     if line.split()[1] in 'tT'}
+        self.offsets = self.read_calls(path)
+
+    @staticmethod
+    def tool(*command):
+        return subprocess.run(command, check=True, text=True,
+                              stdout=subprocess.PIPE).stdout.splitlines()
+
+    def read_calls(self, path):
+        """The name of each call, by the address that it returns to."""
+        found, call = collections.defaultdict(list), None
+        for line in self.tool('objdump', '-d', '--no-show-raw-insn', path):
+            instruction = re.match(r' *([0-9a-f]+):\t(.*)', line)
+            if not instruction:
+                continue
+            address = int(instruction.group(1), 16)
+            if call:
+                caller = self.names[bisect.bisect(self.starts, address - 1)
+                                    - 1]
+                if caller in self.ours:
+                    found[call, caller].append(address - self.anchor)
+            call = re.search('<__wrap_([a-z0-9_]+?)(64)?>',
+                             instruction.group(2))
+            call = call and call.group(1)
+        names = {}
+        for (call, caller), offsets in found.items():
+            for number, offset in enumerate(offsets, 1):
+                names[offset] = call + ' ' + caller + (
+                    ' %d' % number if len(offsets) > 1 else '')
+        return names
+
+
+class Table:
+    """The table of fault.c: what is called where, and what shall fail."""
+    ENTRY, SITES = struct.Struct('=qIIIiII'), 1024
+    CALLS, RULE, HITS = 8, 12, 24       # offsets; RULE is first, count, error
+
+    def __init__(self, path):
+        self.path = str(path)
+        with open(path, 'w+b') as f:
+            f.truncate(self.ENTRY.size * self.SITES)
+            self.pages = mmap.mmap(f.fileno(), 0)
+        self.indexes = {}
+
+    def reset(self):
+        for i in range(self.SITES):
+            base = i * self.ENTRY.size
+            if self.pages[base:base + 8] == bytes(8):
+                break
+            struct.pack_into('=5I', self.pages, base + self.CALLS,
+                             *[0] * 5)
+
+    def entries(self):
+        """(offset, generation) and calls of each entry."""
+        for i in range(self.SITES):
+            key, calls = self.ENTRY.unpack_from(self.pages,
+                                                i * self.ENTRY.size)[:2]
+            if key == 0:
+                break
+            self.indexes[key >> 8, (key & 255) - 1] = i
+            yield (key >> 8, (key & 255) - 1), calls
+
+    def calls(self, where):
+        return dict(self.entries()).get(where, 0)
+
+    def arm(self, where, error, first=1, count=1):
+        if where not in self.indexes:
+            list(self.entries())
+        if where not in self.indexes:       # it has never been called so far
+            i = len(self.indexes)
+            self.indexes[where] = i
+            struct.pack_into('=q', self.pages, i * self.ENTRY.size,
+                             where[0] * 256 + where[1] + 1)
+        struct.pack_into('=IIi', self.pages, self.indexes[where]
+                         * self.ENTRY.size + self.RULE, first, count, error)
+
+    def hits(self, where):
+        return struct.unpack_from('=I', self.pages, self.indexes[where]
+                                  * self.ENTRY.size + self.HITS)[0]
+
+
+class Scenario:
+    """A way to start and use the helper, with some calls failing anyway."""
+
+    def __init__(self, name, *options, main=0, stderr='file', broken=None,
+                 outcomes=None, only=None, env=None, **features):
+        self.name, self.options, self.main = name, options, main
+        self.stderr, self.env = stderr, env or {}
+        self.broken = broken or {}      # call: (errno, first, count)
+        self.outcomes = outcomes or {}  # what is not as in EXPECTED
+        self.only = only                # a pattern: no other call fails here
+        self.features = features
+
+    def __getattr__(self, name):
+        return self.features.get(name, False)
+
+
+class Run:
+    """One start of the helper, and what was odd in its life."""
+
+    def __init__(self, tools, scenario, rules=()):
+        self.scenario, self.odd = scenario, []
+        self.program, self.table, self.target = tools.program, tools.table, \
+            tools.target
+        self.dir, self.tools, self.main = tools.dir, tools, None
+        self.disk, self.other = tools.disk, tools.other
+        self.path = self.dir + '/s'
+        self.table.reset()
+        for name, (error, first, count) in scenario.broken.items():
+            where = tools.where(name, scenario)
+            if name == 'read daemon_background':
+                where = where[0], 0     # the process that was started
+            self.table.arm(where, error, first, count)
+        for rule in rules:
+            self.table.arm(*rule)
+
+    # ---- The life of a helper ---------------------------------------------
+    def live(self):
+        with contextlib.ExitStack() as stack:
+            self.prepare(stack)
+            try:
+                self.start()
+                if self.main:
+                    self.talk()
+                    self.stop()
+            except (AssertionError, OSError) as error:
+                self.odd.append('in %s: %s' % (
+                    error.__traceback__.tb_next.tb_frame.f_code.co_name,
+                    error))
+            finally:
+                self.clean()
+        return self
+
+    def prepare(self, stack):
+        for name in os.listdir(self.dir):
+            os.unlink(os.path.join(self.dir, name))
+        self.target.nexus(0).key = self.target.nexus(0).in_flight = 0
+        self.notify = stack.enter_context(
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        self.notify.bind(self.dir + '/notify')
+        if self.scenario.stale:
+            with socket.socket(socket.AF_UNIX) as s:
+                s.bind(self.path)
+        self.listener = None
+        if self.scenario.activated or self.scenario.alive:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(self.path)
+            listener.listen()
+            self.listener = listener if self.scenario.activated else None
+        self.make_stderr(stack)
+
+    def make_stderr(self, stack):
+        if self.scenario.stderr == 'socket':
+            read, write = socket.socketpair()
+            self.log_read = stack.enter_context(read).fileno()
+            self.log_write = stack.enter_context(write).fileno()
+        elif self.scenario.stderr == 'pipe':
+            self.log_read, self.log_write = os.pipe()
+            stack.callback(os.close, self.log_read)
+            stack.callback(os.close, self.log_write)
+        else:
+            with open(self.dir + '/log', 'w+b') as log:
+                self.log_read = os.dup(log.fileno())
+            self.log_write = os.open(self.dir + '/log',
+                                     os.O_WRONLY | os.O_APPEND)
+            stack.callback(os.close, self.log_read)
+            stack.callback(os.close, self.log_write)
+        os.set_blocking(self.log_read, False)
+        self.text = ''
+
+    def log(self):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data = os.read(self.log_read, 65536)
+                if not data:
+                    break
+                self.text += data.decode(errors='replace')
+        return self.text
+
+    def start(self):
+        command = [FAULT_HELPER, *self.scenario.options]
+        env = dict(self.target.env, FAULT_STATE=self.table.path)
+        if self.scenario.notify:
+            env['NOTIFY_SOCKET'] = self.dir + '/notify'
+        env.update(self.scenario.env)
+        if self.listener:
+            command = ['/bin/sh', '-c', 'LISTEN_PID=$$ LISTEN_FDS=1 '
+                       'exec "$@"', 'sh'] + command
+        else:
+            command += ['-k', self.path]
+        if self.scenario.pid_file:
+            command += ['-f', self.dir + '/pid', '-T',
+                        'file=%s/trace' % self.dir]
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=self.log_write,
+            preexec_fn=self.listener and self.pass_listener
+            or self.scenario.preexec or None, close_fds=not self.listener)
+        ready = self.tools.where('ppoll server_wait', self.scenario)
+        wait_until(lambda: process.poll() is not None
+                   or not self.scenario.background and self.table.calls(ready))
+        if process.poll() is None:
+            self.main = process.pid
+        elif process.returncode == 0 and self.scenario.background:
+            with open(self.dir + '/pid') as f:
+                self.main = int(f.read())
+            wait_until(lambda: self.table.calls(ready))
+        elif process.returncode == 1 and 'qemu-pr-helper: ' in self.log():
+            self.odd.append(START)
+        else:
+            self.odd.append('exit status %d, %r' % (process.returncode,
+                                                    self.log()))
+        self.process = process
+
+    def pass_listener(self):
+        os.dup2(self.listener.fileno(), 3)
+
+    def stop(self):
+        """With one client connected, idle or with a command at its disk."""
+        nexus = self.target.nexus(0)
+        client = self.connected()
+        if self.scenario.hanging:
+            nexus.hold = 1
+            client.send(pr_in(READ_KEYS), [self.disk])
+            nexus.wait_in_flight(1)
+        os.kill(self.main, signal.SIGTERM)
+        status = []
+        wait_until(lambda: status or self.exited(status))
+        self.expect(0, lambda: os.waitstatus_to_exitcode(status[0]))
+        nexus.hold = 0
+        if self.scenario.hanging:
+            with contextlib.suppress(Closed):
+                client.reply()      # of a session that could not be killed
+        wait_until(lambda: not self.live_children(os.getpid()))
+        self.expect(True, client.closed)
+        client.close()
+        if not self.listener and os.path.exists(self.path):
+            self.odd.append(LEFT)
+
+    def exited(self, status):
+        if self.process.pid == self.main:
+            if self.process.poll() is not None:
+                code = self.process.returncode
+                status.append(code << 8 if code >= 0 else -code)
+        else:
+            pid, code = os.waitpid(self.main, os.WNOHANG)
+            if pid:
+                status.append(code)
+        return status
+
+    def clean(self):
+        """Nobody may be left; nobody will be left."""
+        self.target.nexus(0).hold = 0
+        with contextlib.suppress(ChildProcessError):
+            while True:                 # a child's children become ours
+                for pid in self.live_children(os.getpid()):
+                    if 'process left' not in self.odd:
+                        self.odd.append('process left')
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(-1, os.WNOHANG)
+        crash = re.search('.*(?:of signal |Sanitizer|runtime error).*',
+                          self.log())
+        if crash:
+            self.odd.append(crash.group())
+
+    # ---- What clients see -------------------------------------------------
+    def expect(self, wanted, action):
+        """Whatever else comes of it is odd, and then tried again."""
+        for _ in range(4):
+            try:
+                got = action()
+            except (Closed, BrokenPipeError, ConnectionResetError):
+                got = CLOSED
+                self.settle()
+            except (TimeoutError, socket.timeout):
+                got = 'stuck'
+            if got == wanted:
+                return
+            self.odd.append(got)
+            if got == 'stuck':
+                return
+
+    def connected(self):
+        clients = []
+        self.expect(True, lambda: clients.append(
+            Client(self.path, timeout=15)) is None)
+        return clients[-1]
+
+    def answer(self, action):
+        """What a request on a connection came to; reconnects if need be."""
+        if self.client is None:
+            self.client = Client(self.path, timeout=15)
+        try:
+            reply = action(self.client)
+        except (Closed, OSError):
+            self.client.close()
+            self.client = None
+            raise
+        assert not reply.payload or reply.status == GOOD
+        if reply.status == CHECK_CONDITION:
+            return sense_code(reply.sense)
+        assert not any(reply.sense)
+        if reply.status != GOOD:
+            return 'status %02x' % reply.status
+        return reply.payload
+
+    def live_children(self, pid):
+        with open('/proc/%d/task/%d/children' % (pid, pid)) as f:
+            pids = [int(p) for p in f.read().split()]
+        found = []
+        for child in pids:
+            with contextlib.suppress(OSError):
+                with open('/proc/%d/stat' % child) as f:
+                    if f.read().rpartition(')')[2].split()[0] not in 'ZX':
+                        found.append(child)
+        return found
+
+    def settle(self):
+        """Main has heard of the end of every session but our client's."""
+        if not self.scenario.single:
+            wait_until(lambda: len(self.live_children(self.main))
+                       <= (self.client is not None))
+
+    def fds(self):
+        """How many the process has that serves the only client."""
+        pids = self.live_children(self.main) or [self.main]
+        return len(os.listdir('/proc/%d/fd' % pids[0]))
+
+    def talk(self):
+        keys = struct.pack('>IIQ', 1, 8, KEY)
+        self.target.generation = 0
+        main_fds = len(os.listdir('/proc/%d/fd' % self.main))
+        self.client = None
+        self.expect(struct.pack('>II', 0, 0), lambda: self.answer(
+            lambda c: c.read_in(self.disk, READ_KEYS)))
+        self.expect(b'', lambda: self.answer(self.register))
+        self.target.generation = 1
+        self.expect(keys, lambda: self.answer(
+            lambda c: c.read_in(self.disk, READ_KEYS)))
+        assert self.target.nexus(0).key == KEY
+        self.expect('5/20/00', lambda: self.answer(
+            lambda c: c.read_in(self.other, READ_KEYS)))
+        self.expect(self.tools.fds.setdefault(self.scenario.name, self.fds()),
+                    self.fds)
+        self.expect('violation', self.violate)
+        self.settle()
+        self.expect('evicted', self.evict)
+        self.client.close()
+        self.client = None
+        self.settle()
+        if self.scenario.single:        # hears of it only by and by
+            self.expect(True, lambda: self.answer_fresh(keys))
+        wait_until(lambda: len(os.listdir('/proc/%d/fd' % self.main))
+                   == main_fds)
+
+    def answer_fresh(self, keys):
+        with Client(self.path, timeout=15) as client:
+            return client.read_in(self.disk, READ_KEYS).payload == keys
+
+    def register(self, client):
+        return client.request(pr_out(REGISTER_AND_IGNORE), self.disk,
+                              parameters(0, KEY))
+
+    def violate(self):
+        with Client(self.path, timeout=15) as client:
+            client.send(pr_in(READ_KEYS), [self.disk, self.disk])
+            return 'violation' if client.closed() else 'served'
+
+    def evict(self):
+        """A third client, where two may be."""
+        if not self.scenario.crowded:
+            return 'evicted'
+        with Client(self.path, timeout=15) as second, \
+                Client(self.path, timeout=15) as third:
+            old = [self.client.sock, second.sock]
+            gone = select.select(old, [], [], 15)[0]
+            assert third.read_in(self.disk, READ_KEYS).status == GOOD
+            return 'evicted' if len(gone) == 1 else 'all stay'
+
+
+# ---- The scenarios ----------------------------------------------------------
+
+def few_fds():
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (24, limit[1]))
+
+
+ONE = (1, 1)        # the first call, once
+TWO_CLIENTS = ('-v', '--max-clients=2')
+SCENARIOS = [
+    Scenario('sessions', *TWO_CLIENTS, stderr='pipe', crowded=True),
+    Scenario('single process', '--max-clients=2', '--single-process',
+             stderr='socket', crowded=True, single=True, preexec=few_fds,
+             only='clients_limit|session_|client_|server_wait|line_write|'
+                  'clock'),
+    Scenario('background', '-v', '-d', main=1, background=True, notify=True,
+             stale=True, pid_file=True,
+             only='daemon|trace|notify|listen|alive|socket|^close', outcomes={
+                 # What is there and cannot be seen is not replaced.
+                 'lstat listen_open 1': {START: (e.ENOENT, e.EIO)},
+                 'unlink listen_open': {START: (e.EACCES, e.EROFS)}}),
+    Scenario('activated', '-v', activated=True, stderr='pipe',
+             only='socket_option|listen_activated'),
+    Scenario('background, no start', '-d', main=1, background=True,
+             pid_file=True, fails=True, only='waitpid',
+             broken={'listen listen_open': (e.EIO, *ONE)}),
+    Scenario('background, no word', '-d', main=1, background=True,
+             pid_file=True, fails=True, only='kill daemon_background',
+             broken={'read daemon_background': (e.EIO, *ONE)}),
+    Scenario('another helper there', alive=True, fails=True,
+             only='getsockopt'),
+    Scenario('nobody to notify', '-v', notify=True, only='^close notify',
+             broken={'connect notify_open': (e.ECONNREFUSED, *ONE)}),
+    Scenario('blocking stderr, replaced PID file', '-v', stderr='pipe',
+             pid_file=True, only='ppoll line_write|close daemon_pid_file_lock',
+             broken={'open log_open': (e.ENXIO, *ONE),
+                     'stat daemon_pid_file_lock': (e.ENOENT, *ONE)}),
+    Scenario('short of memory', '-v', only='nanosleep|setgroups',
+             broken={'ppoll server_wait 2': (e.ENOMEM, 2, 1),
+                     'getgroups groups_clear': (e.EINVAL, *ONE)}),
+    Scenario('deaf sessions', *TWO_CLIENTS, crowded=True, only='session_check',
+             broken={'kill session_leave': (e.EPERM, *ONE)}),
+    Scenario('a command that never ends', '-v', '--stop-timeout=0',
+             hanging=True, only='session_kill_all'),
+    Scenario('another user', '-v', '-u', 'nobody', '-g',
+             grp.getgrgid(NOBODY.pw_gid).gr_name, root=True,
+             only='user_id|group_id|privdrop|bounding|groups', outcomes={
+                 'prctl bounding_set_empty 1': {START: (e.EPERM, e.EINVAL)},
+                 'setgroups groups_clear': {START: (e.EPERM, e.ENOSYS)}}),
+]
+
+
+def expected(name, role, scenario):
+    """The row of EXPECTED, the most specific that there is."""
+    bare = re.sub(r' \d+$', '', name)
+    for row in (scenario.outcomes, EXPECTED):
+        for key in (name + role, bare + role, name, bare, bare.split()[0]):
+            if key in row:
+                return row[key]
+    raise AssertionError('%s is a call that EXPECTED does not have' % name)
+
+
+class Tools:
+    """What all runs share."""
+
+    def __init__(self, directory):
+        self.dir = str(directory / 'run')
+        os.mkdir(self.dir)
+        os.chmod(self.dir, 0o777)
+        self.program = Program(FAULT_HELPER)
+        self.table = Table(directory / 'table')
+        self.target = sim.Target(directory / 'sim')
+        self.target.env.update(
+            ASAN_OPTIONS='log_path=%s/log' % self.dir,
+            UBSAN_OPTIONS='log_path=%s/log' % self.dir)
+        self.disks = sim.Disks(directory)
+        self.disk = self.disks.open(0)
+        self.other = os.open(sim.device(directory / 'other', 300, 0),
+                             os.O_RDWR)
+        self.fds, self.pairs, self.met, self.runs = {}, set(), set(), 0
+        self.done = set()
+
+    def where(self, name, scenario):
+        """The key of main's calls of that name, of the first if many."""
+        for offset, found in self.program.offsets.items():
+            if found in (name, name + ' 1'):
+                return offset, scenario.main
+        raise AssertionError('the program does not call ' + name)
+
+    def learn(self, scenario):
+        """One undisturbed run; returns what it called, and how often."""
+        run = Run(self, scenario).live()
+        assert run.odd == ([START] if scenario.fails else []), \
+            (run.odd, run.text)
+        calls = {where: calls for where, calls in self.table.entries()
+                 if calls and where[0] in self.program.offsets}
+        self.met |= {where[0] for where in calls}
+        return calls
+
+    def fail(self, scenario, where, error, first, count, outcome):
+        """One run with one call failing; returns what was wrong with it."""
+        begin = time.monotonic()
+        run = Run(self, scenario, [(where, error, first, count)]).live()
+        self.runs += 1
+        wrong = []
+        if time.monotonic() - begin < 0.05 * (count - 1):
+            wrong.append('it does not back off')
+        if not self.table.hits(where):
+            wrong.append('it was not called')
+        odd = run.odd
+        if outcome in (SAME, AGAIN):
+            wrong += odd
+        elif outcome == PERHAPS and odd in ([], [CLOSED]):
+            pass
+        elif ', '.join(map(str, odd)) != outcome:
+            wrong.append('%r' % odd)
+        if outcome == AGAIN and 'trying again' not in run.text:
+            wrong.append('not a word')
+        if sum(calls for _, calls in self.table.entries()) > 20000:
+            wrong.append('it spins')
+        return wrong
+
+
+def landlock_is_missing():
+    libc = ctypes.CDLL(None)
+    return libc.syscall(444, None, ctypes.c_size_t(0), 1) < 1
+
+
+@pytest.fixture(scope='module')
+def tools():
+    if not os.path.exists(FAULT_HELPER):
+        pytest.skip('make fault has not built %s' % FAULT_HELPER)
+    before = children(os.getpid())
+    assert before == [], before
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with tempfile.TemporaryDirectory(prefix='prh') as directory:
+        os.chmod(directory, 0o755)      # for the helper of another user
+        tools = Tools(pathlib.Path(directory))
+        yield tools
+        tools.disks.close()
+        os.close(tools.other)
+    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize('scenario', SCENARIOS, ids=lambda s: s.name)
+def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
+    if scenario.root and not is_root():
+        pytest.skip('needs root with CAP_SYS_RAWIO and CAP_SET*')
+    wrong = []
+    tools.done.add(scenario.name)
+    for where, calls in tools.learn(scenario).items():
+        name = tools.program.offsets[where[0]]
+        role = ' (session)' if where[1] > scenario.main else ''
+        if not re.search(scenario.only or '', name):
+            continue
+        most = 4 if 'client_' in name else 2
+        if 'ioctl' in name or name == 'ppoll server_wait 1':
+            most = 1        # how often the latter is called, time tells
+        for outcome, errors in expected(name, role, scenario).items():
+            for error in errors:
+                tools.pairs.add((where[0], role, error))
+                for first in range(1, min(calls, most) + 1):
+                    count = 5 if (outcome, first) == (AGAIN, 1) else 1
+                    found = tools.fail(scenario, where, error, first, count,
+                                       outcome)
+                    if found:
+                        wrong.append('%s%s, call %d, %s: not %s but %s' % (
+                            name, role, first, e.errorcode.get(error, error),
+                            outcome, '; '.join(map(str, found))))
+    assert not wrong, '\n' + '\n'.join(wrong)
+
+
+def test_no_call_was_left_out(tools, capsys):
+    never = {name for offset, name in tools.program.offsets.items()
+             if offset not in tools.met}
+    with capsys.disabled():
+        print('\nfault injection: %d (call, errno) pairs at %d calls, in %d '
+              'runs; not reached: %s' % (
+                  len(tools.pairs), len(tools.met), tools.runs,
+                  ', '.join(sorted(never)) or 'none'))
+    if len(tools.done) < len([s for s in SCENARIOS if is_root()
+                              or not s.root]):
+        pytest.skip('not all scenarios were run')
+    excused = [] if is_root() else ['user_id', 'group_id', 'groups',
+                                    'privdrop']
+    if tools.program.sanitized:
+        excused += ['sandbox', 'seccomp', 'landlock', 'filter_install']
+    elif landlock_is_missing():
+        excused += ['landlock']
+    assert not [name for name in never
+                if not any(word in name for word in excused)]
+
+
+def test_each_system_call_can_be_made_to_fail(tools):
+    # The C library's functions that make no system call, or cannot fail.
+    harmless = re.compile(
+        '_|(mem|str|sig(add|del|empty|fill)|getopt|opt|getenv|unsetenv|'
+        'get(e?uid|pid)$|exit$|v?snprintf$|printf$|puts$|gnu_dev_)')
+    wrapped = set()
+    for line in tools.program.tool('nm', '--defined-only',
+                                   OBJECTS + '/tests/fault.o'):
+        wrapped.add(line.split()[2].replace('__wrap_', ''))
+    left = {line.split()[-1] for o in glob.glob(OBJECTS + '/*.o')
+            for line in tools.program.tool('nm', '-u', o)}
+    assert not {name for name in left - wrapped - tools.program.ours
+                if not harmless.match(name)}
