@@ -152,6 +152,7 @@ static void session_begin(struct server *server, struct record *record)
         _exit(errno); /* main would wait for this byte */
     server->is_session = true;
     server->sessions = NULL;
+    server->signals_by = 0;
     server->used = 1;
     client_begin(&server->clients[0], socket, record,
                  server->options->client_timeout);

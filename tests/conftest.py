@@ -46,13 +46,17 @@ class Helper:
             probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 probe.connect(self.path)
-                return
+                probe.settimeout(seconds)
+                probe.recv(4)   # so that it has its session
+                break
             except OSError:
                 assert self.process.poll() is None, self.log()
                 time.sleep(0.005)
             finally:
                 probe.close()
-        raise AssertionError('the helper does not listen: ' + self.log())
+        else:
+            raise AssertionError('the helper does not listen: ' + self.log())
+        self.wait_sessions(0)
 
     def client(self, **kwargs):
         return Client(self.path, **kwargs)
