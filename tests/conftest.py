@@ -56,7 +56,6 @@ class Helper:
                 probe.close()
         else:
             raise AssertionError('the helper does not listen: ' + self.log())
-        self.wait_sessions(0)
 
     def client(self, **kwargs):
         return Client(self.path, **kwargs)
@@ -135,6 +134,8 @@ def start(tmp_path):
                         or program('HELPER', 'qemu-pr-helper'),
                         options, **kwargs)
         helpers.append(helper)
+        if kwargs.get('wait', True):
+            helper.wait_sessions(0)     # whoever looked if it is ready
         return helper
 
     yield begin
