@@ -5,13 +5,17 @@
 # ./qemu-pr-helper and what `make install` is told to.
 #
 # To be given on the command line as usual: CC, CPPFLAGS, CFLAGS, LDFLAGS,
-# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, LOCALSTATEDIR.
+# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, LOCALSTATEDIR.
+# (SBINDIR makes no difference: libvirt, SELinux and AppArmor expect the
+# helper in bin.)
 
 VERSION = 0.1.0
 
 PREFIX = $(or $(prefix),/usr/local)
 BINDIR = $(PREFIX)/bin
 MANDIR = $(PREFIX)/share/man
+DOCDIR = $(PREFIX)/share/doc/prhelper
+UNITDIR = $(PREFIX)/lib/systemd/system
 LOCALSTATEDIR = /var
 
 CFLAGS = -O2
@@ -186,10 +190,30 @@ $(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
 demo: $(HELPER)
 	tests/demo.sh
 
-install: $(HELPER)
-	mkdir -p $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man8
-	install -m 755 $(HELPER) $(DESTDIR)$(BINDIR)/qemu-pr-helper
-	install -m 644 man/qemu-pr-helper.8 $(DESTDIR)$(MANDIR)/man8/
+# What is installed, and where to. For the static helper:
+# PROGRAMS=build/static/qemu-pr-helper.
+PROGRAMS = $(HELPER)
+MANUALS = $(wildcard man/*.[18])
+UNITS = $(wildcard contrib/*.service contrib/*.socket)
+TEXTS = $(MANUALS) $(UNITS) LICENSE
+INSTALLED_PROGRAMS = $(addprefix $(BINDIR)/,$(notdir $(PROGRAMS)))
+INSTALLED_TEXTS = $(foreach page,$(MANUALS),\
+	$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
+	$(addprefix $(UNITDIR)/,$(notdir $(UNITS))) $(DOCDIR)/LICENSE
+# Manuals and units say where things really are.
+PATHS = -e 's|/usr/bin/|$(BINDIR)/|g' -e 's|/var/run/|$(LOCALSTATEDIR)/run/|g'
+
+install: $(PROGRAMS)
+	umask 022; for file in $(INSTALLED_PROGRAMS) $(INSTALLED_TEXTS); do \
+		mkdir -p "$(DESTDIR)$${file%/*}" || exit 1; done
+	install -m 755 $(PROGRAMS) "$(DESTDIR)$(BINDIR)/"
+	umask 022; set -- $(INSTALLED_TEXTS); for file in $(TEXTS); do \
+		sed $(PATHS) $$file >"$(DESTDIR)$$1" || exit 1; shift; done
+
+uninstall:
+	for file in $(INSTALLED_PROGRAMS) $(INSTALLED_TEXTS); do \
+		rm -f "$(DESTDIR)$$file" || exit 1; done
+	rmdir "$(DESTDIR)$(DOCDIR)" 2>/dev/null || :
 
 dist:
 	@mkdir -p build
@@ -205,4 +229,4 @@ distclean:
 
 .PHONY: all static sim fault check check-hostile check-static check-sanitized \
 	check-aarch64 check-qemu fuzz soak coverage lint bench demo install \
-	dist clean distclean
+	uninstall dist clean distclean
