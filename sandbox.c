@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/net.h>
 #include <linux/seccomp.h>
 #include <scsi/sg.h>
 #include <signal.h>
@@ -38,6 +39,42 @@
 #include <unistd.h>
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/*
+ * The machine as the kernel calls it, and where its calls leave their result;
+ * of some, ppc64le among them, that is more than a register.
+ */
+#if defined(__x86_64__)
+#define ARCHITECTURE AUDIT_ARCH_X86_64
+#define RESULT uc_mcontext.gregs[REG_RAX]
+typedef greg_t result_register;
+#elif defined(__aarch64__)
+#define ARCHITECTURE AUDIT_ARCH_AARCH64
+#define RESULT uc_mcontext.regs[0]
+typedef uint64_t result_register;
+#elif defined(__riscv) && __riscv_xlen == 64
+#define ARCHITECTURE AUDIT_ARCH_RISCV64
+#define RESULT uc_mcontext.__gregs[REG_A0]
+typedef unsigned long result_register;
+#elif defined(__i386__)
+#define ARCHITECTURE AUDIT_ARCH_I386
+#define RESULT uc_mcontext.gregs[REG_EAX]
+typedef greg_t result_register;
+#elif defined(__ARMEL__)
+#define ARCHITECTURE AUDIT_ARCH_ARM
+#define RESULT uc_mcontext.arm_r0
+typedef unsigned long result_register;
+#elif defined(__s390x__)
+#define ARCHITECTURE AUDIT_ARCH_S390X
+#define RESULT uc_mcontext.gregs[2]
+typedef unsigned long result_register;
+#elif defined(__powerpc64__) && defined(__LITTLE_ENDIAN__)
+#define ARCHITECTURE AUDIT_ARCH_PPC64LE
+#endif
+
+enum process { SESSION, WORKER, MAIN };
+
+#ifdef ARCHITECTURE
 
 /* A system call that may be made, perhaps only with one value. */
 struct permission {
@@ -59,11 +96,22 @@ enum { ANY = -1 };
 
 /*
  * For calls without a condition Linux 5.11 and later do not run the filter,
- * so those with one come first.
+ * so those with one come first. 32-bit machines have fcntl64; there, a call
+ * whose times or file sizes have outgrown 32 bits has another name.
  */
 static const struct permission session_permissions[] = {
     CALL_WITH(ioctl, 1, SG_IO),
     CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
+#ifdef SYS_fcntl64
+    CALL_WITH(fcntl64, 1, F_GETFL),
+#endif
+#ifdef SYS_socketcall /* what i386 and s390x have for the calls named below */
+    CALL_WITH(socketcall, 0, SYS_RECVMSG),
+    CALL_WITH(socketcall, 0, SYS_SEND),
+    CALL_WITH(socketcall, 0, SYS_SENDTO),
+    CALL_WITH(socketcall, 0, SYS_SENDMSG),
+    CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
+#endif
     CALL_WITH(write, 0, STDERR_FILENO),
     CALL(ppoll),                       /* server_wait() */
     CALL(recvmsg),                     /* client_receive() */
@@ -72,7 +120,9 @@ static const struct permission session_permissions[] = {
     CALL(sendmsg),                     /* likewise, and work_do() */
     CALL(close),                       /* every descriptor that came */
     CALL(fstat),
+#ifdef SYS_newfstatat
     CALL(newfstatat), /* fstat() of some, and stat() in vet_other_block() */
+#endif
 #ifdef SYS_stat
     CALL(stat),
 #endif
@@ -80,7 +130,18 @@ static const struct permission session_permissions[] = {
     CALL(clock_gettime),   /* where there is no vDSO */
     CALL(clock_nanosleep), /* server_wait() when short of memory */
     CALL(nanosleep),
+#ifdef SYS_fcntl64
+    CALL(ppoll_time64),
+    CALL(fstat64),
+    CALL(fstatat64),
+    CALL(stat64),
+    CALL(clock_gettime64),
+    CALL(clock_nanosleep_time64),
+#endif
     CALL(rt_sigreturn),
+#ifdef SYS_sigreturn
+    CALL(sigreturn),
+#endif
     CALL(restart_syscall), /* the kernel's own, after SIGSTOP */
     CALL(exit_group),
 };
@@ -89,6 +150,16 @@ static const struct permission session_permissions[] = {
 static const struct permission worker_permissions[] = {
     CALL_WITH(socket, 0, AF_UNIX),
     CALL_WITH(fcntl, 1, F_SETLKW),
+#ifdef SYS_fcntl64
+    CALL_WITH(fcntl64, 1, F_SETLKW),
+#endif
+#ifdef SYS_socketcall
+    CALL_WITH(socketcall, 0, SYS_SOCKET),
+    CALL_WITH(socketcall, 0, SYS_CONNECT),
+    CALL_WITH(socketcall, 0, SYS_GETSOCKOPT),
+    CALL_WITH(socketcall, 0, SYS_RECV),
+    CALL_WITH(socketcall, 0, SYS_RECVFROM),
+#endif
     CALL(read),
     CALL(openat),
 #ifdef SYS_open
@@ -122,10 +193,16 @@ static const struct permission main_permissions[] = {
     CALL(close_range),
     CALL(landlock_restrict_self),
     CALL(seccomp),
+#ifdef SYS_socketcall
+    CALL_WITH(socketcall, 0, SYS_ACCEPT4),
+#endif
     CALL_WITH(prctl, 0, PR_SET_PDEATHSIG),
     CALL(write), /* session_begin() */
 #ifdef SYS_lstat
     CALL(lstat), /* listen_remove() */
+#endif
+#ifdef SYS_lstat64
+    CALL(lstat64),
 #endif
 #ifdef SYS_unlink
     CALL(unlink),
@@ -133,25 +210,7 @@ static const struct permission main_permissions[] = {
     CALL(unlinkat),
 };
 
-#if defined(__x86_64__)
-#define ARCHITECTURE AUDIT_ARCH_X86_64
-#define RESULT uc_mcontext.gregs[REG_RAX]
-typedef greg_t result_register;
-#elif defined(__aarch64__)
-#define ARCHITECTURE AUDIT_ARCH_AARCH64
-#define RESULT uc_mcontext.regs[0]
-typedef uint64_t result_register;
-#elif defined(__riscv) && __riscv_xlen == 64
-#define ARCHITECTURE AUDIT_ARCH_RISCV64
-#define RESULT uc_mcontext.__gregs[REG_A0]
-typedef unsigned long result_register;
-#endif
-
-enum process { SESSION, WORKER, MAIN };
-
-#ifdef ARCHITECTURE
-
-enum { PERMISSIONS_MOST = 64, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
+enum { PERMISSIONS_MOST = 96, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
 
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
 
@@ -231,6 +290,10 @@ static int filter_install(enum process process, uint32_t otherwise)
     return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
 
+#ifdef RESULT
+
+enum { REFUSED = SECCOMP_RET_TRAP };
+
 /* A call that is in no list: it has not been made, and this is its result. */
 static void call_refused(int number, siginfo_t *info, void *argument)
 {
@@ -243,7 +306,7 @@ static void call_refused(int number, siginfo_t *info, void *argument)
     log_error("the sandbox refused system call %d", info->si_syscall);
 }
 
-static bool seccomp_main(void)
+static void refusals_log(void)
 {
     struct sigaction action;
 
@@ -252,7 +315,23 @@ static bool seccomp_main(void)
     action.sa_flags = SA_SIGINFO;
     sigfillset(&action.sa_mask);
     sigaction(SIGSYS, &action, NULL);
-    if (filter_install(MAIN, SECCOMP_RET_TRAP) == 0)
+}
+
+#else
+
+enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
+
+/* The kernel gives the result, and nobody hears of it. */
+static void refusals_log(void)
+{
+}
+
+#endif
+
+static bool seccomp_main(void)
+{
+    refusals_log();
+    if (filter_install(MAIN, REFUSED) == 0)
         return true;
     log_warning("no seccomp filter: %s", strerror(errno));
     return false;
