@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-# Builds, tests and installs the helper. Needs a C99 compiler, libc and the
+# Builds, tests and installs both programs. Needs a C99 compiler, libc and the
 # kernel's headers; `make static` also musl. What the tests need beyond that
 # they fetch into build/. Nothing here may write outside of build/, but for
-# ./qemu-pr-helper and what `make install` is told to.
+# ./qemu-pr-helper, ./qemu-pr-client and what `make install` is told to.
 #
 # To be given on the command line as usual: CC, CPPFLAGS, CFLAGS, LDFLAGS,
 # DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, LOCALSTATEDIR.
@@ -29,19 +29,25 @@ COMPILE = $(STANDARD) $(WARNINGS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c \
 	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c log.c
-HEADERS = prhelper.h protocol.h
+CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
+HEADERS = prhelper.h protocol.h decode.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.
 BUILD = build
 HELPER = qemu-pr-helper
+CLIENT = qemu-pr-client
 
-all: $(HELPER)
+all: $(HELPER) $(CLIENT)
 
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o)
+CLIENT_OBJECTS = $(CLIENT_SOURCES:%.c=$(BUILD)/%.o)
 
 $(HELPER): $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(OBJECTS)
+
+$(CLIENT): $(CLIENT_OBJECTS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(CLIENT_OBJECTS)
 
 $(BUILD)/%.o: %.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
@@ -55,11 +61,16 @@ KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
 STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)
 
-static: $(BUILD)/static/qemu-pr-helper
+static: $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client
 
 $(BUILD)/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -o $@ $(SOURCES)
+	$(STRIP) $@
+
+$(BUILD)/static/qemu-pr-client: $(CLIENT_SOURCES) $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	$(STATIC) -o $@ $(CLIENT_SOURCES)
 	$(STRIP) $@
 
 # The helper with a simulated SCSI target in place of the devices, so that
@@ -102,7 +113,7 @@ $(FAULT)/%.o: %.c $(HEADERS) Makefile
 	$(CC) $(COMPILE) -O0 -c -o $@ $<
 
 # Everything that needs no root and no SCSI, and in User-mode Linux the rest.
-check: $(HELPER) sim fault
+check: $(HELPER) $(CLIENT) sim fault
 	tests/run.sh
 
 # A virtual machine's reservations through QEMU and the helper.
@@ -116,6 +127,7 @@ check-hostile: sim
 # All tests of the static binary.
 check-static: static $(BUILD)/static/sim/qemu-pr-helper
 	HELPER=$(BUILD)/static/qemu-pr-helper \
+		CLIENT=$(BUILD)/static/qemu-pr-client \
 		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper tests/run.sh
 
 # The tests on an emulated aarch64 machine, with glibc and with musl.
@@ -126,10 +138,12 @@ check-aarch64:
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
 	$(MAKE) BUILD=build/sanitized HELPER=build/sanitized/qemu-pr-helper \
+		CLIENT=build/sanitized/qemu-pr-client \
 		CFLAGS='$(SANITIZERS)' CPPFLAGS=-DSANDBOX=false \
 		build/sanitized/qemu-pr-helper build/sanitized/sim/qemu-pr-helper \
-		build/sanitized/fault/qemu-pr-helper
-	FAULT_HELPER=build/sanitized/fault/qemu-pr-helper \
+		build/sanitized/fault/qemu-pr-helper build/sanitized/qemu-pr-client
+	CLIENT=build/sanitized/qemu-pr-client \
+		FAULT_HELPER=build/sanitized/fault/qemu-pr-helper \
 		HELPER=build/sanitized/qemu-pr-helper \
 		SIM_HELPER=build/sanitized/sim/qemu-pr-helper tests/run.sh host
 
@@ -151,7 +165,7 @@ coverage:
 	tests/coverage.sh
 
 # The sources without a word from those who read them most closely.
-LINTED = $(SOURCES) $(TEST_SOURCES)
+LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(TEST_SOURCES)
 lint:
 	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
@@ -159,7 +173,7 @@ lint:
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
 	shellcheck .ci/run tests/*.sh tests/aarch64/*.sh
-	mandoc -Tlint man/*.8
+	mandoc -Tlint man/*.[18]
 
 # The helper, the stock one and the least that there could be, side by side.
 BENCHED = ioctl fstat fstat64
@@ -187,12 +201,12 @@ $(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
 		tests/bench_device.c
 
 # A cluster's life on a SCSI target in User-mode Linux, step by step.
-demo: $(HELPER)
+demo: $(HELPER) $(CLIENT)
 	tests/demo.sh
 
-# What is installed, and where to. For the static helper:
-# PROGRAMS=build/static/qemu-pr-helper.
-PROGRAMS = $(HELPER)
+# What is installed, and where to. For the static programs: PROGRAMS='
+# build/static/qemu-pr-helper build/static/qemu-pr-client'.
+PROGRAMS = $(HELPER) $(CLIENT)
 MANUALS = $(wildcard man/*.[18])
 UNITS = $(wildcard contrib/*.service contrib/*.socket)
 TEXTS = $(MANUALS) $(UNITS) LICENSE
@@ -222,10 +236,11 @@ dist:
 
 # What was fetched stays; distclean takes that, too.
 clean:
-	rm -rf qemu-pr-helper $(filter-out build/debian build/apt,$(wildcard build/*))
+	rm -rf qemu-pr-helper qemu-pr-client \
+		$(filter-out build/debian build/apt,$(wildcard build/*))
 
 distclean:
-	rm -rf qemu-pr-helper build
+	rm -rf qemu-pr-helper qemu-pr-client build
 
 .PHONY: all static sim fault check check-hostile check-static check-sanitized \
 	check-aarch64 check-qemu fuzz soak coverage lint bench demo install \
