@@ -313,7 +313,7 @@ static bool capabilities_print(FILE *out, const uint8_t *p, size_t size)
         fprintf(out, "  %-3s  %s\n",
                 p[capabilities[i].byte] & capabilities[i].bit ? "yes" : "no",
                 capabilities[i].name);
-    fprintf(out, "  %-3u  is its ALLOW COMMANDS field\n", p[3] >> 4 & 7);
+    fprintf(out, "  %-3d  is its ALLOW COMMANDS field\n", p[3] >> 4 & 7);
     if (!(p[3] & 0x80)) {
         fputs("It does not say which types of reservation it has.\n", out);
         return true;

@@ -362,8 +362,7 @@ static void helper_read(const struct helper *helper, void *to, size_t size,
 static void helper_send(const struct helper *helper, const void *bytes,
                         size_t size, int fd)
 {
-    struct iovec vector = { .iov_base = (void *)(uintptr_t)bytes,
-                            .iov_len = size };
+    struct iovec vector = { .iov_base = (void *)bytes, .iov_len = size };
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof(int))];

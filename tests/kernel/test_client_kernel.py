@@ -10,7 +10,7 @@ import pytest
 
 from test_client import TYPES, ask, fake, reply, run, sensed
 from test_kernel import (DISKS, GENERICS, clean, fds, linear, pytestmark,
-                         sg_persist)
+                         sg_persist, stock)
 
 ASKED = {'keys': '-k', 'reservation': '-r', 'status': '-s'}
 
@@ -88,6 +88,15 @@ def test_check_of_a_real_disk(client):
         done = client('check', path)
         assert done.status == 0 and done.err == '', done
         assert 'Nothing is wrong so far' in done.out
+
+
+def test_it_speaks_to_qemus_own_helper(stock):
+    path = stock.sock.getpeername()
+    assert run('-k', path, 'check', '/dev/sda').status == 0
+    assert run('-k', path, 'register', '--new-key=1', '/dev/sda').status == 0
+    done = run('-k', path, 'reserve', '--key=2', '--type=1', '/dev/sda')
+    assert done.status == 24
+    assert '  key 0x1\n' in run('-k', path, 'keys', '/dev/sdb').out
 
 
 @pytest.mark.parametrize('words', [
