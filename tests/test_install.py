@@ -16,10 +16,15 @@ from conftest import TOP, program
 pytestmark = pytest.mark.skipif(shutil.which('make') is None,
                                 reason='not installed: make')
 
+PROGRAMS = {'qemu-pr-helper': program('HELPER', 'qemu-pr-helper'),
+            'qemu-pr-client': program('CLIENT', 'qemu-pr-client')}
+
 # Of each: the variable of the Makefile, the path below it, its mode.
 FILES = [
     ('BINDIR', 'qemu-pr-helper', 0o755),
+    ('BINDIR', 'qemu-pr-client', 0o755),
     ('MANDIR', 'man8/qemu-pr-helper.8', 0o644),
+    ('MANDIR', 'man1/qemu-pr-client.1', 0o644),
     ('DOCDIR', 'LICENSE', 0o644),
     *(('UNITDIR', os.path.basename(path), 0o644)
       for kind in ('service', 'socket')
@@ -57,7 +62,7 @@ def make(tmp_path):
     def run(target, root, *variables):
         return subprocess.run(
             ['make', '-s', '-C', TOP, target, 'DESTDIR=%s' % root,
-             'PROGRAMS=' + program('HELPER', 'qemu-pr-helper'), *variables],
+             'PROGRAMS=' + ' '.join(PROGRAMS.values()), *variables],
             env=env, preexec_fn=lambda: os.umask(0o077), check=True,
             capture_output=True, text=True)
     return run
@@ -88,13 +93,15 @@ def test_install_is_these_files_and_uninstall_takes_them_away(make, tmp_path,
     assert not os.path.exists(str(root) + where['DOCDIR'])
 
 
-def test_installed_program_is_the_one_under_test_and_runs(make, tmp_path):
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_installed_program_is_the_one_under_test_and_runs(make, tmp_path,
+                                                          name):
     make('install', tmp_path, 'PREFIX=/usr')
-    installed = tmp_path / 'usr/bin/qemu-pr-helper'
-    with open(program('HELPER', 'qemu-pr-helper'), 'rb') as f:
+    installed = tmp_path / 'usr/bin' / name
+    with open(PROGRAMS[name], 'rb') as f:
         assert installed.read_bytes() == f.read()
     assert subprocess.check_output([installed, '-V'], text=True).startswith(
-        'qemu-pr-helper ')
+        name + ' ')
 
 
 def test_manuals_and_units_say_where_things_are(make, tmp_path):
