@@ -85,6 +85,9 @@ struct permission {
 
 enum { ANY = -1 };
 
+/* A value that is known at run time: the descriptor of the multipath queue. */
+#define QUEUE UINT32_MAX
+
 #define CALL(name)                                                             \
     {                                                                          \
         SYS_##name, ANY, 0                                                     \
@@ -113,11 +116,11 @@ static const struct permission session_permissions[] = {
     CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
 #endif
     CALL_WITH(write, 0, STDERR_FILENO),
+    CALL_WITH(sendto, 5, 0),           /* client_send(), line_write() */
+    CALL_WITH(sendmsg, 0, QUEUE),      /* worker_ask(): with an address they */
+    CALL_WITH(socketpair, 0, AF_UNIX), /* could talk to anyone */
     CALL(ppoll),                       /* server_wait() */
     CALL(recvmsg),                     /* client_receive() */
-    CALL(sendto),                      /* client_send(), line_write() */
-    CALL_WITH(socketpair, 0, AF_UNIX), /* worker_ask() */
-    CALL(sendmsg),                     /* likewise, and work_do() */
     CALL(close),                       /* every descriptor that came */
     CALL(fstat),
 #ifdef SYS_newfstatat
@@ -237,7 +240,7 @@ static size_t instruction(struct sock_filter *at, int code, uint8_t if_true,
 /* Appends "allow what these permit"; returns the number of instructions. */
 static size_t permissions_append(struct sock_filter *filter,
                                  const struct permission *permissions,
-                                 size_t count)
+                                 size_t count, uint32_t queue)
 {
     const int load = BPF_LD | BPF_W | BPF_ABS,
               equal = BPF_JMP | BPF_JEQ | BPF_K;
@@ -252,7 +255,9 @@ static size_t permissions_append(struct sock_filter *filter,
         if (!any) {
             n += instruction(filter + n, load, 0, 0,
                              argument_offset(permission->argument));
-            n += instruction(filter + n, equal, 0, 1, permission->value);
+            n += instruction(filter + n, equal, 0, 1,
+                             permission->value == QUEUE ? queue
+                                                        : permission->value);
         }
         n += instruction(filter + n, result, 0, 0, SECCOMP_RET_ALLOW);
         if (!any)
@@ -266,8 +271,10 @@ static size_t permissions_append(struct sock_filter *filter,
  * that, and otherwise for the rest. Numbers of another ABI (x32's have bit 30
  * set) are not in the lists, another architecture's are not looked up at all.
  */
-static int filter_install(enum process process, uint32_t otherwise)
+static int filter_install(const struct server *server, enum process process,
+                          uint32_t otherwise)
 {
+    const uint32_t queue = (uint32_t)server->queue[QUEUE_IN];
     struct sock_filter filter[INSTRUCTIONS];
     struct sock_fprog program = { .filter = filter };
     size_t n = 0;
@@ -278,13 +285,13 @@ static int filter_install(enum process process, uint32_t otherwise)
                      SECCOMP_RET_KILL_PROCESS);
     n += instruction(filter + n, BPF_LD | BPF_W | BPF_ABS, 0, 0, FIELD(nr));
     n += permissions_append(filter + n, session_permissions,
-                            COUNT(session_permissions));
+                            COUNT(session_permissions), queue);
     if (process != SESSION)
         n += permissions_append(filter + n, worker_permissions,
-                                COUNT(worker_permissions));
+                                COUNT(worker_permissions), queue);
     if (process == MAIN)
         n += permissions_append(filter + n, main_permissions,
-                                COUNT(main_permissions));
+                                COUNT(main_permissions), queue);
     n += instruction(filter + n, BPF_RET | BPF_K, 0, 0, otherwise);
     program.len = (unsigned short)n;
     return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
@@ -328,35 +335,37 @@ static void refusals_log(void)
 
 #endif
 
-static bool seccomp_main(void)
+static bool seccomp_main(const struct server *server)
 {
     refusals_log();
-    if (filter_install(MAIN, REFUSED) == 0)
+    if (filter_install(server, MAIN, REFUSED) == 0)
         return true;
     log_warning("no seccomp filter: %s", strerror(errno));
     return false;
 }
 
-static int seccomp_child(enum process process)
+static int seccomp_child(const struct server *server, enum process process)
 {
     sigset_t refused;
 
     sigemptyset(&refused);
     sigaddset(&refused, SIGSYS);
     sigprocmask(SIG_BLOCK, &refused, NULL);
-    return filter_install(process, SECCOMP_RET_KILL_PROCESS);
+    return filter_install(server, process, SECCOMP_RET_KILL_PROCESS);
 }
 
 #else
 
-static bool seccomp_main(void)
+static bool seccomp_main(const struct server *server)
 {
+    (void)server;
     log_warning("no seccomp filter for this architecture");
     return false;
 }
 
-static int seccomp_child(enum process process)
+static int seccomp_child(const struct server *server, enum process process)
 {
+    (void)server;
     (void)process;
     return 0;
 }
@@ -483,7 +492,7 @@ void sandbox_main(struct server *server)
     if (!server->options->sandbox)
         return;
     landlock_main(server);
-    server->is_filtered = seccomp_main();
+    server->is_filtered = seccomp_main(server);
 }
 
 /*
@@ -497,11 +506,11 @@ int sandbox_session(const struct server *server)
             return -1;
         close(server->session_rules);
     }
-    return server->is_filtered ? seccomp_child(SESSION) : 0;
+    return server->is_filtered ? seccomp_child(server, SESSION) : 0;
 }
 
 /* Likewise for a worker. */
 int sandbox_worker(const struct server *server)
 {
-    return server->is_filtered ? seccomp_child(WORKER) : 0;
+    return server->is_filtered ? seccomp_child(server, WORKER) : 0;
 }

@@ -32,7 +32,7 @@ NEXUS_FIELDS = {
     'status': (88, 'I'), 'resid': (92, 'i'), 'sense_len': (96, 'I'),
     'delay_ms': (100, 'I'), 'hold': (104, 'I'),
     'sense': (108, '256s'), 'call': (364, 'I'), 'call_errno': (368, 'i'),
-    'argument': (376, '3q')}
+    'argument': (376, '6q')}
 
 INJECT_ERRNO, INJECT_RESULT, INJECT_RESID = 1, 2, 4
 IN_SENSE = -1 << 63     # an argument: where the sense bytes are
@@ -81,7 +81,7 @@ class Nexus(Fields):
     def make_call(self, number, *arguments):
         """With the next command, the helper makes this system call."""
         self.call_errno = -1
-        self.argument = (arguments + (0, 0, 0))[:3]
+        self.argument = (arguments + 6 * (0,))[:6]
         self.call = number
 
     def wait_in_flight(self, number, seconds=20):

@@ -75,8 +75,8 @@ struct nexus {
     uint32_t call;       /* a system call to make with the next command */
     int32_t call_errno;  /* what it said, 0: it worked; -1: not made yet */
     uint32_t unused;     /* so that all machines align the next alike */
-    int64_t argument[3]; /* of it; IN_SENSE: the address of .sense */
-    uint8_t reserved[112];
+    int64_t argument[6]; /* of it; IN_SENSE: the address of .sense */
+    uint8_t reserved[88];
 };
 
 struct target {
@@ -637,15 +637,16 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr)
 static void make_call(struct nexus *n)
 {
     uint32_t call = n->call;
-    long argument[3];
+    long argument[6];
     int i;
 
-    for (i = 0; i < 3; i++)
+    for (i = 0; i < 6; i++)
         argument[i] = n->argument[i] == IN_SENSE ? (long)(intptr_t)n->sense
                                                  : (long)n->argument[i];
     n->call = 0;
     errno = 0;
-    syscall((long)call, argument[0], argument[1], argument[2]);
+    syscall((long)call, argument[0], argument[1], argument[2], argument[3],
+            argument[4], argument[5]);
     n->call_errno = errno;
 }
 

@@ -51,6 +51,9 @@ CALLS = {
     'ioctl SG_SCSI_RESET': ((16, 29, 54), (0, 0x2284, 0)),
     'fcntl that is not F_GETFL': ((72, 25, 221), (2, 4, 0)),
     'write to another descriptor': ((1, 64, 4), (0, 0, 0)),
+    'sendto with an address': ((44, 206, 369), (2, sim.IN_SENSE, 1, 0,
+                                                sim.IN_SENSE, 16)),
+    'sendmsg to another descriptor': ((46, 211, 370), (2, sim.IN_SENSE, 0)),
 }
 # Main forks, accepts and ends sessions; its workers open devices and talk to
 # multipathd. So it may do these.
