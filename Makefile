@@ -134,6 +134,11 @@ check-static: static $(BUILD)/static/sim/qemu-pr-helper
 check-aarch64:
 	tests/aarch64.sh
 
+# Cross-built for six machines, big-endian and 32-bit ones among them, and run
+# under qemu-user.
+cross-check:
+	tests/cross.sh
+
 # The tests that need no other kernel, with the sanitizers.
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
@@ -243,5 +248,5 @@ distclean:
 	rm -rf qemu-pr-helper qemu-pr-client build
 
 .PHONY: all static sim fault check check-hostile check-static check-sanitized \
-	check-aarch64 check-qemu fuzz soak coverage lint bench demo install \
-	uninstall dist clean distclean
+	check-aarch64 cross-check check-qemu fuzz soak coverage lint bench \
+	demo install uninstall dist clean distclean
