@@ -60,7 +60,8 @@ $(BUILD)/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
 
 # The helper with a simulated SCSI target in place of the devices, so that
 # all of it runs as an ordinary user.
-SIMULATED = ioctl fstat fstat64 prctl
+SIMULATED = connect fstat fstat64 getsockopt ioctl open open64 prctl readlink \
+	stat stat64
 
 sim: $(BUILD)/sim/qemu-pr-helper
 

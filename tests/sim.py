@@ -1,13 +1,15 @@
-"""The simulated disk of sim_target.c, seen and steered from Python.
+"""The simulated disks of sim_target.c, seen and steered from Python.
 
 A Target is the shared page range that sim_target.c maps; a Nexus is one
-initiator's view of the disk: what its commands shall meet (errors, statuses,
+initiator's view of a disk: what its commands shall meet (errors, statuses,
 sense, resid, delays, hangs) and what reached the device.  device() makes a
-file that a helper linked with sim_target.c takes for a device node.
+file that a helper linked with sim_target.c takes for a device node, and Root
+the part of /sys and /dev that says what multipath maps there are.
 
 This must never talk to a helper: only tests do that.  The layout constants
-repeat the two structures of sim_target.c and nothing else.
+repeat the structures of sim_target.c and nothing else.
 """
+import collections
 import contextlib
 import mmap
 import os
@@ -16,13 +18,17 @@ import time
 
 from prclient import open_device
 
-NEXUSES = 256
-HEADER, NEXUS = 64, 512
-SIZE = HEADER + NEXUSES * NEXUS
+NEXUSES, LUNS, EVENTS = 256, 3, 4096
+HEADER, LUN, NEXUS, EVENT = 64, 16, 512, 48
+LOG = HEADER + NEXUSES * NEXUS
+SIZE = LOG + EVENTS * EVENT
 
 # offset and struct format of the fields
-TARGET_FIELDS = {'lock': (0, 'I'), 'generation': (4, 'I'), 'type': (8, 'I'),
-                 'holder': (12, 'I'), 'aptpl': (16, 'I')}
+LUN_FIELDS = {'generation': (0, 'I'), 'type': (4, 'I'), 'holder': (8, 'I'),
+              'aptpl': (12, 'I')}
+TARGET_FIELDS = {'lock': (0, 'I'), 'strays': (52, 'I'), 'events': (56, 'I')}
+TARGET_FIELDS.update((name, (4 + offset, form))     # those of LUN 0
+                     for name, (offset, form) in LUN_FIELDS.items())
 NEXUS_FIELDS = {
     'key': (0, 'Q'), 'commands': (8, 'I'), 'in_flight': (12, 'I'),
     'attention': (16, '4I'), 'cdb': (32, '16s'), 'cmd_len': (48, 'I'),
@@ -32,9 +38,15 @@ NEXUS_FIELDS = {
     'status': (88, 'I'), 'resid': (92, 'i'), 'sense_len': (96, 'I'),
     'delay_ms': (100, 'I'), 'hold': (104, 'I'),
     'sense': (108, '256s'), 'call': (364, 'I'), 'call_errno': (368, 'i'),
-    'argument': (376, '3q')}
+    'argument': (376, '3q'), 'lun': (400, 'I'), 'initiator': (404, 'I'),
+    'inject_only': (408, 'I'), 'inject_skip': (412, 'I'),
+    'hold_from': (416, 'I')}
 
-INJECT_ERRNO, INJECT_RESULT, INJECT_RESID = 1, 2, 4
+# A command that has ended, as it was sent.
+Event = collections.namedtuple(
+    'Event', 'key sa_key nexus lun timeout error host_status cdb flags status')
+
+INJECT_ERRNO, INJECT_RESULT, INJECT_RESID, INJECT_AFTER = 1, 2, 4, 8
 IN_SENSE = -1 << 63     # an argument: where the sense bytes are
 
 SIM_DEVICE, SIM_CHARACTER = 1 << 30, 1 << 29
@@ -60,23 +72,31 @@ class Fields:
 
 
 class Nexus(Fields):
-    def fail_ioctl(self, error, count=1):
-        self.error, self.inject = error, INJECT_ERRNO
-        self.inject_count = count
+    def fail_ioctl(self, error, count=1, **which):
+        self.error = error
+        self.begin_injection(INJECT_ERRNO, count, **which)
 
     def answer(self, status=0, host_status=0, driver_status=0, sense=b'',
-               sense_len=None, count=1):
+               sense_len=None, count=1, **which):
         """The next commands end like this and never reach the disk."""
         self.status, self.host_status = status, host_status
         self.driver_status, self.sense = driver_status, sense
         self.sense_len = len(sense) if sense_len is None else sense_len
-        self.inject = INJECT_RESULT
+        self.begin_injection(INJECT_RESULT, count, **which)
+
+    def begin_injection(self, inject, count, skip=0, only=None, after=False):
+        """Not the first skip commands; only those of this (operation, service
+        action); after: the disk has done as it was told."""
+        self.inject_count = 0
+        self.inject_skip = skip
+        self.inject_only = 1 << 16 | only[0] << 8 | only[1] if only else 0
+        self.inject = inject | (INJECT_AFTER if after else 0)
         self.inject_count = count
 
     def answer_resid(self, resid, count=1):
         """The next commands work, but report this resid."""
-        self.resid, self.inject = resid, INJECT_RESID
-        self.inject_count = count
+        self.resid = resid
+        self.begin_injection(INJECT_RESID, count)
 
     def make_call(self, number, *arguments):
         """With the next command, the helper makes this system call."""
@@ -92,8 +112,10 @@ class Nexus(Fields):
         return True
 
     @contextlib.contextmanager
-    def hanging(self):
-        """Commands of this nexus hang while the block runs."""
+    def hanging(self, skip=0):
+        """Commands of this nexus, but the next skip ones, hang while the
+        block runs."""
+        self.hold_from = self.commands + skip + 1
         self.hold = 1
         try:
             yield
@@ -110,6 +132,20 @@ class Target(Fields):
 
     def nexus(self, number):
         return Nexus(self.pages, HEADER + number * NEXUS, NEXUS_FIELDS)
+
+    def lun(self, number):
+        return Fields(self.pages, 4 + number * LUN, LUN_FIELDS)
+
+    def log(self, begin=0):
+        """The commands that have ended, from that number on."""
+        for i in range(begin, self.events):
+            fields = struct.unpack_from('=QQIIIiI10sBB', self.pages,
+                                        LOG + i % EVENTS * EVENT)
+            yield Event(*fields)
+
+    def reset(self):
+        """As it was made."""
+        self.pages[:] = bytes(SIZE)
 
     def commands(self):
         """How many commands ever reached the device, over all nexuses."""
