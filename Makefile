@@ -23,8 +23,8 @@ WARNINGS = -Wall -Wextra -Wshadow -Wvla -Wconversion
 DEFINES = -DVERSION='"$(VERSION)"' -DLOCALSTATEDIR='"$(LOCALSTATEDIR)"'
 COMPILE = $(STANDARD) $(WARNINGS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
-SOURCES = prhelper.c session.c client.c protocol.c sg_io.c options.c \
-	listen.c daemon.c privdrop.c sandbox.c log.c
+SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c \
+	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c log.c
 HEADERS = prhelper.h protocol.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
@@ -46,7 +46,7 @@ $(BUILD)/%.o: %.c $(HEADERS) Makefile
 # One call of the compiler sees all of the program, and leaves out what
 # nothing calls. Debian's musl-gcc does not find the kernel's headers.
 STATIC_FLAGS = -static -Os -flto -ffunction-sections -fdata-sections \
-	-Wl,--gc-sections
+	-fno-asynchronous-unwind-tables -Wl,--gc-sections,-z,noseparate-code
 KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
 STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)

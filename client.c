@@ -20,9 +20,9 @@ static void client_log(const struct client *client, const char *what)
                 (unsigned long)client->record->uid, what);
 }
 
-/* Takes over the socket. The record stays the caller's. */
-void client_begin(struct client *client, int socket, struct record *record,
-                  int64_t timeout)
+/* Takes over the socket. The queue and the record stay the caller's. */
+void client_begin(struct client *client, int socket, int queue,
+                  struct record *record, int64_t timeout)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
     socklen_t size = sizeof(peer);
@@ -33,6 +33,8 @@ void client_begin(struct client *client, int socket, struct record *record,
     record->uid = peer.uid;
     record->since = clock_us();
     client->socket = socket;
+    client->queue = queue;
+    client->answer = -1;
     client->record = record;
     client->timeout = timeout;
     client->deadline = record->since + timeout;
@@ -41,10 +43,11 @@ void client_begin(struct client *client, int socket, struct record *record,
     client_log(client, "connected");
 }
 
-/* What to poll for. */
-short client_events(const struct client *client)
+/* What to wait for: the client, or the answer of who works for it. */
+void client_poll(const struct client *client, struct pollfd *fds)
 {
-    return protocol_is_sending(&client->conversation) ? POLLOUT : POLLIN;
+    fds->fd = client->answer >= 0 ? client->answer : client->socket;
+    fds->events = protocol_is_sending(&client->conversation) ? POLLOUT : POLLIN;
 }
 
 static void conversation_fd_close(struct conversation *c)
@@ -58,6 +61,9 @@ static void conversation_fd_close(struct conversation *c)
 void client_close(struct client *client)
 {
     conversation_fd_close(&client->conversation);
+    if (client->answer >= 0)
+        close(client->answer);
+    client->answer = -1;
     close(client->socket);
     client->socket = -1;
     client->record->busy = false;
@@ -161,33 +167,61 @@ static const char *client_send(struct client *client)
     return NULL;
 }
 
-/* The descriptor is closed before the client hears that we are done. */
-static void client_execute(struct client *client)
+/* Has the command executed; false if the answer is still to come. */
+static bool command_execute(struct client *client, struct pr_command *command)
+{
+    enum vet vet = sg_io_vet(command);
+
+    client->record->since = clock_us();
+    client->record->commands++;
+    client->record->busy = vet != VET_ANSWERED;
+    if (vet == VET_SEND)
+        sg_io_execute(command, SG_IO_TIMEOUT);
+    if (vet == VET_MAPPED) {
+        client->answer = worker_ask(client->queue, command);
+        if (client->answer >= 0)
+            return false;
+        log_warning("client pid %ld uid %lu: cannot ask for a command on a "
+                    "multipath map: %s",
+                    (long)client->record->pid,
+                    (unsigned long)client->record->uid, strerror(errno));
+        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    }
+    if (command->refusal != NULL && !client->refusal_logged) {
+        log_warning("client pid %ld uid %lu: command refused: %s",
+                    (long)client->record->pid,
+                    (unsigned long)client->record->uid, command->refusal);
+        client->refusal_logged = true;
+    }
+    return true;
+}
+
+/*
+ * Has the request executed, or takes the answer that has come. Returns
+ * whether there is a reply. The descriptor is closed before the client hears
+ * that we are done.
+ */
+static bool client_execute(struct client *client)
 {
     struct conversation *c = &client->conversation;
     struct pr_command command = {
         .fd = c->fd,
         .cdb = c->cdb,
-        .length = protocol_data_length(c),
+        .length = protocol_data_length(c->cdb),
         .data = protocol_data(c),
         .sense = protocol_sense(c),
     };
-    const char *refusal = sg_io_vet(&command);
 
-    client->record->since = clock_us();
-    client->record->commands++;
-    if (refusal == NULL) {
-        client->record->busy = true;
-        sg_io_execute(&command);
-    } else if (!client->refusal_logged) {
-        log_warning("client pid %ld uid %lu: command refused: %s",
-                    (long)client->record->pid,
-                    (unsigned long)client->record->uid, refusal);
-        client->refusal_logged = true;
+    client->deadline = NEVER;
+    if (client->answer >= 0) {
+        worker_answer(client->answer, &command);
+        client->answer = -1;
+    } else if (!command_execute(client, &command)) {
+        return false;
     }
     conversation_fd_close(c);
     protocol_reply(c, command.status, command.payload);
-    client->deadline = NEVER;
+    return true;
 }
 
 /*
@@ -202,7 +236,7 @@ bool client_work(struct client *client)
 
     while (more && end == NULL) {
         if (c->state == PROTOCOL_EXECUTE) {
-            client_execute(client);
+            more = client_execute(client);
         } else if (protocol_is_sending(c)) {
             end = client_send(client);
             more = false;
@@ -217,16 +251,24 @@ bool client_work(struct client *client)
     if (protocol_is_idle(c)) {
         client->deadline = NEVER;
         client->record->busy = false;
-    } else if (client->deadline == NEVER) {
+    } else if (client->deadline == NEVER && client->answer < 0) {
         client->deadline = clock_us() + client->timeout;
     }
     return true;
 }
 
-/* A command has been executed and its reply has not all been sent. */
+/* A command is being executed, or its reply has not all been sent. */
 bool client_is_in_flight(const struct client *client)
 {
-    return client->conversation.state == PROTOCOL_REPLY;
+    return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
+}
+
+/* We are leaving: the client has only so long to take its reply. */
+void client_hurry(struct client *client, int64_t now)
+{
+    client->timeout = LEAVE_WITHIN;
+    if (client->answer < 0 && client->deadline > now + LEAVE_WITHIN)
+        client->deadline = now + LEAVE_WITHIN;
 }
 
 /* True if the client has kept us waiting inside a frame for too long. */

@@ -11,7 +11,8 @@
  * why each client has a process of its own, and why main does nothing but
  * fork it: no client can keep another, or the next one, waiting. All
  * processes run the same loop; main's has no clients and a session's has
- * one and no listener. With --single-process main serves all by itself.
+ * one and no listener. With --single-process main serves all by itself. For
+ * a command on a multipath map, main forks a worker: see worker.c.
  *
  * It must never let a signal interrupt anything but ppoll(): SG_IO on
  * /dev/sgN would send its command twice, or lose the result.
@@ -26,6 +27,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -113,7 +115,6 @@ static void server_set_up(struct server *server, const struct options *options)
     server->pid = getpid();
     server->stop_by = NEVER;
     server->max_clients = slots;
-    server->report[0] = -1;
     if (!options->single_process) {
         clients = 1;
         slots = slots * 2 + 16;
@@ -121,14 +122,20 @@ static void server_set_up(struct server *server, const struct options *options)
         /* What a session does not see it need not have a copy of. */
         madvise(server->sessions, slots * sizeof(struct session),
                 MADV_DONTFORK);
-        if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
-            fatal("cannot make a pipe: %s", strerror(errno));
     }
+    if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
+        fatal("cannot make a pipe: %s", strerror(errno));
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, server->queue)
+        < 0)
+        fatal("cannot make a queue: %s", strerror(errno));
     server->slots = slots;
+    server->workers = table(slots * sizeof(pid_t), MAP_PRIVATE);
+    server->suspended = table((size_t)slots * ALIAS_SIZE, MAP_SHARED);
     server->records = table(slots * sizeof(struct record), MAP_SHARED);
     log_rate_share(table(sizeof(struct log_rate), MAP_SHARED));
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
-    server->fds = table((clients + 2) * sizeof(struct pollfd), MAP_PRIVATE);
+    server->fds = table((clients + FDS_CLIENTS) * sizeof(struct pollfd),
+                        MAP_PRIVATE);
 }
 
 /*
@@ -149,8 +156,7 @@ static void server_stop(struct server *server, int64_t now)
 
     server->stopping = true;
     for (i = 0; i < server->used; i++)
-        server->clients[i].deadline = sooner(server->clients[i].deadline,
-                                             now + LEAVE_WITHIN);
+        client_hurry(&server->clients[i], now);
     if (server->is_session)
         return;
     server->stop_by = now + server->options->stop_timeout;
@@ -161,33 +167,37 @@ static void server_stop(struct server *server, int64_t now)
 }
 
 /*
- * Fills in what to poll for and returns how much that is. The first two are
- * the listener and the sessions' pipe; ppoll() passes over a negative
- * descriptor. *wake is when to look at the clock again.
+ * Fills in what to poll for and returns how much that is; ppoll() passes over
+ * a negative descriptor. *wake is when to look at the clock again.
  */
 static nfds_t server_interest(struct server *server, int64_t now, int64_t *wake)
 {
     struct pollfd *fds = server->fds;
     bool accepting = server->pending == 0 && !server->stopping
                      && now >= server->retry;
+    bool working = server->worker_pending == 0 && now >= server->worker_retry;
     unsigned i;
 
-    fds[0].fd = accepting ? server->listener.fd : -1;
-    fds[0].events = POLLIN;
-    fds[1].fd = server->report[0];
-    fds[1].events = POLLIN;
+    fds[FDS_LISTENER].fd = accepting ? server->listener.fd : -1;
+    fds[FDS_LISTENER].events = POLLIN;
+    fds[FDS_REPORT].fd = server->report[0];
+    fds[FDS_REPORT].events = POLLIN;
+    fds[FDS_QUEUE].fd = working ? server->queue[QUEUE_OUT] : -1;
+    fds[FDS_QUEUE].events = POLLIN;
     if (now < server->retry)
         *wake = sooner(*wake, server->retry);
+    if (now < server->worker_retry)
+        *wake = sooner(*wake, server->worker_retry);
     for (i = 0; i < server->used; i++) {
         struct client *client = &server->clients[i];
 
-        fds[i + 2].fd = client->socket;
+        fds[i + FDS_CLIENTS].fd = -1;
         if (client->socket < 0)
             continue;
-        fds[i + 2].events = client_events(client);
+        client_poll(client, &fds[i + FDS_CLIENTS]);
         *wake = sooner(*wake, client->deadline);
     }
-    return i + 2;
+    return i + FDS_CLIENTS;
 }
 
 static void server_wait(struct server *server, nfds_t count, int64_t now,
@@ -223,18 +233,21 @@ static void server_serve(struct server *server)
     struct pollfd *fds = server->fds;
     unsigned i;
 
-    if (fds[1].revents != 0)
+    if (fds[FDS_REPORT].revents != 0)
         session_reported(server);
+    if (fds[FDS_QUEUE].revents != 0)
+        worker_spawn(server, clock_us());
     for (i = 0; i < server->used; i++) {
         struct client *client = &server->clients[i];
 
         if (client->socket < 0)
             continue;
-        if (fds[i + 2].revents != 0 ? !client_work(client)
-                                    : client_expire(client, clock_us()))
+        if (fds[i + FDS_CLIENTS].revents != 0
+                ? !client_work(client)
+                : client_expire(client, clock_us()))
             server_drop(server, client);
     }
-    if (fds[0].revents == 0)
+    if (fds[FDS_LISTENER].revents == 0)
         return;
     if (server->options->single_process)
         session_accept(server, clock_us());
@@ -252,11 +265,12 @@ static bool server_is_done(struct server *server, int64_t now)
         if (server->clients[i].socket >= 0
             && client_is_in_flight(&server->clients[i]))
             return now >= server->stop_by;
-    if (server->sessions == NULL || !session_any(server))
+    if (server->is_session || (!session_any(server) && !worker_any(server)))
         return true;
     if (now < server->stop_by)
         return false;
-    session_kill_all(server);
+    if (server->sessions != NULL)
+        session_kill_all(server);
     return true;
 }
 
@@ -269,10 +283,12 @@ static void loop(struct server *server)
 
         if (stop_wanted && !server->stopping)
             server_stop(server, now);
-        if (child_ended && server->sessions != NULL) {
+        if (child_ended && !server->is_session) {
             child_ended = 0;
             session_reap(server, now);
         }
+        if (!server->is_session)
+            worker_check(server, now);
         if (server->stopping && server_is_done(server, now))
             return;
         if (server->sessions != NULL)

@@ -3,7 +3,8 @@
  * prhelper.h - the interfaces between the files of the helper, grouped by
  * file. Dependencies go downwards only:
  *
- *	prhelper -> session -> client -> (protocol, sg_io)
+ *	prhelper -> session -> client -> (protocol, sg_io, worker)
+ *	prhelper -> worker -> multipath -> (multipathd, sg_io) -> sysfs
  *	prhelper -> (options, listen, daemon, privdrop, sandbox)
  *	everything -> log
  *
@@ -19,6 +20,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -96,18 +98,90 @@ void daemon_pid_file_write(int fd, const char *path);
 /* privdrop.c */
 void privdrop(uid_t uid, gid_t gid);
 
+/* sysfs.c */
+bool sysfs_has(dev_t, const char *file);
+bool sysfs_read(dev_t, const char *file, char *line, size_t size);
+int sysfs_scsi_host(dev_t);
+bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
+                  void *context);
+
+enum { /* status codes, SAM-5 5.3.1 */
+       GOOD = 0x00,
+       CHECK_CONDITION = 0x02,
+       BUSY = 0x08,
+       RESERVATION_CONFLICT = 0x18,
+       TASK_SET_FULL = 0x28
+};
+
+enum { /* sense keys, SPC-4 4.5.6 */
+       NOT_READY = 0x2,
+       MEDIUM_ERROR = 0x3,
+       HARDWARE_ERROR = 0x4,
+       ILLEGAL_REQUEST = 0x5,
+       UNIT_ATTENTION = 0x6,
+       DATA_PROTECT = 0x7,
+       ABORTED_COMMAND = 0xb
+};
+
 /* sg_io.c: one command on one descriptor. */
 struct pr_command {
     int fd;
     const uint8_t *cdb;
-    size_t length;  /* of data, as the CDB says */
-    uint8_t *data;  /* the parameter list, or room for the payload */
-    uint8_t *sense; /* PROTOCOL_SENSE_SIZE bytes, written in every case */
-    uint8_t status; /* result: SCSI status */
-    size_t payload; /* result: bytes of data that the device returned */
+    size_t length;       /* of data, as the CDB says */
+    uint8_t *data;       /* the parameter list, or room for the payload */
+    uint8_t *sense;      /* PROTOCOL_SENSE_SIZE bytes, always written */
+    uint8_t status;      /* result: SCSI status */
+    bool unreached;      /* result: this path to the device does not work */
+    size_t payload;      /* result: bytes of data that the device returned */
+    const char *refusal; /* result: why it was not sent, NULL: no reason */
 };
-const char *sg_io_vet(struct pr_command *);
-void sg_io_execute(struct pr_command *);
+
+/*
+ * Milliseconds that a device may take. A reservation may wait for a target
+ * that fails over; sg_persist allows the same minute. The guest gives up by
+ * itself after 30 (Linux) or 60 seconds (Windows).
+ */
+enum { SG_IO_TIMEOUT = 60000 };
+
+enum vet { VET_SEND, VET_MAPPED, VET_ANSWERED };
+enum vet sg_io_vet(struct pr_command *);
+void sg_io_execute(struct pr_command *, unsigned timeout);
+bool sg_io_is_disk(const struct stat *);
+void sg_io_good(struct pr_command *);
+void sg_io_refuse(struct pr_command *, const char *reason);
+void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
+
+/* multipathd.c: what it is told, and asked, about one map. */
+enum { ALIAS_SIZE = 129 }; /* DM_NAME_LEN (linux/dm-ioctl.h), a line's end */
+struct multipathd {
+    const char *map;         /* dm-N */
+    const char *alias;       /* what else it is called */
+    const char *socket_path; /* our own socket's, or NULL */
+};
+struct multipathd_key {
+    uint64_t value; /* 0: none */
+    bool aptpl;
+};
+enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
+enum multipathd_hold { HOLD_UNKNOWN, HOLD_UNSET, HOLD_SET };
+bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
+enum multipathd_said multipathd_key_set(const struct multipathd *,
+                                        const struct multipathd_key *);
+enum multipathd_said multipathd_registered(const struct multipathd *,
+                                           const char *paths);
+enum multipathd_said multipathd_unregistered(const struct multipathd *);
+enum multipathd_hold multipathd_hold_get(const struct multipathd *);
+void multipathd_hold_set(const struct multipathd *, bool holds);
+enum multipathd_said multipathd_suspend(const struct multipathd *);
+enum multipathd_said multipathd_resume(const struct multipathd *);
+
+/*
+ * multipath.c: one command on a multipath map. *suspended, ALIAS_SIZE bytes,
+ * is the alias of the map as long as somebody must resume it, or empty.
+ */
+void multipath_execute(struct pr_command *, const char *socket_path,
+                       char *suspended);
+bool multipath_resume(const char *socket_path, char *suspended);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
@@ -124,6 +198,8 @@ struct record {
 
 struct client {
     int socket; /* -1: no client */
+    int queue;  /* where worker_ask() puts commands on multipath maps */
+    int answer; /* of such a command that has been asked for; -1: none */
     int64_t deadline;
     int64_t timeout;
     bool refusal_logged;
@@ -131,12 +207,13 @@ struct client {
     struct conversation conversation;
 };
 
-void client_begin(struct client *, int socket, struct record *,
+void client_begin(struct client *, int socket, int queue, struct record *,
                   int64_t timeout);
-short client_events(const struct client *);
+void client_poll(const struct client *, struct pollfd *);
 bool client_work(struct client *);
 bool client_is_in_flight(const struct client *);
 bool client_expire(struct client *, int64_t now);
+void client_hurry(struct client *, int64_t now);
 void client_close(struct client *);
 
 /* session.c: the processes that serve the clients. */
@@ -144,6 +221,8 @@ struct session {
     pid_t pid;        /* 0: free */
     int64_t leave_by; /* NEVER, or when to kill it if it is still there */
 };
+
+enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
 struct server {
     const struct options *options;
@@ -159,14 +238,23 @@ struct server {
     bool complained;    /* of that failure */
     int report[2];      /* sessions write a byte when they have their client */
     pid_t pending;      /* the session that has not yet; 0: none */
+    int queue[2];       /* commands on multipath maps: see worker.c */
+    pid_t worker_pending;
+    int64_t worker_retry;
+    bool is_resume_due; /* some worker died with a map suspended */
+    int session_rules;  /* a Landlock ruleset for sessions, -1: none */
     unsigned max_clients;
     unsigned slots;           /* of the tables that follow */
     struct session *sessions; /* main's alone, NULL elsewhere */
     struct record *records;   /* shared with the sessions */
+    pid_t *workers;           /* main's alone; 0: free */
+    char *suspended;          /* shared with the workers: ALIAS_SIZE each */
     unsigned used;            /* of the table that follows */
     struct client *clients;   /* one in a session, all with --single-process */
-    struct pollfd *fds;       /* two more than clients */
+    struct pollfd *fds;       /* FDS_CLIENTS more than clients */
 };
+
+enum { FDS_LISTENER, FDS_REPORT, FDS_QUEUE, FDS_CLIENTS };
 
 void session_spawn(struct server *, int64_t now);
 void session_reported(struct server *);
@@ -177,8 +265,19 @@ int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);
 
+void fds_close_except(int a, int b, int c);
+
+/* worker.c: the processes that serve commands on multipath maps. */
+int worker_ask(int queue, const struct pr_command *);
+void worker_answer(int answer, struct pr_command *);
+void worker_spawn(struct server *, int64_t now);
+void worker_check(struct server *, int64_t now);
+void worker_ended(struct server *, pid_t, int status);
+bool worker_any(const struct server *);
+
 /* sandbox.c */
 void sandbox_main(struct server *);
-int sandbox_session(void);
+int sandbox_session(const struct server *);
+int sandbox_worker(const struct server *);
 
 #endif

@@ -69,19 +69,19 @@ uint8_t *protocol_rest(struct conversation *c, size_t *size)
  * (For PERSISTENT RESERVE OUT the field is bytes 5-8 in SPC-4 6.16.1, but
  * both ends of QEMU frame by bytes 7-8.)
  */
-size_t protocol_data_length(const struct conversation *c)
+size_t protocol_data_length(const uint8_t *cdb)
 {
-    return (size_t)c->cdb[7] << 8 | c->cdb[8];
+    return cdb[0] == PROTOCOL_CLEANUP ? 0 : (size_t)cdb[7] << 8 | cdb[8];
 }
 
 static const char *cdb_received(struct conversation *c)
 {
-    size_t length = protocol_data_length(c);
+    size_t length = protocol_data_length(c->cdb);
 
     if (c->fd < 0)
         return "request without a descriptor";
     if (c->cdb[0] != PERSISTENT_RESERVE_IN
-        && c->cdb[0] != PERSISTENT_RESERVE_OUT)
+        && c->cdb[0] != PERSISTENT_RESERVE_OUT && c->cdb[0] != PROTOCOL_CLEANUP)
         return "not a PERSISTENT RESERVE command";
     if (length > PROTOCOL_DATA_MAX)
         return "more than 8192 bytes of data";
@@ -158,8 +158,8 @@ void protocol_reply(struct conversation *c, uint8_t status, size_t payload)
 {
     if (c->cdb[0] != PERSISTENT_RESERVE_IN || status != 0)
         payload = 0;
-    if (payload > protocol_data_length(c))
-        payload = protocol_data_length(c);
+    if (payload > protocol_data_length(c->cdb))
+        payload = protocol_data_length(c->cdb);
     be32_put(c->frame, status);
     be32_put(c->frame + 4, (uint32_t)payload);
     frame_begin(c, PROTOCOL_REPLY, PROTOCOL_STATUS_SIZE + payload);

@@ -25,7 +25,7 @@
 #include <stdint.h>
 
 enum {
-    PROTOCOL_FEATURES = 0, /* none is supported so far */
+    PROTOCOL_FEATURES = 1, /* bit 0: the CLEANUP command */
     PROTOCOL_HELLO_SIZE = 4,
     PROTOCOL_CDB_SIZE = 16, /* a 10-byte CDB, zero-padded by the client */
     PROTOCOL_SENSE_SIZE = 96,
@@ -35,7 +35,14 @@ enum {
 
 enum { /* operation codes, SPC-4 6.15 and 6.16 */
        PERSISTENT_RESERVE_IN = 0x5e,
-       PERSISTENT_RESERVE_OUT = 0x5f
+       PERSISTENT_RESERVE_OUT = 0x5f,
+       /*
+        * Not SCSI's: this host shall forget its registration on a multipath
+        * map, as the virtual machine goes on elsewhere. Without data. A
+        * client of a little-endian machine that means feature bit 0 takes
+        * our 1 for another bit, and sends it without having asked.
+        */
+       PROTOCOL_CLEANUP = 0xff
 };
 
 enum protocol_state {
@@ -67,7 +74,7 @@ bool protocol_is_sending(const struct conversation *);
 uint8_t *protocol_rest(struct conversation *, size_t *size);
 const char *protocol_received(struct conversation *, size_t bytes, int fd);
 void protocol_sent(struct conversation *, size_t bytes);
-size_t protocol_data_length(const struct conversation *);
+size_t protocol_data_length(const uint8_t *cdb);
 uint8_t *protocol_data(struct conversation *);
 uint8_t *protocol_sense(struct conversation *);
 void protocol_reply(struct conversation *, uint8_t status, size_t payload);

@@ -7,12 +7,15 @@
  * it is root, to whom files and processes of root's are open without any
  * capability. The filters take that away:
  *
- *	main     after start-up; the sum of what main, and a session, does.
- *	         Anything else fails with ENOSYS and is logged, so that a libc
- *	         that makes another call does not take the service down.
+ *	main     after start-up; the sum of what main, a session and a worker
+ *	         do. Anything else fails with ENOSYS and is logged, so that a
+ *	         libc that makes another call does not take the service down.
  *	session  on top of main's; what serving one client takes. Anything
  *	         else kills the session, and main logs which client's it was.
- *	files    main and sessions can open none. Main can remove its socket.
+ *	worker   likewise; what a session does, and to look into sysfs, open
+ *	         devices and talk to multipathd, for one command on a map.
+ *	files    sessions can open none. Main and workers can read what is in
+ *	         /sys and /dev, and main can remove its socket.
  *
  * A list must never name a call that no line of the code makes. Each libc
  * has its own idea of which call that is, so some lines name several.
@@ -29,6 +32,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -61,10 +65,12 @@ static const struct permission session_permissions[] = {
     CALL_WITH(ioctl, 1, SG_IO),
     CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
     CALL_WITH(write, 0, STDERR_FILENO),
-    CALL(ppoll),   /* server_wait() */
-    CALL(recvmsg), /* client_receive() */
-    CALL(sendto),  /* client_send(), line_write() */
-    CALL(close),   /* every descriptor that came */
+    CALL(ppoll),                       /* server_wait() */
+    CALL(recvmsg),                     /* client_receive() */
+    CALL(sendto),                      /* client_send(), line_write() */
+    CALL_WITH(socketpair, 0, AF_UNIX), /* worker_ask() */
+    CALL(sendmsg),                     /* likewise, and work_do() */
+    CALL(close),                       /* every descriptor that came */
     CALL(fstat),
     CALL(newfstatat), /* fstat() of some, and stat() in vet_other_block() */
 #ifdef SYS_stat
@@ -79,9 +85,27 @@ static const struct permission session_permissions[] = {
     CALL(exit_group),
 };
 
+/* Beyond the above: sysfs.c, multipath.c, multipathd.c, map_lock(). */
+static const struct permission worker_permissions[] = {
+    CALL_WITH(socket, 0, AF_UNIX),
+    CALL_WITH(fcntl, 1, F_SETLKW),
+    CALL(read),
+    CALL(openat),
+#ifdef SYS_open
+    CALL(open),
+#endif
+    CALL(readlinkat),
+#ifdef SYS_readlink
+    CALL(readlink),
+#endif
+    CALL(getdents64),
+    CALL(connect),
+    CALL(getsockopt),
+    CALL(recvfrom),
+};
+
 /* Beyond the above. */
 static const struct permission main_permissions[] = {
-    CALL(read),  /* session_reported() */
     CALL(wait4), /* session_reap() */
     CALL(kill),  /* session_leave(), session_check() */
     CALL(clone), /* session_spawn() */
@@ -93,9 +117,10 @@ static const struct permission main_permissions[] = {
     CALL(rt_sigprocmask),
     CALL(gettid),
     CALL(getppid), /* session_begin() and what it calls */
+    CALL(munmap),
     CALL(accept4),
-    CALL(getsockopt),
     CALL(close_range),
+    CALL(landlock_restrict_self),
     CALL(seccomp),
     CALL_WITH(prctl, 0, PR_SET_PDEATHSIG),
     CALL(write), /* session_begin() */
@@ -122,9 +147,11 @@ typedef uint64_t result_register;
 typedef unsigned long result_register;
 #endif
 
+enum process { SESSION, WORKER, MAIN };
+
 #ifdef ARCHITECTURE
 
-enum { PERMISSIONS_MOST = 48, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
+enum { PERMISSIONS_MOST = 64, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
 
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
 
@@ -176,11 +203,11 @@ static size_t permissions_append(struct sock_filter *filter,
 }
 
 /*
- * Installs a filter: the session's permissions, main's as well if is_main,
- * and otherwise for the rest. Numbers of another ABI (x32's have bit 30 set)
- * are not in the lists, another architecture's are not looked up at all.
+ * Installs a filter: what a session may do, what the others may do beyond
+ * that, and otherwise for the rest. Numbers of another ABI (x32's have bit 30
+ * set) are not in the lists, another architecture's are not looked up at all.
  */
-static int filter_install(bool is_main, uint32_t otherwise)
+static int filter_install(enum process process, uint32_t otherwise)
 {
     struct sock_filter filter[INSTRUCTIONS];
     struct sock_fprog program = { .filter = filter };
@@ -193,7 +220,10 @@ static int filter_install(bool is_main, uint32_t otherwise)
     n += instruction(filter + n, BPF_LD | BPF_W | BPF_ABS, 0, 0, FIELD(nr));
     n += permissions_append(filter + n, session_permissions,
                             COUNT(session_permissions));
-    if (is_main)
+    if (process != SESSION)
+        n += permissions_append(filter + n, worker_permissions,
+                                COUNT(worker_permissions));
+    if (process == MAIN)
         n += permissions_append(filter + n, main_permissions,
                                 COUNT(main_permissions));
     n += instruction(filter + n, BPF_RET | BPF_K, 0, 0, otherwise);
@@ -222,24 +252,20 @@ static bool seccomp_main(void)
     action.sa_flags = SA_SIGINFO;
     sigfillset(&action.sa_mask);
     sigaction(SIGSYS, &action, NULL);
-    if (filter_install(true, SECCOMP_RET_TRAP) == 0)
+    if (filter_install(MAIN, SECCOMP_RET_TRAP) == 0)
         return true;
     log_warning("no seccomp filter: %s", strerror(errno));
     return false;
 }
 
-/*
- * Where main has a filter, a session has one, too. Returns -1 and errno if it
- * must not serve its client.
- */
-int sandbox_session(void)
+static int seccomp_child(enum process process)
 {
     sigset_t refused;
 
     sigemptyset(&refused);
     sigaddset(&refused, SIGSYS);
     sigprocmask(SIG_BLOCK, &refused, NULL);
-    return filter_install(false, SECCOMP_RET_KILL_PROCESS);
+    return filter_install(process, SECCOMP_RET_KILL_PROCESS);
 }
 
 #else
@@ -250,8 +276,9 @@ static bool seccomp_main(void)
     return false;
 }
 
-int sandbox_session(void)
+static int seccomp_child(enum process process)
 {
+    (void)process;
     return 0;
 }
 
@@ -261,13 +288,19 @@ int sandbox_session(void)
 enum {
     LANDLOCK_VERSION = 1,      /* flag */
     LANDLOCK_PATH_BENEATH = 1, /* rule type */
-    LANDLOCK_REMOVE_FILE = 1 << 5
+    LANDLOCK_READ_FILE = 1 << 2,
+    LANDLOCK_READ_DIR = 1 << 3,
+    LANDLOCK_REMOVE_FILE = 1 << 5,
+    LANDLOCK_IOCTL_DEV = 1 << 15,       /* 5th version of the interface */
+    LANDLOCK_BIND_AND_CONNECT_TCP = 3,  /* 4th */
+    LANDLOCK_ABSTRACT_SOCKETS = 1 << 0, /* 6th */
+    LANDLOCK_SIGNALS = 1 << 1
 };
 
 struct landlock_ruleset {
     uint64_t files;   /* rights that are refused unless a rule gives them */
-    uint64_t network; /* 4th version of the interface: bind, connect (TCP) */
-    uint64_t scopes;  /* 6th: abstract sockets, signals to other processes */
+    uint64_t network; /* what is refused of it */
+    uint64_t scopes;  /* what is refused with processes outside */
 };
 
 struct landlock_path {
@@ -284,21 +317,27 @@ static uint64_t landlock_files(long version)
     return (UINT64_C(1) << rights[version]) - 1;
 }
 
-/*
- * Allows to remove files in the directory that path is in. One that we can
- * no longer reach, with the capabilities that are left, needs no rule.
- */
-static int landlock_allow_remove(int ruleset, const char *path)
+/* A ruleset that refuses everything, for now; -1 and errno if not to be had. */
+static int landlock_refuse(long version, uint64_t scopes)
 {
-    struct landlock_path rule = { .rights = LANDLOCK_REMOVE_FILE };
-    size_t length = (size_t)(strrchr(path, '/') - path) + 1;
-    char directory[128]; /* a socket's path is shorter */
+    const struct landlock_ruleset rules = {
+        .files = landlock_files(version),
+        .network = version >= 4 ? LANDLOCK_BIND_AND_CONNECT_TCP : 0,
+        .scopes = version >= 6 ? scopes : 0,
+    };
+
+    return (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof(rules), 0);
+}
+
+/*
+ * Gives rights below a directory. One that is not there, or that we can no
+ * longer reach with the capabilities that are left, needs no rule.
+ */
+static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
+{
+    struct landlock_path rule = { .rights = rights };
     int result;
 
-    if (length >= sizeof(directory))
-        return -1;
-    memcpy(directory, path, length);
-    directory[length] = '\0';
     rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (rule.directory < 0)
         return 0;
@@ -308,26 +347,51 @@ static int landlock_allow_remove(int ruleset, const char *path)
     return result;
 }
 
-static void landlock_main(const char *socket_path)
+/* To remove files in the directory that path is in. */
+static int landlock_allow_remove(int ruleset, const char *path)
+{
+    size_t length = (size_t)(strrchr(path, '/') - path) + 1;
+    char directory[128]; /* a socket's path is shorter */
+
+    if (length >= sizeof(directory))
+        return -1;
+    memcpy(directory, path, length);
+    directory[length] = '\0';
+    return landlock_allow(ruleset, directory, LANDLOCK_REMOVE_FILE);
+}
+
+/* multipathd's socket may be an abstract one, so workers can connect to it. */
+static int landlock_restrict(int ruleset, long version, const char *socket_path)
+{
+    uint64_t device = LANDLOCK_READ_FILE;
+
+    if (version >= 5)
+        device |= LANDLOCK_IOCTL_DEV;
+    if (ruleset < 0
+        || landlock_allow(ruleset, "/sys",
+                          LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
+               < 0
+        || landlock_allow(ruleset, "/dev", device) < 0
+        || (socket_path != NULL
+            && landlock_allow_remove(ruleset, socket_path) < 0))
+        return -1;
+    return (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
+}
+
+static void landlock_main(struct server *server)
 {
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
-    struct landlock_ruleset rules = { 0 };
     int ruleset;
 
     if (version < 1) {
         log_verbose("no Landlock: %s", strerror(errno));
         return;
     }
-    rules.files = landlock_files(version);
-    rules.network = version >= 4 ? 3 : 0;
-    rules.scopes = version >= 6 ? 3 : 0;
-    ruleset = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof(rules),
-                           0);
-    if (ruleset < 0
-        || (socket_path != NULL
-            && landlock_allow_remove(ruleset, socket_path) < 0)
-        || syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
+    server->session_rules = landlock_refuse(version, LANDLOCK_ABSTRACT_SOCKETS
+                                                         | LANDLOCK_SIGNALS);
+    ruleset = landlock_refuse(version, LANDLOCK_SIGNALS);
+    if (landlock_restrict(ruleset, version, server->listener.path) < 0)
         log_warning("no Landlock: %s", strerror(errno));
     if (ruleset >= 0)
         close(ruleset);
@@ -336,8 +400,29 @@ static void landlock_main(const char *socket_path)
 /* For main, once it has opened all that it will. Needs no_new_privs. */
 void sandbox_main(struct server *server)
 {
+    server->session_rules = -1;
     if (!server->options->sandbox)
         return;
-    landlock_main(server->listener.path);
+    landlock_main(server);
     server->is_filtered = seccomp_main();
+}
+
+/*
+ * For a session: what main has, it has, too. Returns -1 and errno if it must
+ * not serve its client.
+ */
+int sandbox_session(const struct server *server)
+{
+    if (server->session_rules >= 0) {
+        if (syscall(SYS_landlock_restrict_self, server->session_rules, 0) < 0)
+            return -1;
+        close(server->session_rules);
+    }
+    return server->is_filtered ? seccomp_child(SESSION) : 0;
+}
+
+/* Likewise for a worker. */
+int sandbox_worker(const struct server *server)
+{
+    return server->is_filtered ? seccomp_child(WORKER) : 0;
 }

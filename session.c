@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -122,12 +123,24 @@ static void session_leave(struct server *server, unsigned i, int64_t now)
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
 }
 
-/* Closes all but standard input, output and error, and keep. */
-static void fds_close_except(int keep)
+/* Closes all but standard input, output and error, and these (-1: none). */
+void fds_close_except(int a, int b, int c)
 {
-    if (keep > 3)
-        syscall(SYS_close_range, 3U, (unsigned)keep - 1, 0U);
-    syscall(SYS_close_range, (unsigned)keep + 1, ~0U, 0U);
+    const int keep[] = { a, b, c };
+    unsigned from = STDERR_FILENO + 1;
+
+    for (;;) {
+        unsigned next = ~0U, i;
+
+        for (i = 0; i < sizeof(keep) / sizeof(keep[0]); i++)
+            if (keep[i] >= (int)from && (unsigned)keep[i] < next)
+                next = (unsigned)keep[i];
+        if (next > from)
+            syscall(SYS_close_range, from, next == ~0U ? next : next - 1, 0U);
+        if (next == ~0U)
+            return;
+        from = next + 1;
+    }
 }
 
 /*
@@ -146,24 +159,28 @@ static void session_begin(struct server *server, struct record *record)
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
-    while ((sent = write(server->report[1], "", 1)) < 0 && errno == EINTR)
+    while ((sent = write(server->report[1], "s", 1)) < 0 && errno == EINTR)
         ;
     if (sent < 0)
         _exit(errno); /* main would wait for this byte */
     server->is_session = true;
     server->sessions = NULL;
+    server->workers = NULL;
+    munmap(server->suspended, (size_t)server->slots * ALIAS_SIZE);
     server->signals_by = 0;
     server->used = 1;
-    client_begin(&server->clients[0], socket, record,
+    client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
                  server->options->client_timeout);
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);
+    close(server->queue[QUEUE_OUT]);
     server->listener.fd = -1;
     server->report[0] = -1;
-    fds_close_except(socket);
-    if (server->is_filtered && sandbox_session() < 0) {
-        log_error("no seccomp filter for a session: %s", strerror(errno));
+    server->queue[QUEUE_OUT] = -1;
+    fds_close_except(socket, server->queue[QUEUE_IN], server->session_rules);
+    if (sandbox_session(server) < 0) {
+        log_error("no sandbox for a session: %s", strerror(errno));
         _exit(EXIT_FAILURE);
     }
 }
@@ -200,15 +217,23 @@ void session_spawn(struct server *server, int64_t now)
     server->pending = pid;
 }
 
-/* Sessions have written to the pipe: the one that was pending has a client. */
+/*
+ * Children have written to the pipe: the session that was pending has its
+ * client ('s'), the worker that was pending its command ('w').
+ */
 void session_reported(struct server *server)
 {
     char bytes[16];
+    ssize_t count = read(server->report[0], bytes, sizeof(bytes));
 
-    if (read(server->report[0], bytes, sizeof(bytes)) <= 0)
-        return;
-    server->pending = 0;
-    server->complained = false;
+    while (count-- > 0) {
+        if (bytes[count] == 'w') {
+            server->worker_pending = 0;
+            continue;
+        }
+        server->pending = 0;
+        server->complained = false;
+    }
 }
 
 static void session_ended(struct server *server, unsigned i, int status,
@@ -239,14 +264,16 @@ void session_reap(struct server *server, int64_t now)
     int status;
 
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        unsigned i;
+        unsigned i = server->slots;
 
-        for (i = 0; i < server->slots; i++) {
-            if (server->sessions[i].pid == pid) {
-                session_ended(server, i, status, now);
-                break;
-            }
-        }
+        if (server->sessions != NULL)
+            for (i = 0; i < server->slots; i++)
+                if (server->sessions[i].pid == pid)
+                    break;
+        if (i < server->slots)
+            session_ended(server, i, status, now);
+        else
+            worker_ended(server, pid, status);
     }
 }
 
@@ -263,6 +290,8 @@ bool session_any(const struct server *server)
 {
     unsigned i;
 
+    if (server->sessions == NULL)
+        return false;
     for (i = 0; i < server->slots; i++)
         if (server->sessions[i].pid != 0)
             return true;
@@ -330,8 +359,8 @@ void session_accept(struct server *server, int64_t now)
         return;
     }
     server->complained = false;
-    client_begin(&server->clients[i], socket, &server->records[i],
-                 server->options->client_timeout);
+    client_begin(&server->clients[i], socket, server->queue[QUEUE_IN],
+                 &server->records[i], server->options->client_timeout);
     if (i == server->used)
         server->used++;
 }

@@ -5,7 +5,8 @@
  *
  * It must never send an ioctl to anything but a SCSI device, never act on a
  * LUN through a descriptor of a part of it, and never answer GOOD unless the
- * device did. It knows no sockets.
+ * device did (or, to PROTOCOL_CLEANUP, there is nothing to clean up). It knows
+ * no sockets.
  *
  * The tables that turn an errno, a host status or a driver status into sense
  * data say what QEMU's own SCSI code would tell its guest.
@@ -15,43 +16,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <scsi/sg.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-enum { /* status codes, SAM-5 5.3.1 */
-       GOOD = 0x00,
-       CHECK_CONDITION = 0x02,
-       BUSY = 0x08,
-       RESERVATION_CONFLICT = 0x18,
-       TASK_SET_FULL = 0x28
-};
-
-enum { /* sense keys, SPC-4 4.5.6 */
-       NOT_READY = 0x2,
-       MEDIUM_ERROR = 0x3,
-       HARDWARE_ERROR = 0x4,
-       ILLEGAL_REQUEST = 0x5,
-       UNIT_ATTENTION = 0x6,
-       DATA_PROTECT = 0x7,
-       ABORTED_COMMAND = 0xb
-};
-
 enum { /* block majors, Documentation/admin-guide/devices.txt in the kernel */
        SCSI_DISK_MAJOR = 8, /* and 65-71, 128-135 */
        SCSI_GENERIC_MAJOR = 21,
        SCSI_DISK_MINORS = 16 /* a disk, and its partitions 1-15 */
 };
-
-/*
- * Milliseconds that a device may take. A reservation may wait for a target
- * that fails over; sg_persist allows the same minute. The guest gives up by
- * itself after 30 (Linux) or 60 seconds (Windows).
- */
-enum { TIMEOUT = 60000 };
 
 /*
  * PERSISTENT RESERVE IN and OUT are 10 bytes long (SPC-4 6.15, 6.16), and
@@ -92,10 +67,11 @@ static const struct outcome host_outcomes[] = {
     { 0x05, SENSE(ABORTED_COMMAND, 0x2f, 0x02) }, /* ABORT */
     { 0x08, SENSE(UNIT_ATTENTION, 0x29, 0x00) },  /* RESET */
     { 0x0e, SENSE(ABORTED_COMMAND, 0x29, 0x07) }, /* TRANSPORT_DISRUPTED */
-    { 0x10, SENSE(HARDWARE_ERROR, 0x44, 0x00) },  /* TARGET_FAILURE */
-    { 0x11, STATUS(RESERVATION_CONFLICT) },       /* NEXUS_FAILURE */
-    { 0x12, SENSE(DATA_PROTECT, 0x27, 0x07) },    /* ALLOC_FAILURE */
-    { 0x13, SENSE(MEDIUM_ERROR, 0x11, 0x00) },    /* MEDIUM_ERROR */
+    /* From here on, what the kernel makes of the device's own answer. */
+    { 0x10, SENSE(HARDWARE_ERROR, 0x44, 0x00) }, /* TARGET_FAILURE */
+    { 0x11, STATUS(RESERVATION_CONFLICT) },      /* NEXUS_FAILURE */
+    { 0x12, SENSE(DATA_PROTECT, 0x27, 0x07) },   /* ALLOC_FAILURE */
+    { 0x13, SENSE(MEDIUM_ERROR, 0x11, 0x00) },   /* MEDIUM_ERROR */
     /* logical unit communication failure */
     { 0, SENSE(ABORTED_COMMAND, 0x08, 0x00) },
 };
@@ -106,8 +82,8 @@ enum { /* driver status, same file; 0x08 says that there is sense data */
 };
 
 /* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
-static void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
-                      uint8_t ascq)
+void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
+               uint8_t ascq)
 {
     command->status = CHECK_CONDITION;
     command->payload = 0;
@@ -134,18 +110,25 @@ static void outcome_set(struct pr_command *command,
     command->payload = 0;
 }
 
+void sg_io_good(struct pr_command *command)
+{
+    static const struct outcome good = { 0, STATUS(GOOD) };
+
+    outcome_set(command, &good, 0);
+}
+
 /* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
-static const char *refuse(struct pr_command *command, const char *reason)
+void sg_io_refuse(struct pr_command *command, const char *reason)
 {
     sense_set(command, ILLEGAL_REQUEST, 0x20, 0x00);
-    return reason;
+    command->refusal = reason;
 }
 
 /* What SG_IO would answer for something that is no SCSI device. */
-static const char *not_scsi(struct pr_command *command)
+static void not_scsi(struct pr_command *command)
 {
     outcome_set(command, errno_outcomes, ENOTTY);
-    return "the descriptor is not of a SCSI device";
+    command->refusal = "the descriptor is not of a SCSI device";
 }
 
 static bool is_scsi_disk_major(unsigned number)
@@ -154,72 +137,80 @@ static bool is_scsi_disk_major(unsigned number)
            || (number >= 128 && number <= 135);
 }
 
-/* Does sysfs have this block device, or this file of it? */
-static bool sysfs_has(dev_t device, const char *name)
+/* Is this the block device of a whole SCSI disk? */
+bool sg_io_is_disk(const struct stat *st)
 {
-    char path[64];
-    struct stat st;
+    return S_ISBLK(st->st_mode) && is_scsi_disk_major(major(st->st_rdev))
+           && minor(st->st_rdev) % SCSI_DISK_MINORS == 0;
+}
 
-    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u%s", major(device),
-             minor(device), name);
-    return stat(path, &st) == 0;
+static bool is_open_for_writing(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    int mode = flags & O_ACCMODE;
+
+    return flags >= 0 && (mode == O_WRONLY || mode == O_RDWR);
 }
 
 /*
- * A block device that is no SCSI disk. The kernel would pass SG_IO on a
+ * A block device that is no whole SCSI disk. The kernel would pass SG_IO on a
  * device-mapper device or a partition (their majors are dynamic) to the LUN
  * beneath it, only because we have CAP_SYS_RAWIO: whoever has a part of a
  * LUN would reserve all of it.
  */
-static const char *vet_other_block(struct pr_command *command, dev_t device)
+static void refuse_other_block(struct pr_command *command, dev_t device)
 {
-    if (sysfs_has(device, "/dm"))
-        return refuse(command, "the descriptor is of a device-mapper device; "
-                               "multipath maps are not supported yet");
-    if (sysfs_has(device, "/partition"))
-        return refuse(command, "the descriptor is of a partition");
-    if (!sysfs_has(device, ""))
-        return refuse(command, "cannot tell what block device this is: "
-                               "it is not in /sys/dev/block");
-    return not_scsi(command);
+    if (is_scsi_disk_major(major(device)) || sysfs_has(device, "/partition"))
+        sg_io_refuse(command, "the descriptor is of a partition");
+    else if (!sysfs_has(device, ""))
+        sg_io_refuse(command, "cannot tell what block device this is: "
+                              "it is not in /sys/dev/block");
+    else
+        not_scsi(command);
 }
 
 /*
- * May this command go to this descriptor? Returns NULL, or the reason why
- * not; status and sense then say the same to the guest.
+ * May this command go to this descriptor? VET_MAPPED: that is up to who can
+ * look into sysfs, see multipath.c. VET_ANSWERED: no, and status, sense and
+ * refusal say why; or there is nothing to be done.
  */
-const char *sg_io_vet(struct pr_command *command)
+enum vet sg_io_vet(struct pr_command *command)
 {
-    struct stat st;
+    bool is_in = command->cdb[0] == PERSISTENT_RESERVE_IN;
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+    struct stat st;
 
+    command->refusal = NULL;
     /* The parameter list length is bytes 5-8; what came is as bytes 7-8 say. */
     if (is_out && (command->cdb[5] != 0 || command->cdb[6] != 0)) {
         sense_set(command, ILLEGAL_REQUEST, 0x24, 0x00);
-        return "the parameter list is longer than 8192 bytes";
+        command->refusal = "the parameter list is longer than 8192 bytes";
+        return VET_ANSWERED;
     }
-    if (is_out) {
-        int flags = fcntl(command->fd, F_GETFL);
-        int mode = flags & O_ACCMODE;
-
-        if (flags < 0 || (mode != O_WRONLY && mode != O_RDWR))
-            return refuse(command, "the descriptor is not open for writing");
+    if (!is_in && !is_open_for_writing(command->fd)) {
+        sg_io_refuse(command, "the descriptor is not open for writing");
+        return VET_ANSWERED;
     }
     if (fstat(command->fd, &st) < 0) {
         outcome_set(command, errno_outcomes, errno);
-        return "the descriptor has no status";
+        command->refusal = "the descriptor has no status";
+        return VET_ANSWERED;
     }
-    if (S_ISCHR(st.st_mode) && major(st.st_rdev) != SCSI_GENERIC_MAJOR)
-        return not_scsi(command);
-    if (!S_ISCHR(st.st_mode) && !S_ISBLK(st.st_mode))
-        return not_scsi(command);
-    if (S_ISBLK(st.st_mode)) {
-        if (!is_scsi_disk_major(major(st.st_rdev)))
-            return vet_other_block(command, st.st_rdev);
-        if (minor(st.st_rdev) % SCSI_DISK_MINORS != 0)
-            return refuse(command, "the descriptor is of a partition");
+    if (S_ISBLK(st.st_mode) && !is_scsi_disk_major(major(st.st_rdev))
+        && sysfs_has(st.st_rdev, "/dm"))
+        return VET_MAPPED;
+    if (!is_in && !is_out) {
+        sg_io_good(command); /* PROTOCOL_CLEANUP concerns maps only */
+        return VET_ANSWERED;
     }
-    return NULL;
+    if (sg_io_is_disk(&st)
+        || (S_ISCHR(st.st_mode) && major(st.st_rdev) == SCSI_GENERIC_MAJOR))
+        return VET_SEND;
+    if (S_ISBLK(st.st_mode))
+        refuse_other_block(command, st.st_rdev);
+    else
+        not_scsi(command);
+    return VET_ANSWERED;
 }
 
 /* What SG_IO says, in this order: errno, host, driver, SCSI status. */
@@ -227,6 +218,7 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
 {
     if (hdr->host_status != 0) {
         outcome_set(command, host_outcomes, hdr->host_status);
+        command->unreached = hdr->host_status < 0x10 || hdr->host_status > 0x13;
         return;
     }
     if (hdr->driver_status == DRIVER_TIMEOUT) {
@@ -250,10 +242,11 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
 }
 
 /*
- * Sends a command that sg_io_vet() let pass, and waits for its end. A signal
- * would end the wait on /dev/sgN early: the caller must have blocked them.
+ * Sends a command that sg_io_vet() let pass, and waits for its end, up to
+ * timeout milliseconds. A signal would end the wait on /dev/sgN early: the
+ * caller must have blocked them.
  */
-void sg_io_execute(struct pr_command *command)
+void sg_io_execute(struct pr_command *command, unsigned timeout)
 {
     struct sg_io_hdr hdr;
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
@@ -262,13 +255,14 @@ void sg_io_execute(struct pr_command *command)
     memcpy(cdb, command->cdb, sizeof(cdb));
     memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
     command->payload = 0;
+    command->unreached = false;
     memset(&hdr, 0, sizeof(hdr));
     hdr.interface_id = 'S';
     hdr.cmdp = cdb;
     hdr.cmd_len = sizeof(cdb);
     hdr.sbp = command->sense;
     hdr.mx_sb_len = PROTOCOL_SENSE_SIZE;
-    hdr.timeout = TIMEOUT;
+    hdr.timeout = timeout;
     /* Without data, /dev/sgN takes no direction but this one. */
     hdr.dxfer_direction = SG_DXFER_NONE;
     if (command->length > 0) {
@@ -280,8 +274,10 @@ void sg_io_execute(struct pr_command *command)
     if (!is_out)
         memset(command->data, 0, command->length);
 
-    if (ioctl(command->fd, SG_IO, &hdr) < 0)
-        outcome_set(command, errno_outcomes, errno);
-    else
+    if (ioctl(command->fd, SG_IO, &hdr) == 0) {
         result_set(command, &hdr);
+        return;
+    }
+    command->unreached = errno == ENODEV || errno == ENXIO;
+    outcome_set(command, errno_outcomes, errno);
 }

@@ -23,6 +23,8 @@ SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 CALLS = {
     'openat': ((257, 56), (-100, 0, 0)),
     'socket': ((41, 198), (1, 1, 0)),
+    'socket that is no Unix socket': ((41, 198), (2, 1, 0)),
+    'socketpair that is no Unix socket': ((53, 199), (2, 1, 0)),
     'connect': ((42, 203), (2, 0, 0)),
     'bind': ((49, 200), (2, 0, 0)),
     'execve': ((59, 221), (0, 0, 0)),
@@ -50,8 +52,10 @@ CALLS = {
     'fcntl that is not F_GETFL': ((72, 25), (2, 4, 0)),
     'write to another descriptor': ((1, 64), (0, 0, 0)),
 }
-# Main forks, accepts and ends sessions, and so it may do these.
-MAINS = {'clone', 'kill', 'accept4', 'unlinkat', 'write to another descriptor'}
+# Main forks, accepts and ends sessions; its workers open devices and talk to
+# multipathd. So it may do these.
+MAINS = {'clone', 'kill', 'accept4', 'unlinkat', 'write to another descriptor',
+         'openat', 'socket', 'connect'}
 
 MACHINES = ['x86_64', 'aarch64']
 pytestmark = pytest.mark.skipif(
@@ -143,6 +147,25 @@ def test_main_removes_files_beside_its_socket_only(helper, target, disks,
     assert remove(main, nexus, fd, beside) == 0
     assert remove(main, nexus, fd, elsewhere) == (
         errno.EACCES if sandbox == 'on' else 0)
+
+
+@pytest.mark.skipif(landlock_version() < 1, reason='no Landlock here')
+@pytest.mark.parametrize('sandbox', ['on', 'off'])
+@pytest.mark.parametrize('path, flags, allowed', [
+    ('/etc/hostname', os.O_RDONLY, False), ('/proc/self/stat', os.O_RDONLY,
+                                            False),
+    ('/sys/kernel/mm', os.O_RDONLY, True), ('/dev/null', os.O_RDONLY, True),
+    ('/dev/null', os.O_RDWR, False), ('/dev', os.O_RDONLY, False)])
+def test_main_opens_nothing_but_to_read_in_sys_and_dev(
+        helper, target, disks, sandbox, path, flags, allowed):
+    main, fd = helper('--single-process', '--sandbox=' + sandbox), disks.open()
+    nexus = target.nexus(0)
+    nexus.sense = os.fsencode(path)
+    nexus.make_call(number('openat'), -100, sim.IN_SENSE, flags)
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+    assert nexus.call_errno == (0 if allowed or sandbox == 'off'
+                                else errno.EACCES)
 
 
 @pytest.mark.skipif(landlock_version() < 6, reason='no Landlock of Linux 6.12')

@@ -80,13 +80,13 @@ def test_103_noise_instead_of_a_request(victim, null):
     noise = random.Random(103)
     for _ in range(100):
         cdb = noise.randbytes(16)
-        if cdb[0] not in (0x5e, 0x5f):
+        if cdb[0] not in (0x5e, 0x5f, 0xff):
             assert ends_with(victim, (cdb, [null]))
 
 
 def test_104_every_other_operation_code(victim, null):
-    """All but PERSISTENT RESERVE IN and OUT close."""
-    for opcode in set(range(256)) - {0x5e, 0x5f}:
+    """All but PERSISTENT RESERVE IN and OUT and CLEANUP close."""
+    for opcode in set(range(256)) - {0x5e, 0x5f, 0xff}:
         assert ends_with(victim, (bytes([opcode]) + bytes(15), [null]))
 
 

@@ -1,0 +1,880 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * multipath.c - a persistent reservation command on a dm-multipath map: what
+ * to send to which path, in what order, what multipathd is to know of it,
+ * and what the answer is.
+ *
+ * A registration belongs to one path (I_T nexus), so a map is registered if
+ * all its paths are; a reservation is held through one of them. The guest
+ * sees one disk: its answer is the one of the path that decides, unchanged.
+ * multipathd registers paths that appear later, if it has been told the key:
+ * it is told before the disk is.
+ *
+ * It must never send a command to a disk that is not, at that moment, a path
+ * of the map; answer GOOD for a registration that multipathd does not know
+ * of, or that a usable path lacks; or leave a map suspended. It knows no
+ * clients, and runs in a process of its own (worker.c).
+ */
+#include "prhelper.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+enum {
+    PATHS_MOST = 256,
+    REPEATS = 5,          /* of a command that met a unit attention */
+    SHORT_TIMEOUT = 5000, /* ms, for a path that failed, or while suspended */
+    RESUMES_MOST = 60     /* tries, a second apart */
+};
+
+enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
+       REGISTER,
+       RESERVE,
+       RELEASE,
+       CLEAR,
+       PREEMPT,
+       PREEMPT_AND_ABORT,
+       REGISTER_AND_IGNORE
+};
+
+enum { READ_RESERVATION = 1 }; /* of PERSISTENT RESERVE IN, SPC-4 6.15.1 */
+
+enum { /* the parameter list of PERSISTENT RESERVE OUT, SPC-4 6.16.3 */
+       LIST_SIZE = 24,
+       LIST_FLAGS = 20, /* offset of: */
+       SPEC_I_PT = 0x08,
+       ALL_TG_PT = 0x04,
+       APTPL = 0x01
+};
+
+enum { WRITE_EXCLUSIVE_ALL_REGISTRANTS = 7 }; /* and 8: exclusive access */
+
+/* What a path made of the command in hand. */
+enum outcome {
+    UNTRIED,
+    UNUSABLE, /* nothing was done, as far as we know */
+    COVERED,  /* not needed: done through another path of the same host */
+    DONE,
+    CONFLICT,
+    FAILED /* with another status, which is the disk's word */
+};
+
+struct path {
+    char name[32]; /* sdX */
+    int fd;        /* -1: not open. It keeps device from becoming another */
+    dev_t device;
+    bool is_suspect;      /* it has failed us before */
+    enum outcome outcome; /* of REGISTER */
+};
+
+struct map {
+    struct pr_command *command; /* the client's */
+    dev_t device;
+    char name[16]; /* dm-N */
+    char alias[ALIAS_SIZE];
+    char *suspended; /* see prhelper.h */
+    struct multipathd multipathd;
+    struct path paths[PATHS_MOST];
+    unsigned count;
+};
+
+/* A PERSISTENT RESERVE OUT on its way to paths. */
+struct out {
+    uint8_t cdb[10];
+    uint8_t *list;
+    size_t length;
+    uint8_t own_list[LIST_SIZE]; /* for those that are not the client's */
+};
+
+struct reservation {
+    bool is_held;
+    uint64_t key; /* 0 if all registrants hold it */
+    uint8_t scope_type;
+};
+
+static uint64_t be64_get(const uint8_t *bytes)
+{
+    uint64_t value = 0;
+    int i;
+
+    for (i = 0; i < 8; i++)
+        value = value << 8 | bytes[i];
+    return value;
+}
+
+static void be64_put(uint8_t *bytes, uint64_t value)
+{
+    int i;
+
+    for (i = 7; i >= 0; i--, value >>= 8)
+        bytes[i] = (uint8_t)value;
+}
+
+/* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
+static void fail(struct map *map, const char *reason)
+{
+    sense_set(map->command, ABORTED_COMMAND, 0x08, 0x00);
+    log_warning("%s (%s): %s", map->name, map->alias, reason);
+}
+
+static void conflict(struct map *map)
+{
+    sg_io_good(map->command);
+    map->command->status = RESERVATION_CONFLICT;
+}
+
+/* ---- The map and its paths -------------------------------------------- */
+
+/* Names become words of commands to multipathd. */
+static bool is_word(const char *text)
+{
+    for (; *text != '\0'; text++)
+        if (!isgraph((unsigned char)*text) || strchr("\"'\\/", *text) != NULL)
+            return false;
+    return true;
+}
+
+/* A callback of sysfs_slaves(): one more path, unless it is known. */
+static bool path_found(void *context, const char *name)
+{
+    struct map *map = context;
+    struct path *path = &map->paths[map->count];
+    unsigned i;
+
+    for (i = 0; i < map->count; i++)
+        if (strcmp(map->paths[i].name, name) == 0)
+            return true;
+    if (map->count == PATHS_MOST || strlen(name) >= sizeof(path->name)
+        || !is_word(name))
+        return false;
+    memset(path, 0, sizeof(*path));
+    memcpy(path->name, name, strlen(name) + 1);
+    path->fd = -1;
+    map->count++;
+    return true;
+}
+
+static void paths_close(struct map *map)
+{
+    unsigned i;
+
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].fd >= 0)
+            close(map->paths[i].fd);
+}
+
+/*
+ * Is this a path of the map, now, by which commands may be tried? The name
+ * in sysfs and the device node of that name can belong to different disks by
+ * the time we open it, so the open device is asked.
+ */
+static bool path_is_ready(const struct map *map, struct path *path)
+{
+    char holder[32], state[32];
+    struct stat st;
+
+    if (path->fd < 0) {
+        char node[sizeof("/dev/") + sizeof(path->name)];
+
+        snprintf(node, sizeof(node), "/dev/%s", path->name);
+        path->fd = open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        if (path->fd < 0)
+            return false;
+        if (fstat(path->fd, &st) < 0 || !sg_io_is_disk(&st)) {
+            close(path->fd);
+            path->fd = -1;
+            return false;
+        }
+        path->device = st.st_rdev;
+    }
+    snprintf(holder, sizeof(holder), "/holders/%s", map->name);
+    return sysfs_has(path->device, holder)
+           && sysfs_read(path->device, "/device/state", state, sizeof(state))
+           && strcmp(state, "running") == 0;
+}
+
+/* Fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
+static void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code)
+{
+    bool is_fixed = (sense[0] & 0x7f) < 0x72;
+    const uint8_t *at = is_fixed ? sense + 12 : sense + 2;
+
+    *key = sense[is_fixed ? 2 : 1] & 0x0f;
+    *code = (uint16_t)(at[0] << 8 | at[1]);
+}
+
+/*
+ * Has the path execute a command, whose result is then in it. A unit
+ * attention tells a path of something that is not the guest's business.
+ */
+static enum outcome path_send(const struct map *map, struct path *path,
+                              struct pr_command *command)
+{
+    unsigned repeats = 0;
+    uint16_t code;
+    uint8_t key;
+
+    for (;; repeats++) {
+        if (!path_is_ready(map, path))
+            break;
+        command->fd = path->fd;
+        sg_io_execute(command, path->is_suspect || map->suspended[0] != '\0'
+                                   ? SHORT_TIMEOUT
+                                   : SG_IO_TIMEOUT);
+        if (command->unreached)
+            break;
+        if (command->status == GOOD)
+            return DONE;
+        if (command->status == RESERVATION_CONFLICT)
+            return CONFLICT;
+        sense_get(command->sense, &key, &code);
+        if (command->status != CHECK_CONDITION
+            || (key != UNIT_ATTENTION && key != NOT_READY))
+            return FAILED;
+        if (key == UNIT_ATTENTION && repeats == REPEATS)
+            return FAILED;
+        /* NOT READY 04/07: in progress. Any other is for another path. */
+        if (key == NOT_READY && (code != 0x0407 || repeats == REPEATS))
+            break;
+        if (key == NOT_READY)
+            nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+    }
+    path->is_suspect = true;
+    return UNUSABLE;
+}
+
+/* The first path that answers the command, or NULL: the command has failed. */
+static struct path *any_send(struct map *map, struct pr_command *command)
+{
+    unsigned i;
+
+    for (i = 0; i < map->count; i++)
+        if (path_send(map, &map->paths[i], command) != UNUSABLE)
+            return &map->paths[i];
+    fail(map, "no path is usable");
+    return NULL;
+}
+
+/* ---- PERSISTENT RESERVE OUT, on a path and on any --------------------- */
+
+static void out_set(struct out *out, unsigned action, uint8_t scope_type,
+                    uint64_t key, uint64_t action_key, uint8_t flags)
+{
+    memset(out, 0, sizeof(*out));
+    out->cdb[0] = PERSISTENT_RESERVE_OUT;
+    out->cdb[1] = (uint8_t)action;
+    out->cdb[2] = scope_type;
+    out->list = out->own_list;
+    out->length = LIST_SIZE;
+    out->cdb[8] = LIST_SIZE;
+    be64_put(out->list, key);
+    be64_put(out->list + 8, action_key);
+    out->list[LIST_FLAGS] = flags;
+}
+
+/* The client's command, as it came. */
+static void out_set_client(struct out *out, const struct pr_command *command)
+{
+    memset(out, 0, sizeof(*out));
+    memcpy(out->cdb, command->cdb, sizeof(out->cdb));
+    out->list = command->data;
+    out->length = command->length;
+}
+
+/* The answer goes where the client's does. */
+static void out_aim(struct map *map, const struct out *out)
+{
+    map->command->cdb = out->cdb;
+    map->command->data = out->list;
+    map->command->length = out->length;
+}
+
+static enum outcome path_out(struct map *map, struct path *path,
+                             const struct out *out)
+{
+    out_aim(map, out);
+    return path_send(map, path, map->command);
+}
+
+static struct path *any_out(struct map *map, const struct out *out)
+{
+    out_aim(map, out);
+    return any_send(map, map->command);
+}
+
+/* False: nobody answered, or with an error, which is now the answer. */
+static bool reservation_read(struct map *map, struct reservation *reservation)
+{
+    static const uint8_t cdb[10] = { PERSISTENT_RESERVE_IN,
+                                     READ_RESERVATION, [8] = LIST_SIZE };
+    uint8_t data[LIST_SIZE] = { 0 };
+
+    map->command->cdb = cdb;
+    map->command->data = data;
+    map->command->length = sizeof(data);
+    if (any_send(map, map->command) == NULL || map->command->status != GOOD)
+        return false;
+    /* SPC-4 6.15.3: ADDITIONAL LENGTH is 0 or 16. */
+    reservation->is_held = map->command->payload >= 22 && data[7] >= 14;
+    reservation->key = be64_get(data + 8);
+    reservation->scope_type = data[21];
+    return true;
+}
+
+/* ---- The suspended preemption of ourselves ---------------------------- */
+
+static bool paths_restore(struct map *map, const struct multipathd_key *key)
+{
+    bool restored = true;
+    struct out out;
+    unsigned i;
+
+    out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value,
+            key->aptpl ? APTPL : 0);
+    for (i = 0; i < map->count; i++)
+        if (path_out(map, &map->paths[i], &out) >= CONFLICT)
+            restored = false;
+    return restored;
+}
+
+/* Until it works, or for a minute. Returns whether it did. */
+bool multipath_resume(const char *socket_path, char *suspended)
+{
+    const struct multipathd multipathd = { .alias = suspended,
+                                           .socket_path = socket_path };
+    int tries;
+
+    for (tries = 0; tries < RESUMES_MOST; tries++) {
+        if (multipathd_resume(&multipathd) == MULTIPATHD_DONE) {
+            suspended[0] = '\0';
+            return true;
+        }
+        if (tries == 0)
+            log_error("map %s is suspended and multipathd does not resume it, "
+                      "trying again; by hand: dmsetup resume %s",
+                      suspended, suspended);
+        nanosleep(&(struct timespec){ .tv_sec = 1 }, NULL);
+    }
+    log_error("map %s stays suspended: dmsetup resume %s", suspended,
+              suspended);
+    suspended[0] = '\0';
+    return false;
+}
+
+/*
+ * Preempts action_key from one path, where that takes our other paths'
+ * registrations along: so that no I/O meets them in that state, the map is
+ * suspended until they are registered again with key. With release, gives
+ * up the reservation that has thereby moved to that path.
+ */
+static void preempt_suspended(struct map *map, const struct out *preempt,
+                              const struct multipathd_key *key, bool release)
+{
+    enum multipathd_said said;
+    struct path *path;
+
+    memcpy(map->suspended, map->alias, sizeof(map->alias));
+    said = multipathd_suspend(&map->multipathd);
+    if (said == MULTIPATHD_REFUSED) {
+        map->suspended[0] = '\0';
+        fail(map, "multipathd refuses to suspend it");
+        return;
+    }
+    if (said == MULTIPATHD_SILENT) {
+        fail(map, "multipathd does not say whether it is suspended");
+    } else {
+        path = any_out(map, preempt);
+        if (path != NULL && map->command->status == GOOD) {
+            struct out out;
+            bool is_released = true;
+
+            out_set(&out, RELEASE, preempt->cdb[2], key->value, 0, 0);
+            if (release)
+                is_released = path_out(map, path, &out) == DONE;
+            if (!paths_restore(map, key) || !is_released)
+                fail(map, is_released ? "a path did not get its key back"
+                                      : "the reservation is not released");
+            else
+                sg_io_good(map->command);
+        }
+    }
+    if (!multipath_resume(map->multipathd.socket_path, map->suspended))
+        fail(map, "it is still suspended");
+}
+
+/* ---- The service actions ---------------------------------------------- */
+
+/*
+ * RELEASE to every path, as only the one that holds the reservation releases
+ * it, and the others say GOOD to that. If it is still there, and multipathd
+ * says that it is ours, the path that holds it is gone.
+ */
+static void map_release(struct map *map, const struct multipathd_key *key,
+                        const struct out *out)
+{
+    unsigned i, done = 0, conflicts = 0;
+    struct reservation reservation;
+    struct out preempt;
+
+    for (i = 0; i < map->count; i++) {
+        enum outcome outcome = path_out(map, &map->paths[i], out);
+
+        if (outcome == FAILED)
+            return; /* by the holder: of another type, for example */
+        done += outcome == DONE;
+        conflicts += outcome == CONFLICT;
+    }
+    if (done == 0) {
+        if (conflicts > 0)
+            conflict(map);
+        else
+            fail(map, "no path is usable");
+        return;
+    }
+    if (!reservation_read(map, &reservation))
+        return;
+    if (!reservation.is_held || reservation.key != key->value) {
+        sg_io_good(map->command);
+        multipathd_hold_set(&map->multipathd, false);
+        return;
+    }
+    if (reservation.scope_type != out->cdb[2]) {
+        conflict(map);
+        return;
+    }
+    switch (multipathd_hold_get(&map->multipathd)) {
+    case HOLD_UNSET: /* another host with the same key */
+        sg_io_good(map->command);
+        break;
+    case HOLD_SET:
+        out_set(&preempt, PREEMPT, out->cdb[2], key->value, key->value, 0);
+        preempt_suspended(map, &preempt, key, true);
+        if (map->command->status == GOOD)
+            multipathd_hold_set(&map->multipathd, false);
+        break;
+    default:
+        fail(map, "the path that may hold the reservation is gone, and "
+                  "multipathd does not know whether one does");
+    }
+}
+
+/*
+ * To one path; but a conflict there is not the answer yet, as another one
+ * may be the holder, who may repeat RESERVE.
+ */
+static void map_reserve(struct map *map, const struct multipathd_key *key,
+                        const struct out *out)
+{
+    bool unusable = false, conflicts = false;
+    struct reservation reservation;
+    unsigned i;
+
+    for (i = 0; i < map->count; i++) {
+        switch (path_out(map, &map->paths[i], out)) {
+        case DONE:
+            multipathd_hold_set(&map->multipathd, true);
+            return;
+        case CONFLICT:
+            conflicts = true;
+            break;
+        case UNUSABLE:
+            unusable = true;
+            break;
+        default:
+            return;
+        }
+    }
+    /* The path that holds it may be gone. */
+    if (conflicts && unusable && reservation_read(map, &reservation)
+        && reservation.is_held && reservation.key == key->value
+        && reservation.scope_type == out->cdb[2]
+        && multipathd_hold_get(&map->multipathd) == HOLD_SET)
+        sg_io_good(map->command);
+    else if (conflicts)
+        conflict(map);
+    else
+        fail(map, "no path is usable");
+}
+
+static void map_preempt(struct map *map, const struct multipathd_key *key,
+                        const struct out *out)
+{
+    uint64_t preempted = be64_get(out->list + 8);
+    struct reservation reservation;
+    bool takes_over, is_own;
+
+    if (!reservation_read(map, &reservation))
+        return;
+    takes_over = reservation.is_held && reservation.key == preempted;
+    is_own = preempted == key->value
+             || (preempted == 0 && takes_over
+                 && (reservation.scope_type & 0x0f)
+                        >= WRITE_EXCLUSIVE_ALL_REGISTRANTS);
+    if (is_own)
+        preempt_suspended(map, out, key, false);
+    else
+        any_out(map, out);
+    if (map->command->status == GOOD && takes_over)
+        multipathd_hold_set(&map->multipathd, true);
+}
+
+/*
+ * Makes multipathd forget the key, or, if that is of its configuration, do
+ * without. False if it may go on registering it.
+ */
+static bool key_forget(struct map *map)
+{
+    static const struct multipathd_key none = { 0, false };
+    enum multipathd_said said = multipathd_key_set(&map->multipathd, &none);
+
+    return said != MULTIPATHD_SILENT
+           && multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE;
+}
+
+static void map_clear(struct map *map, const struct out *out)
+{
+    any_out(map, out);
+    if (map->command->status == GOOD && !key_forget(map))
+        fail(map, "cleared, but multipathd may go on registering the key");
+}
+
+/* ---- REGISTER, REGISTER AND IGNORE EXISTING KEY ----------------------- */
+
+/* What a REGISTER is about, besides the client's parameter list. */
+struct registration {
+    struct multipathd_key old; /* multipathd's so far */
+    struct multipathd_key new;
+    uint64_t previous; /* what the paths are registered with so far */
+};
+
+/* The other initiators that it names are registered: not twice. */
+static void out_cut(struct out *out)
+{
+    if ((out->list[LIST_FLAGS] & SPEC_I_PT) == 0)
+        return;
+    out->list[LIST_FLAGS] &= (uint8_t)~SPEC_I_PT;
+    out->length = LIST_SIZE;
+    out->cdb[7] = 0;
+    out->cdb[8] = LIST_SIZE;
+}
+
+/* With ALL_TG_PT a path stands for all of its host. */
+static bool is_covered(const struct map *map, struct path *path,
+                       const struct out *out)
+{
+    unsigned i;
+    int host;
+
+    if ((out->list[LIST_FLAGS] & ALL_TG_PT) == 0 || !path_is_ready(map, path))
+        return false;
+    host = sysfs_scsi_host(path->device);
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].outcome == DONE && host >= 0
+            && sysfs_scsi_host(map->paths[i].device) == host)
+            return true;
+    return false;
+}
+
+/* To one path that it has not been done through. False: it cannot be done. */
+static bool path_register(struct map *map, struct path *path, struct out *out)
+{
+    if (is_covered(map, path, out)) {
+        path->outcome = COVERED;
+        return true;
+    }
+    path->outcome = path_out(map, path, out);
+    if (path->outcome == DONE)
+        out_cut(out);
+    return path->outcome != FAILED;
+}
+
+/*
+ * To every path. Once one has accepted the client's key, the others need not
+ * have had the same one before. False: that is the answer.
+ */
+static bool paths_register(struct map *map, struct out *out)
+{
+    unsigned i, done = 0, conflicts = 0;
+
+    for (i = 0; i < map->count; i++) {
+        if (!path_register(map, &map->paths[i], out))
+            return false;
+        done += map->paths[i].outcome == DONE;
+        conflicts += map->paths[i].outcome == CONFLICT;
+    }
+    if (done == 0) {
+        if (conflicts > 0)
+            conflict(map);
+        else
+            fail(map, "no path is usable");
+        return false;
+    }
+    out->cdb[1] = REGISTER_AND_IGNORE;
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].outcome == CONFLICT
+            && (!path_register(map, &map->paths[i], out)
+                || map->paths[i].outcome == CONFLICT))
+            return false;
+    return true;
+}
+
+/*
+ * After all else: paths that failed and may have come back, or that the map
+ * has got meanwhile. One that works must not be left out.
+ */
+static bool paths_recheck(struct map *map, struct out *out)
+{
+    unsigned i;
+
+    if (!sysfs_slaves(map->device, path_found, map)) {
+        fail(map, "cannot list its paths");
+        return false;
+    }
+    for (i = 0; i < map->count; i++) {
+        struct path *path = &map->paths[i];
+
+        if (path->outcome <= UNUSABLE
+            && (!path_register(map, path, out) || path->outcome == CONFLICT))
+            return false;
+    }
+    return true;
+}
+
+/* Back to what was, through those that had accepted it. Keeps the answer. */
+static void paths_unregister(struct map *map, uint64_t previous, uint8_t flags)
+{
+    const uint8_t status = map->command->status;
+    uint8_t sense[PROTOCOL_SENSE_SIZE];
+    struct out out;
+    unsigned i;
+
+    memcpy(sense, map->command->sense, sizeof(sense));
+    out_set(&out, REGISTER_AND_IGNORE, 0, 0, previous, flags);
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].outcome == DONE
+            && path_out(map, &map->paths[i], &out) != DONE)
+            log_warning("%s (%s): %s may have kept a key that the others do "
+                        "not have",
+                        map->name, map->alias, map->paths[i].name);
+    map->command->status = status;
+    memcpy(map->command->sense, sense, sizeof(sense));
+}
+
+/* Before the disk is: so that no path appears and is not registered. */
+static bool key_announce(struct map *map, const struct registration *r)
+{
+    struct multipathd_key now;
+
+    if (r->new.value == r->old.value && r->new.aptpl == r->old.aptpl)
+        return true;
+    switch (multipathd_key_set(&map->multipathd, &r->new)) {
+    case MULTIPATHD_DONE:
+        return true;
+    case MULTIPATHD_REFUSED:
+        /* It cannot forget a key of its configuration; need not, either. */
+        if (r->new.value == 0 && multipathd_key_get(&map->multipathd, &now)
+            && now.value == r->old.value)
+            return true;
+        break;
+    default:;
+    }
+    fail(map, "multipathd does not take the key");
+    return false;
+}
+
+/* That the map is registered with the key now, or is not any more. */
+static bool status_tell(struct map *map, const struct registration *r)
+{
+    char names[PATHS_MOST * sizeof(((struct path *)0)->name)];
+    size_t length = 0;
+    unsigned i;
+
+    names[0] = '\0';
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].outcome == DONE)
+            length += (size_t)snprintf(names + length, sizeof(names) - length,
+                                       "%s%s", length > 0 ? " " : "",
+                                       map->paths[i].name);
+    if (r->new.value != 0
+            ? multipathd_registered(&map->multipathd, names) == MULTIPATHD_DONE
+            : multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE)
+        return true;
+    fail(map, "multipathd does not take note of the registration");
+    return false;
+}
+
+/* Who unregisters gives up the reservation, also through a path that is gone.
+ */
+static bool reservation_give_up(struct map *map, const struct registration *r)
+{
+    struct reservation reservation;
+    struct out release;
+
+    if (r->new.value != 0 || r->old.value == 0 || r->previous != r->old.value)
+        return true;
+    if (!reservation_read(map, &reservation))
+        return false;
+    if (!reservation.is_held || reservation.key != r->old.value
+        || multipathd_hold_get(&map->multipathd) != HOLD_SET)
+        return true;
+    out_set(&release, RELEASE, reservation.scope_type, r->old.value, 0, 0);
+    map_release(map, &r->old, &release);
+    return map->command->status == GOOD;
+}
+
+/*
+ * All paths have a new key. If the old one still holds the reservation, then
+ * through a path that is gone: have a live one take it over.
+ */
+static bool reservation_follow(struct map *map, const struct registration *r)
+{
+    struct reservation reservation;
+    struct out preempt;
+
+    if (r->new.value == 0 || r->new.value == r->previous)
+        return true;
+    if (r->previous == 0) {
+        multipathd_hold_set(&map->multipathd, false);
+        return true;
+    }
+    if (!reservation_read(map, &reservation))
+        return false;
+    if (!reservation.is_held || reservation.key != r->previous
+        || multipathd_hold_get(&map->multipathd) != HOLD_SET)
+        return true;
+    out_set(&preempt, PREEMPT, reservation.scope_type, r->new.value,
+            r->previous, 0);
+    any_out(map, &preempt);
+    if (map->command->status == GOOD)
+        return true;
+    fail(map, "the reservation stays with the key before, on a path that is "
+              "gone");
+    return false;
+}
+
+static void map_register(struct map *map, const struct multipathd_key *old,
+                         struct out *out)
+{
+    const uint8_t flags = out->list[LIST_FLAGS];
+    const struct registration r = {
+        .old = *old,
+        .new = { be64_get(out->list + 8), (flags & APTPL) != 0 },
+        .previous = out->cdb[1] == REGISTER ? be64_get(out->list) : old->value
+    };
+    bool is_told = false;
+
+    if (key_announce(map, &r) && reservation_give_up(map, &r)) {
+        if (paths_register(map, out) && reservation_follow(map, &r)
+            && (is_told = status_tell(map, &r)) && paths_recheck(map, out)) {
+            sg_io_good(map->command);
+            return;
+        }
+        paths_unregister(map, r.previous, flags & (uint8_t)~SPEC_I_PT);
+    }
+    if (r.new.value != old->value || r.new.aptpl != old->aptpl)
+        multipathd_key_set(&map->multipathd, old);
+    if (is_told && old->value == 0)
+        multipathd_unregistered(&map->multipathd);
+    else if (is_told && r.new.value == 0)
+        multipathd_registered(&map->multipathd, "");
+}
+
+/* This host shall know nothing of the map's registration any more. */
+static void map_cleanup(struct map *map)
+{
+    struct out out;
+
+    out_set(&out, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+    if (!key_forget(map))
+        fail(map, "multipathd does not forget the key");
+    else if (paths_register(map, &out) && paths_recheck(map, &out))
+        sg_io_good(map->command);
+}
+
+/* ---- A command on a map ----------------------------------------------- */
+
+static void map_out(struct map *map)
+{
+    struct multipathd_key key;
+    unsigned action;
+    struct out out;
+
+    out_set_client(&out, map->command);
+    action = out.cdb[1] &= 0x1f;
+    if (action > REGISTER_AND_IGNORE) {
+        sense_set(map->command, ILLEGAL_REQUEST, 0x24, 0x00);
+        return;
+    }
+    if (out.length < LIST_SIZE) {
+        sense_set(map->command, ILLEGAL_REQUEST, 0x1a, 0x00);
+        return;
+    }
+    if (!multipathd_key_get(&map->multipathd, &key)) {
+        fail(map, "multipathd does not say which key it has");
+        return;
+    }
+    if (action == REGISTER || action == REGISTER_AND_IGNORE) {
+        map_register(map, &key, &out);
+        return;
+    }
+    /* Who is not registered, or with another key, is told so by any disk. */
+    if (key.value == 0 || key.value != be64_get(out.list)) {
+        conflict(map);
+        return;
+    }
+    if (action == RESERVE)
+        map_reserve(map, &key, &out);
+    else if (action == RELEASE)
+        map_release(map, &key, &out);
+    else if (action == CLEAR)
+        map_clear(map, &out);
+    else
+        map_preempt(map, &key, &out);
+}
+
+/* Of a device-mapper device that sg_io_vet() has let pass. */
+void multipath_execute(struct pr_command *command, const char *socket_path,
+                       char *suspended)
+{
+    struct map map = { .command = command, .suspended = suspended };
+    char uuid[ALIAS_SIZE + 8];
+    struct stat st;
+
+    map.multipathd.map = map.name;
+    map.multipathd.alias = map.alias;
+    map.multipathd.socket_path = socket_path;
+    if (fstat(command->fd, &st) < 0
+        || !sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))
+        || strncmp(uuid, "mpath-", 6) != 0) {
+        if (command->cdb[0] == PROTOCOL_CLEANUP)
+            sg_io_good(command);
+        else
+            sg_io_refuse(command, "the descriptor is of a device-mapper "
+                                  "device that is no multipath map");
+        return;
+    }
+    map.device = st.st_rdev;
+    command->payload = 0;
+    snprintf(map.name, sizeof(map.name), "dm-%u", minor(st.st_rdev));
+    if (!sysfs_read(map.device, "/dm/name", map.alias, sizeof(map.alias))
+        || !is_word(map.alias)) {
+        sg_io_refuse(command, "the name of the multipath map cannot be told "
+                              "to multipathd");
+        return;
+    }
+    if (!sysfs_slaves(map.device, path_found, &map))
+        fail(&map, "cannot list its paths");
+    else if (command->cdb[0] == PERSISTENT_RESERVE_IN)
+        any_send(&map, command);
+    else if (command->cdb[0] == PERSISTENT_RESERVE_OUT)
+        map_out(&map);
+    else
+        map_cleanup(&map);
+    paths_close(&map);
+}

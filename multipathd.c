@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * multipathd.c - what is asked of multipathd, and told to it, about one map:
+ * the key that it shall register on paths that (re)appear, whether it shall,
+ * whether this host holds the reservation; and to suspend and resume the map.
+ *
+ * Each command takes a connection of its own. Both ways a packet is its
+ * length, a size_t of this machine, and that many bytes of text, NUL
+ * included (so a 32-bit helper cannot talk to a 64-bit multipathd).
+ *
+ * It must never take a listener that is not root's for multipathd, wait
+ * longer than MULTIPATHD_TIMEOUT, or believe a reply that is not whole.
+ *
+ * Source: multipathd(8), and the observed replies of multipath-tools 0.9.4
+ * to 0.14.3. Versions before 0.13 know nothing of holding.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#ifndef MULTIPATHD_TIMEOUT
+#define MULTIPATHD_TIMEOUT (12 * SECOND) /* busy, it takes over 4 s */
+#endif
+
+enum {
+    COMMAND_SIZE = 512,    /* multipathd's own limit, MAX_CMD_LEN + NUL */
+    REPLY_SIZE = 64,       /* as much as we look at */
+    REPLY_MOST = 16 << 20, /* more is no reply */
+    RETRY_US = 50 * 1000   /* while its backlog is full */
+};
+
+/* Waits until the socket is ready for events; returns -1 and errno if not. */
+static int socket_wait(int fd, short events, int64_t deadline)
+{
+    struct pollfd ready = { .fd = fd, .events = events };
+    int64_t us = deadline - clock_us();
+    struct timespec timeout = { 0 };
+    int count;
+
+    if (us > 0) {
+        timeout.tv_sec = (time_t)(us / SECOND);
+        timeout.tv_nsec = (long)(us % SECOND) * 1000;
+    }
+    count = ppoll(&ready, 1, &timeout, NULL);
+    if (count == 0)
+        errno = ETIMEDOUT;
+    return count == 1 ? 0 : -1;
+}
+
+static int send_all(int fd, const void *data, size_t size, int64_t deadline)
+{
+    const char *at = data;
+
+    while (size > 0) {
+        ssize_t sent = send(fd, at, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (sent < 0 && errno != EAGAIN)
+            return -1;
+        if (sent < 0 && socket_wait(fd, POLLOUT, deadline) < 0)
+            return -1;
+        if (sent > 0) {
+            at += sent;
+            size -= (size_t)sent;
+        }
+    }
+    return 0;
+}
+
+static int receive_all(int fd, void *data, size_t size, int64_t deadline)
+{
+    char *at = data;
+
+    while (size > 0) {
+        ssize_t received;
+
+        if (socket_wait(fd, POLLIN, deadline) < 0)
+            return -1;
+        received = recv(fd, at, size, MSG_DONTWAIT);
+        if (received == 0)
+            errno = ECONNRESET;
+        if (received <= 0)
+            return -1;
+        at += received;
+        size -= (size_t)received;
+    }
+    return 0;
+}
+
+/* A name that begins with @ is abstract: a NUL, and no NUL at its end. */
+static int name_connect(const char *name, int64_t deadline)
+{
+    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    socklen_t size = sizeof(peer);
+    size_t length = strlen(name);
+    int fd, error;
+
+    if (length >= sizeof(address.sun_path)) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(address.sun_path, name, length);
+    if (name[0] == '@')
+        address.sun_path[0] = '\0';
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    length += offsetof(struct sockaddr_un, sun_path);
+    while (connect(fd, (struct sockaddr *)&address, (socklen_t)length) < 0) {
+        if (errno != EAGAIN || clock_us() > deadline)
+            goto failed;
+        nanosleep(&(struct timespec){ .tv_nsec = RETRY_US * 1000 }, NULL);
+    }
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        goto failed;
+    if (peer.uid == 0)
+        return fd;
+    errno = EPERM; /* the directory may belong to virtual machines */
+failed:
+    error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+/*
+ * $MULTIPATH_SOCKET_NAME; or the name that multipathd has since 0.12; or one
+ * beside our own socket, where KubeVirt puts it; or the name before 0.12.
+ */
+static int multipathd_connect(const struct multipathd *multipathd,
+                              int64_t deadline)
+{
+    static const char name[] = "multipathd.socket";
+    const char *own = multipathd->socket_path;
+    const char *given = getenv("MULTIPATH_SOCKET_NAME");
+    char beside[sizeof(((struct sockaddr_un *)0)->sun_path) + sizeof(name)];
+    int fd;
+
+    if (given != NULL)
+        return name_connect(given, deadline);
+    fd = name_connect("/run/multipathd.socket", deadline);
+    if (fd < 0 && own != NULL) {
+        snprintf(beside, sizeof(beside), "%.*s/%s",
+                 (int)(strrchr(own, '/') - own), own, name);
+        fd = name_connect(beside, deadline);
+        if (fd < 0 && errno == EPERM)
+            log_warning("%s is not root's: not taken for multipathd", beside);
+    }
+    if (fd < 0)
+        fd = name_connect("@/org/kernel/linux/storage/multipathd", deadline);
+    return fd;
+}
+
+/* Has multipathd execute a command; *reply is the beginning of what it said. */
+static int exchange(const struct multipathd *multipathd, const char *command,
+                    char reply[REPLY_SIZE])
+{
+    int64_t deadline = clock_us() + MULTIPATHD_TIMEOUT;
+    size_t size = strlen(command) + 1;
+    int fd = multipathd_connect(multipathd, deadline);
+    int result = -1, error;
+
+    if (fd < 0)
+        return -1;
+    memset(reply, 0, REPLY_SIZE);
+    if (send_all(fd, &size, sizeof(size), deadline) == 0
+        && send_all(fd, command, size, deadline) == 0
+        && receive_all(fd, &size, sizeof(size), deadline) == 0) {
+        if (size == 0 || size > REPLY_MOST)
+            errno = EPROTO;
+        else if (size >= REPLY_SIZE)
+            result = receive_all(fd, reply, REPLY_SIZE - 1, deadline);
+        else
+            result = receive_all(fd, reply, size, deadline);
+    }
+    error = errno;
+    close(fd);
+    errno = error;
+    return result;
+}
+
+static enum multipathd_said ask(const struct multipathd *multipathd,
+                                char reply[REPLY_SIZE], const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/*
+ * MULTIPATHD_SILENT: there is no reply, which has been logged. A reply other
+ * than ok is in *reply: an answer, a refusal, or a usage text.
+ */
+static enum multipathd_said ask(const struct multipathd *multipathd,
+                                char reply[REPLY_SIZE], const char *format, ...)
+{
+    char command[COMMAND_SIZE];
+    va_list arguments;
+    int length;
+
+    va_start(arguments, format);
+    length = vsnprintf(command, sizeof(command), format, arguments);
+    va_end(arguments);
+    reply[0] = '\0';
+    if (length < 0 || (size_t)length >= sizeof(command))
+        return MULTIPATHD_REFUSED;
+    if (exchange(multipathd, command, reply) < 0) {
+        log_warning("no answer from multipathd to '%.100s': %s", command,
+                    strerror(errno));
+        return MULTIPATHD_SILENT;
+    }
+    log_verbose("multipathd, '%.100s': %s", command, reply);
+    if (strncmp(reply, "permission deny", 15) == 0
+        || strcmp(reply, "timeout\n") == 0)
+        log_warning("multipathd, '%.100s': %s", command, reply);
+    return strcmp(reply, "ok\n") == 0 ? MULTIPATHD_DONE : MULTIPATHD_REFUSED;
+}
+
+/* The key that multipathd registers on new paths; value 0 if there is none. */
+bool multipathd_key_get(const struct multipathd *multipathd,
+                        struct multipathd_key *key)
+{
+    char reply[REPLY_SIZE];
+    char *end;
+
+    if (ask(multipathd, reply, "getprkey map %s", multipathd->map)
+        != MULTIPATHD_REFUSED)
+        return false;
+    *key = (struct multipathd_key){ 0, false };
+    if (strcmp(reply, "none\n") == 0)
+        return true;
+    if (strncmp(reply, "0x", 2) != 0)
+        return false;
+    errno = 0;
+    key->value = strtoull(reply, &end, 16);
+    key->aptpl = strcmp(end, ":aptpl\n") == 0;
+    return errno == 0 && key->value != 0
+           && (key->aptpl || strcmp(end, "\n") == 0);
+}
+
+/* Sets the key, or with value 0 forgets it. */
+enum multipathd_said multipathd_key_set(const struct multipathd *multipathd,
+                                        const struct multipathd_key *key)
+{
+    char reply[REPLY_SIZE];
+
+    if (key->value == 0)
+        return ask(multipathd, reply, "unsetprkey map %s", multipathd->map);
+    return ask(multipathd, reply, "setprkey map %s key %llx%s", multipathd->map,
+               (unsigned long long)key->value, key->aptpl ? ":aptpl" : "");
+}
+
+/*
+ * The map is registered, through these paths (names between spaces): others
+ * are to be registered, now or when they appear. Older versions do not take
+ * the names, and do only the latter.
+ */
+enum multipathd_said multipathd_registered(const struct multipathd *multipathd,
+                                           const char *paths)
+{
+    char reply[REPLY_SIZE];
+    enum multipathd_said said;
+
+    said = ask(multipathd, reply, "setprstatus map %s pathlist \"%s\"",
+               multipathd->map, paths);
+    if (said == MULTIPATHD_REFUSED)
+        said = ask(multipathd, reply, "setprstatus map %s", multipathd->map);
+    return said;
+}
+
+enum multipathd_said multipathd_unregistered(
+    const struct multipathd *multipathd)
+{
+    char reply[REPLY_SIZE];
+
+    return ask(multipathd, reply, "unsetprstatus map %s", multipathd->map);
+}
+
+/* Does this host hold the reservation, through whatever path? */
+enum multipathd_hold multipathd_hold_get(const struct multipathd *multipathd)
+{
+    char reply[REPLY_SIZE];
+
+    ask(multipathd, reply, "getprhold map %s", multipathd->map);
+    if (strcmp(reply, "set\n") == 0)
+        return HOLD_SET;
+    return strcmp(reply, "unset\n") == 0 ? HOLD_UNSET : HOLD_UNKNOWN;
+}
+
+/* That it does, or does not. No failure: older versions need not know. */
+void multipathd_hold_set(const struct multipathd *multipathd, bool holds)
+{
+    char reply[REPLY_SIZE];
+
+    ask(multipathd, reply, "%ssetprhold map %s", holds ? "" : "un",
+        multipathd->map);
+}
+
+/* These two know maps by their alias only. */
+enum multipathd_said multipathd_suspend(const struct multipathd *multipathd)
+{
+    char reply[REPLY_SIZE];
+
+    return ask(multipathd, reply, "suspend map %s", multipathd->alias);
+}
+
+enum multipathd_said multipathd_resume(const struct multipathd *multipathd)
+{
+    char reply[REPLY_SIZE];
+
+    return ask(multipathd, reply, "resume map %s", multipathd->alias);
+}

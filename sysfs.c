@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sysfs.c - what the kernel says of a block device, by its number: files
+ * below /sys/dev/block/MAJOR:MINOR.
+ *
+ * It must never look a device up by a name that could have come to mean
+ * another one, nor take more than the caller has room for. stat() is all
+ * that a session may do here (see sandbox.c); to open is for workers.
+ */
+#include "prhelper.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+enum { PATH_SIZE = 128 }; /* longest: .../holders/dm-1048575 */
+
+static const char *path_set(char path[PATH_SIZE], dev_t device,
+                            const char *file)
+{
+    snprintf(path, PATH_SIZE, "/sys/dev/block/%u:%u%s", major(device),
+             minor(device), file);
+    return path;
+}
+
+/* Does sysfs have this block device (""), or this file of it ("/name")? */
+bool sysfs_has(dev_t device, const char *file)
+{
+    char path[PATH_SIZE];
+    struct stat st;
+
+    return stat(path_set(path, device, file), &st) == 0;
+}
+
+/* One line, without its end. False if it is missing, empty or does not fit. */
+bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
+{
+    char path[PATH_SIZE];
+    ssize_t length;
+    int fd = open(path_set(path, device, file), O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return false;
+    length = read(fd, line, size);
+    close(fd);
+    if (length <= 1 || (size_t)length >= size || line[length - 1] != '\n')
+        return false;
+    line[length - 1] = '\0';
+    return strlen(line) == (size_t)length - 1;
+}
+
+/* The host number of a SCSI disk, or -1: its device is HOST:CHANNEL:ID:LUN. */
+int sysfs_scsi_host(dev_t device)
+{
+    char path[PATH_SIZE], target[512];
+    ssize_t length = readlink(path_set(path, device, "/device"), target,
+                              sizeof(target) - 1);
+    const char *name;
+    char *end;
+    long host;
+
+    if (length < 0)
+        return -1;
+    target[length] = '\0';
+    name = strrchr(target, '/');
+    name = name == NULL ? target : name + 1;
+    host = strtol(name, &end, 10);
+    return end != name && *end == ':' ? (int)host : -1;
+}
+
+/* struct linux_dirent64, include/linux/dirent.h in the kernel */
+enum { DIRENT_LENGTH = 16, DIRENT_NAME = 19 };
+
+/*
+ * Calls found() with the name of each device that this one is made of, until
+ * it returns false. Returns false then, and if the names cannot be read.
+ * (opendir() would allocate memory, for which the sandbox has no calls.)
+ */
+bool sysfs_slaves(dev_t device, bool (*found)(void *context, const char *name),
+                  void *context)
+{
+    char path[PATH_SIZE];
+    char entries[2048] __attribute__((aligned(8)));
+    long length = -1, at;
+    bool more = true;
+    int fd = open(path_set(path, device, "/slaves"),
+                  O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0)
+        return false;
+    while (more
+           && (length = syscall(SYS_getdents64, fd, entries, sizeof(entries)))
+                  > 0) {
+        for (at = 0; more && at < length;) {
+            const char *name = entries + at + DIRENT_NAME;
+            uint16_t size;
+
+            memcpy(&size, entries + at + DIRENT_LENGTH, sizeof(size));
+            if (strcmp(name, ".") != 0 && strcmp(name, "..") != 0)
+                more = found(context, name);
+            at += size;
+        }
+    }
+    close(fd);
+    return more && length == 0;
+}

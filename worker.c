@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * worker.c - a process for each command on a multipath map.
+ *
+ *	session: puts the command, the map's descriptor and one end of a
+ *	         fresh pair of sockets on the queue, and waits at the other
+ *	main:    queue readable? fork --->  worker: takes one command from the
+ *	                                    queue, carries it out on the map's
+ *	                                    paths (multipath.c), answers, exits
+ *
+ * So a session, which talks to a client, needs no power to open devices or
+ * to talk to multipathd, and a worker has it for one command. Main never
+ * reads the queue: what is in it may be a descriptor whose close() hangs.
+ *
+ * A worker that dies closes its end of the pair, and the session says that
+ * the command failed. It must never die with a map suspended and nobody told:
+ * it says in shared memory which one, and main starts another that resumes
+ * it. It lets no signal in, so that it ends what it has begun.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define RETRY_AFTER (SECOND / 10) /* after fork has failed */
+
+/* ---- In a session ----------------------------------------------------- */
+
+/*
+ * Asks for a command to be carried out. Returns where worker_answer() will
+ * find the result once that is readable, or -1 if it cannot be asked for.
+ */
+int worker_ask(int queue, const struct pr_command *command)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } control;
+    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+    struct iovec parts[2] = {
+        { .iov_base = (void *)(uintptr_t)command->cdb,
+          .iov_len = PROTOCOL_CDB_SIZE },
+        { .iov_base = command->data, .iov_len = is_out ? command->length : 0 },
+    };
+    struct msghdr message = { .msg_iov = parts,
+                              .msg_iovlen = 2,
+                              .msg_control = control.bytes,
+                              .msg_controllen = sizeof(control.bytes) };
+    int ends[2], fds[2], error;
+    struct cmsghdr *header;
+    ssize_t sent;
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return -1;
+    memset(&control, 0, sizeof(control));
+    header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(fds));
+    fds[0] = command->fd;
+    fds[1] = ends[1];
+    memcpy(CMSG_DATA(header), fds, sizeof(fds));
+    sent = sendmsg(queue, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    error = errno;
+    close(ends[1]);
+    if (sent >= 0)
+        return ends[0];
+    close(ends[0]);
+    errno = error;
+    return -1;
+}
+
+/* Takes the result, or reports that the worker is gone. Closes answer. */
+void worker_answer(int answer, struct pr_command *command)
+{
+    struct iovec parts[3] = {
+        { .iov_base = &command->status, .iov_len = 1 },
+        { .iov_base = command->sense, .iov_len = PROTOCOL_SENSE_SIZE },
+        { .iov_base = command->data, .iov_len = command->length },
+    };
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
+    ssize_t bytes;
+
+    while ((bytes = recvmsg(answer, &message, 0)) < 0 && errno == EINTR)
+        ;
+    close(answer);
+    command->payload = 0;
+    if (bytes < 1 + PROTOCOL_SENSE_SIZE)
+        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    else
+        command->payload = (size_t)bytes - 1 - PROTOCOL_SENSE_SIZE;
+}
+
+/* ---- The worker ------------------------------------------------------- */
+
+struct work {
+    int map;
+    int answer;
+    uint8_t cdb[PROTOCOL_CDB_SIZE];
+    /* As in struct conversation: some targets write more than asked for. */
+    uint8_t data[PROTOCOL_DATA_MAX + 64];
+    uint8_t sense[PROTOCOL_SENSE_SIZE];
+};
+
+/* Returns 0, or errno if there is nothing that could be answered. */
+static int work_take(int queue, struct work *work)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } control;
+    struct iovec parts[2] = {
+        { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },
+        { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
+    };
+    struct msghdr message = { .msg_iov = parts,
+                              .msg_iovlen = 2,
+                              .msg_control = control.bytes,
+                              .msg_controllen = sizeof(control.bytes) };
+    size_t length = sizeof(work->cdb);
+    struct cmsghdr *header;
+    ssize_t bytes;
+    int fds[2];
+
+    while ((bytes = recvmsg(queue, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC))
+               < 0
+           && errno == EINTR)
+        ;
+    if (bytes < 0)
+        return errno;
+    header = CMSG_FIRSTHDR(&message);
+    if (header == NULL || header->cmsg_level != SOL_SOCKET
+        || header->cmsg_type != SCM_RIGHTS
+        || header->cmsg_len != CMSG_LEN(sizeof(fds)))
+        return EPROTO; /* too many descriptors are open, or a session errs */
+    memcpy(fds, CMSG_DATA(header), sizeof(fds));
+    work->map = fds[0];
+    work->answer = fds[1];
+    if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
+        length += protocol_data_length(work->cdb);
+    return (size_t)bytes == length
+                   && protocol_data_length(work->cdb) <= PROTOCOL_DATA_MAX
+               ? 0
+               : EPROTO;
+}
+
+/*
+ * One command on a map at a time: a lock on the byte of the queue that has
+ * the map's number. Who dies gives it back.
+ */
+static void map_lock(int queue, int map)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
+    struct stat st;
+
+    if (fstat(map, &st) < 0 || !S_ISBLK(st.st_mode))
+        return;
+    lock.l_start = minor(st.st_rdev);
+    if (fcntl(queue, F_SETLKW, &lock) < 0)
+        log_warning("commands on one map at the same time: %s",
+                    strerror(errno));
+}
+
+static void work_do(const struct server *server, struct work *work,
+                    char *suspended)
+{
+    struct pr_command command = {
+        .fd = work->map,
+        .cdb = work->cdb,
+        .length = protocol_data_length(work->cdb),
+        .data = work->data,
+        .sense = work->sense,
+    };
+    struct iovec parts[3] = {
+        { .iov_base = &command.status, .iov_len = 1 },
+        { .iov_base = work->sense, .iov_len = sizeof(work->sense) },
+        { .iov_base = work->data, .iov_len = 0 },
+    };
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
+
+    /* What the session has found out already; but it is not to be trusted. */
+    switch (sg_io_vet(&command)) {
+    case VET_MAPPED:
+        multipath_execute(&command, server->listener.path, suspended);
+        break;
+    case VET_SEND:
+        sg_io_refuse(&command, "the descriptor is of no multipath map");
+        break;
+    default:;
+    }
+    if (command.refusal != NULL)
+        log_warning("command refused: %s", command.refusal);
+    if (work->cdb[0] == PERSISTENT_RESERVE_IN)
+        parts[2].iov_len = command.payload;
+    close(work->map);
+    sendmsg(work->answer, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/*
+ * The child's side of worker_start(): never returns. Somebody's map is still
+ * suspended, or else there is a command on the queue.
+ */
+static void worker_run(const struct server *server, char *suspended)
+{
+    struct work work = { .map = -1, .answer = -1 };
+    int error = 0, queue = server->queue[QUEUE_OUT];
+    bool is_resumer = suspended[0] != '\0';
+
+    if (!is_resumer) {
+        error = work_take(queue, &work);
+        while (write(server->report[1], "w", 1) < 0 && errno == EINTR)
+            ;
+    }
+    fds_close_except(queue, work.map, work.answer);
+    if (error != 0 && error != EAGAIN)
+        log_warning("cannot take a command on a multipath map: %s",
+                    strerror(error));
+    if (error != 0)
+        _exit(EXIT_FAILURE);
+    if (sandbox_worker(server) < 0) {
+        log_error("no seccomp filter for a worker: %s", strerror(errno));
+        _exit(EXIT_FAILURE);
+    }
+    if (is_resumer) {
+        multipath_resume(server->listener.path, suspended);
+    } else {
+        map_lock(queue, work.map);
+        work_do(server, &work, suspended);
+    }
+    _exit(EXIT_SUCCESS);
+}
+
+/* ---- In main ---------------------------------------------------------- */
+
+static char *suspended_by(const struct server *server, unsigned i)
+{
+    return server->suspended + (size_t)i * ALIAS_SIZE;
+}
+
+static pid_t worker_start(struct server *server, unsigned i, int64_t now)
+{
+    pid_t pid = fork();
+
+    if (pid == 0)
+        worker_run(server, suspended_by(server, i));
+    if (pid > 0) {
+        server->workers[i] = pid;
+        return pid;
+    }
+    log_warning("cannot fork for a command on a multipath map, trying again: "
+                "%s",
+                strerror(errno));
+    server->worker_retry = now + RETRY_AFTER;
+    return 0;
+}
+
+/* A command is waiting on the queue. */
+void worker_spawn(struct server *server, int64_t now)
+{
+    unsigned i;
+
+    for (i = 0; i < server->slots; i++)
+        if (server->workers[i] == 0 && suspended_by(server, i)[0] == '\0')
+            break;
+    if (i < server->slots)
+        server->worker_pending = worker_start(server, i, now);
+    else
+        server->worker_retry = now + RETRY_AFTER;
+}
+
+/* Has others resume the maps that dead workers have left suspended. */
+void worker_check(struct server *server, int64_t now)
+{
+    unsigned i;
+
+    if (!server->is_resume_due || now < server->worker_retry)
+        return;
+    server->is_resume_due = false;
+    for (i = 0; i < server->slots; i++)
+        if (server->workers[i] == 0 && suspended_by(server, i)[0] != '\0'
+            && worker_start(server, i, now) == 0)
+            server->is_resume_due = true;
+}
+
+/* A child of main's that is no session has ended. */
+void worker_ended(struct server *server, pid_t pid, int status)
+{
+    unsigned i;
+
+    if (server->worker_pending == pid)
+        session_reported(server); /* its byte must not be taken for another's */
+    if (server->worker_pending == pid)
+        server->worker_pending = 0;
+    for (i = 0; i < server->slots && server->workers[i] != pid; i++)
+        ;
+    if (i == server->slots)
+        return;
+    server->workers[i] = 0;
+    if (WIFSIGNALED(status))
+        log_error("a command on a multipath map died of signal %d",
+                  WTERMSIG(status));
+    if (suspended_by(server, i)[0] != '\0') {
+        log_error("map %.*s may be suspended: having it resumed",
+                  ALIAS_SIZE - 1, suspended_by(server, i));
+        server->is_resume_due = true;
+    }
+}
+
+bool worker_any(const struct server *server)
+{
+    unsigned i;
+
+    for (i = 0; i < server->slots; i++)
+        if (server->workers[i] != 0)
+            return true;
+    return server->is_resume_due;
+}
