@@ -13,6 +13,7 @@ import collections
 import contextlib
 import mmap
 import os
+import shutil
 import struct
 import time
 
@@ -167,9 +168,98 @@ def disk_number(nexus):
     return major, nexus % 16 * 16
 
 
+def disk_name(nexus):
+    """sda to sdz, sdaa..."""
+    name, n = '', nexus + 1
+    while n:
+        n, letter = divmod(n - 1, 26)
+        name = chr(97 + letter) + name
+    return 'sd' + name
+
+
 def transport_id(nexus):
     """The SAS TransportID by which REGISTER AND MOVE knows a nexus."""
     return struct.pack('>B3xQ12x', 6, 0x5001405000000000 + nexus)
+
+
+class Root:
+    """What the helper finds in /sys and /dev: maps and their paths."""
+    MAJOR = 253     # of device-mapper
+
+    def __init__(self, directory):
+        self.directory = str(directory)
+        self.env = {'SIM_ROOT': self.directory}
+        os.makedirs(os.path.join(self.directory, 'run'))
+        for name in 'sys', 'dev':       # their inodes are in Landlock's rules
+            os.mkdir(os.path.join(self.directory, name))
+        self.reset()
+
+    def reset(self):
+        for name in 'sys', 'dev':
+            with os.scandir(os.path.join(self.directory, name)) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+        os.makedirs(os.path.join(self.directory, 'sys/dev/block'))
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def node(self, nexus):
+        return self.path('dev/' + disk_name(nexus))
+
+    def block(self, number, name=''):
+        """A file of the device with this (major, minor)."""
+        return self.path('sys/dev/block/%d:%d/%s' % (*number, name))
+
+    def of_disk(self, nexus, name=''):
+        return self.block(disk_number(nexus), name)
+
+    def of_map(self, minor, name=''):
+        return self.block((self.MAJOR, minor), name)
+
+    @staticmethod
+    def write(path, text):
+        with open(path, 'wb') as f:
+            f.write(text.encode() if isinstance(text, str) else text)
+
+    def disk(self, nexus, host=0):
+        device(self.node(nexus), *disk_number(nexus))
+        os.makedirs(self.of_disk(nexus, 'holders'))
+        os.makedirs(self.path('sys/devices/%d:0:%d:1' % (host, nexus)))
+        os.symlink('../../../devices/%d:0:%d:1' % (host, nexus),
+                   self.of_disk(nexus, 'device'))
+        self.state(nexus, 'running')
+
+    def state(self, nexus, text):
+        self.write(self.of_disk(nexus, 'device/state'), text + '\n')
+
+    def map(self, minor, nexuses, alias, uuid='mpath-360014051'):
+        os.makedirs(self.of_map(minor, 'dm'))
+        os.mkdir(self.of_map(minor, 'slaves'))
+        self.write(self.of_map(minor, 'dm/uuid'), uuid + '\n')
+        self.write(self.of_map(minor, 'dm/name'), alias + '\n')
+        for nexus in nexuses:
+            self.join(minor, nexus)
+
+    def slave(self, minor, name):
+        return self.of_map(minor, 'slaves/' + name)
+
+    def holder(self, minor, nexus):
+        return self.of_disk(nexus, 'holders/dm-%d' % minor)
+
+    def join(self, minor, nexus):
+        """The disk becomes a path of the map."""
+        os.symlink('../../%d:%d' % disk_number(nexus),
+                   self.slave(minor, disk_name(nexus)))
+        os.symlink('../../%d:%d' % (self.MAJOR, minor),
+                   self.holder(minor, nexus))
+
+    def leave(self, minor, nexus):
+        os.unlink(self.slave(minor, disk_name(nexus)))
+        os.unlink(self.holder(minor, nexus))
 
 
 class Disks:
