@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT
-# Builds, tests and installs the helper. Needs a C99 compiler, libc and the
+# Builds, tests and installs both programs. Needs a C99 compiler, libc and the
 # kernel's headers; `make static` also musl. What the tests need beyond that
 # they fetch into build/. Nothing here may write outside of build/, but for
-# ./qemu-pr-helper and what `make install` is told to.
+# ./qemu-pr-helper, ./qemu-pr-client and what `make install` is told to.
 #
 # To be given on the command line as usual: CC, CPPFLAGS, CFLAGS, LDFLAGS,
-# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, LOCALSTATEDIR.
+# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, LOCALSTATEDIR.
+# (SBINDIR makes no difference: libvirt, SELinux and AppArmor expect the
+# helper in bin.)
 
 VERSION = 0.1.0
 
 PREFIX = $(or $(prefix),/usr/local)
 BINDIR = $(PREFIX)/bin
 MANDIR = $(PREFIX)/share/man
+DOCDIR = $(PREFIX)/share/doc/prhelper
+UNITDIR = $(PREFIX)/lib/systemd/system
 LOCALSTATEDIR = /var
 
 CFLAGS = -O2
@@ -25,19 +29,25 @@ COMPILE = $(STANDARD) $(WARNINGS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c \
 	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c log.c
-HEADERS = prhelper.h protocol.h
+CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
+HEADERS = prhelper.h protocol.h decode.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.
 BUILD = build
 HELPER = qemu-pr-helper
+CLIENT = qemu-pr-client
 
-all: $(HELPER)
+all: $(HELPER) $(CLIENT)
 
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o)
+CLIENT_OBJECTS = $(CLIENT_SOURCES:%.c=$(BUILD)/%.o)
 
 $(HELPER): $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(OBJECTS)
+
+$(CLIENT): $(CLIENT_OBJECTS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(CLIENT_OBJECTS)
 
 $(BUILD)/%.o: %.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
@@ -51,11 +61,16 @@ KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
 STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)
 
-static: $(BUILD)/static/qemu-pr-helper
+static: $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client
 
 $(BUILD)/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -o $@ $(SOURCES)
+	$(STRIP) $@
+
+$(BUILD)/static/qemu-pr-client: $(CLIENT_SOURCES) $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	$(STATIC) -o $@ $(CLIENT_SOURCES)
 	$(STRIP) $@
 
 # The helper with a simulated SCSI target in place of the devices, so that
@@ -108,7 +123,7 @@ $(FAULT)/%.o: %.c $(HEADERS) Makefile
 	$(CC) $(COMPILE) -O0 -c -o $@ $<
 
 # Everything that needs no root and no SCSI, and in User-mode Linux the rest.
-check: $(HELPER) sim fault
+check: $(HELPER) $(CLIENT) sim fault
 	tests/run.sh
 
 # A virtual machine's reservations through QEMU and the helper.
@@ -122,6 +137,7 @@ check-hostile: sim
 # All tests of the static binary.
 check-static: static $(BUILD)/static/sim/qemu-pr-helper
 	HELPER=$(BUILD)/static/qemu-pr-helper \
+		CLIENT=$(BUILD)/static/qemu-pr-client \
 		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper tests/run.sh
 
 # The tests on an emulated aarch64 machine, with glibc and with musl.
@@ -132,10 +148,12 @@ check-aarch64:
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
 	$(MAKE) BUILD=build/sanitized HELPER=build/sanitized/qemu-pr-helper \
+		CLIENT=build/sanitized/qemu-pr-client \
 		CFLAGS='$(SANITIZERS)' CPPFLAGS=-DSANDBOX=false \
 		build/sanitized/qemu-pr-helper build/sanitized/sim/qemu-pr-helper \
-		build/sanitized/fault/qemu-pr-helper
-	FAULT_HELPER=build/sanitized/fault/qemu-pr-helper \
+		build/sanitized/fault/qemu-pr-helper build/sanitized/qemu-pr-client
+	CLIENT=build/sanitized/qemu-pr-client \
+		FAULT_HELPER=build/sanitized/fault/qemu-pr-helper \
 		HELPER=build/sanitized/qemu-pr-helper \
 		SIM_HELPER=build/sanitized/sim/qemu-pr-helper tests/run.sh host
 
@@ -157,7 +175,7 @@ coverage:
 	tests/coverage.sh
 
 # The sources without a word from those who read them most closely.
-LINTED = $(SOURCES) $(TEST_SOURCES)
+LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(TEST_SOURCES)
 lint:
 	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
@@ -165,7 +183,7 @@ lint:
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
 	shellcheck .ci/run tests/*.sh tests/aarch64/*.sh
-	mandoc -Tlint man/*.8
+	mandoc -Tlint man/*.[18]
 
 # The helper, the stock one and the least that there could be, side by side.
 BENCHED = ioctl fstat fstat64
@@ -193,13 +211,33 @@ $(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
 		tests/bench_device.c
 
 # A cluster's life on a SCSI target in User-mode Linux, step by step.
-demo: $(HELPER)
+demo: $(HELPER) $(CLIENT)
 	tests/demo.sh
 
-install: $(HELPER)
-	mkdir -p $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man8
-	install -m 755 $(HELPER) $(DESTDIR)$(BINDIR)/qemu-pr-helper
-	install -m 644 man/qemu-pr-helper.8 $(DESTDIR)$(MANDIR)/man8/
+# What is installed, and where to. For the static programs: PROGRAMS='
+# build/static/qemu-pr-helper build/static/qemu-pr-client'.
+PROGRAMS = $(HELPER) $(CLIENT)
+MANUALS = $(wildcard man/*.[18])
+UNITS = $(wildcard contrib/*.service contrib/*.socket)
+TEXTS = $(MANUALS) $(UNITS) LICENSE
+INSTALLED_PROGRAMS = $(addprefix $(BINDIR)/,$(notdir $(PROGRAMS)))
+INSTALLED_TEXTS = $(foreach page,$(MANUALS),\
+	$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
+	$(addprefix $(UNITDIR)/,$(notdir $(UNITS))) $(DOCDIR)/LICENSE
+# Manuals and units say where things really are.
+PATHS = -e 's|/usr/bin/|$(BINDIR)/|g' -e 's|/var/run/|$(LOCALSTATEDIR)/run/|g'
+
+install: $(PROGRAMS)
+	umask 022; for file in $(INSTALLED_PROGRAMS) $(INSTALLED_TEXTS); do \
+		mkdir -p "$(DESTDIR)$${file%/*}" || exit 1; done
+	install -m 755 $(PROGRAMS) "$(DESTDIR)$(BINDIR)/"
+	umask 022; set -- $(INSTALLED_TEXTS); for file in $(TEXTS); do \
+		sed $(PATHS) $$file >"$(DESTDIR)$$1" || exit 1; shift; done
+
+uninstall:
+	for file in $(INSTALLED_PROGRAMS) $(INSTALLED_TEXTS); do \
+		rm -f "$(DESTDIR)$$file" || exit 1; done
+	rmdir "$(DESTDIR)$(DOCDIR)" 2>/dev/null || :
 
 dist:
 	@mkdir -p build
@@ -208,11 +246,12 @@ dist:
 
 # What was fetched stays; distclean takes that, too.
 clean:
-	rm -rf qemu-pr-helper $(filter-out build/debian build/apt,$(wildcard build/*))
+	rm -rf qemu-pr-helper qemu-pr-client \
+		$(filter-out build/debian build/apt,$(wildcard build/*))
 
 distclean:
-	rm -rf qemu-pr-helper build
+	rm -rf qemu-pr-helper qemu-pr-client build
 
 .PHONY: all static sim fault check check-hostile check-static check-sanitized \
 	check-aarch64 check-qemu fuzz soak coverage lint bench demo install \
-	dist clean distclean
+	uninstall dist clean distclean

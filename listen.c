@@ -28,19 +28,6 @@ enum {
     BACKLOG = 4096     /* Linux' SOMAXCONN since 5.4; musl's is 128 */
 };
 
-/* The length of the address, or 0 if path does not fit. */
-static socklen_t address_set(struct sockaddr_un *address, const char *path)
-{
-    size_t length = strlen(path);
-
-    memset(address, 0, sizeof(*address));
-    address->sun_family = AF_UNIX;
-    if (length == 0 || length >= sizeof(address->sun_path))
-        return 0;
-    memcpy(address->sun_path, path, length);
-    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
-}
-
 /*
  * Were we started by a service manager that passed us a socket? Takes the
  * variables out of the environment. To be asked by the process that was
@@ -142,7 +129,7 @@ static bool is_alive(const struct sockaddr_un *address, socklen_t length)
 void listen_open(struct listener *listener, const char *path)
 {
     struct sockaddr_un address;
-    socklen_t length = address_set(&address, path);
+    socklen_t length = protocol_address(&address, path);
     struct stat st;
     int fd;
 
@@ -193,7 +180,7 @@ int notify_open(void)
 
     if (name == NULL)
         return -1;
-    length = address_set(&address, name);
+    length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {
         log_warning("NOTIFY_SOCKET is not usable: '%s'", name);
         return -1;

@@ -98,24 +98,6 @@ struct reservation {
     uint8_t scope_type;
 };
 
-static uint64_t be64_get(const uint8_t *bytes)
-{
-    uint64_t value = 0;
-    int i;
-
-    for (i = 0; i < 8; i++)
-        value = value << 8 | bytes[i];
-    return value;
-}
-
-static void be64_put(uint8_t *bytes, uint64_t value)
-{
-    int i;
-
-    for (i = 7; i >= 0; i--, value >>= 8)
-        bytes[i] = (uint8_t)value;
-}
-
 /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
 static void fail(struct map *map, const char *reason)
 {

@@ -98,23 +98,21 @@ static int receive_all(int fd, void *data, size_t size, int64_t deadline)
 static int name_connect(const char *name, int64_t deadline)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
     socklen_t size = sizeof(peer);
-    size_t length = strlen(name);
+    struct sockaddr_un address;
+    socklen_t length = protocol_address(&address, name);
     int fd, error;
 
-    if (length >= sizeof(address.sun_path)) {
+    if (length == 0) {
         errno = ENAMETOOLONG;
         return -1;
     }
-    memcpy(address.sun_path, name, length);
     if (name[0] == '@')
         address.sun_path[0] = '\0';
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
-    length += offsetof(struct sockaddr_un, sun_path);
-    while (connect(fd, (struct sockaddr *)&address, (socklen_t)length) < 0) {
+    while (connect(fd, (struct sockaddr *)&address, length) < 0) {
         if (errno != EAGAIN || clock_us() > deadline)
             goto failed;
         nanosleep(&(struct timespec){ .tv_nsec = RETRY_US * 1000 }, NULL);

@@ -32,7 +32,7 @@ enum { /* long options without a short one */
 };
 
 static const struct options defaults = {
-    .socket_path = LOCALSTATEDIR "/run/qemu-pr-helper.sock",
+    .socket_path = PROTOCOL_SOCKET,
     .pid_file = LOCALSTATEDIR "/run/qemu-pr-helper.pid",
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,

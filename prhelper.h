@@ -105,24 +105,6 @@ int sysfs_scsi_host(dev_t);
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
-enum { /* status codes, SAM-5 5.3.1 */
-       GOOD = 0x00,
-       CHECK_CONDITION = 0x02,
-       BUSY = 0x08,
-       RESERVATION_CONFLICT = 0x18,
-       TASK_SET_FULL = 0x28
-};
-
-enum { /* sense keys, SPC-4 4.5.6 */
-       NOT_READY = 0x2,
-       MEDIUM_ERROR = 0x3,
-       HARDWARE_ERROR = 0x4,
-       ILLEGAL_REQUEST = 0x5,
-       UNIT_ATTENTION = 0x6,
-       DATA_PROTECT = 0x7,
-       ABORTED_COMMAND = 0xb
-};
-
 /* sg_io.c: one command on one descriptor. */
 struct pr_command {
     int fd;

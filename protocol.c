@@ -11,18 +11,20 @@
 
 #include <string.h>
 
-static void be32_put(uint8_t *bytes, uint32_t value)
+/*
+ * The address of the Unix socket at path. Returns its length, or 0 if path
+ * does not fit.
+ */
+socklen_t protocol_address(struct sockaddr_un *address, const char *path)
 {
-    bytes[0] = (uint8_t)(value >> 24);
-    bytes[1] = (uint8_t)(value >> 16);
-    bytes[2] = (uint8_t)(value >> 8);
-    bytes[3] = (uint8_t)value;
-}
+    size_t length = strlen(path);
 
-static uint32_t be32_get(const uint8_t *bytes)
-{
-    return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16
-           | (uint32_t)bytes[2] << 8 | bytes[3];
+    memset(address, 0, sizeof(*address));
+    address->sun_family = AF_UNIX;
+    if (length == 0 || length >= sizeof(address->sun_path))
+        return 0;
+    memcpy(address->sun_path, path, length);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
 }
 
 static void frame_begin(struct conversation *c, enum protocol_state state,
@@ -71,7 +73,7 @@ uint8_t *protocol_rest(struct conversation *c, size_t *size)
  */
 size_t protocol_data_length(const uint8_t *cdb)
 {
-    return cdb[0] == PROTOCOL_CLEANUP ? 0 : (size_t)cdb[7] << 8 | cdb[8];
+    return cdb[0] == PROTOCOL_CLEANUP ? 0 : be16_get(cdb + 7);
 }
 
 static const char *cdb_received(struct conversation *c)

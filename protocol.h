@@ -5,7 +5,8 @@
  *
  * It must never make a system call, know what a device is, or include
  * another of this program's headers: what moves the bytes is client.c, what
- * runs the command is sg_io.c.
+ * runs the command is sg_io.c. What stands above struct conversation is for
+ * the helper's other end, too: qemu-pr-client.c.
  *
  * Source: QEMU, docs/interop/pr-helper.rst. All integers are big-endian.
  *
@@ -23,6 +24,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 enum {
     PROTOCOL_FEATURES = 1, /* bit 0: the CLEANUP command */
@@ -44,6 +47,61 @@ enum { /* operation codes, SPC-4 6.15 and 6.16 */
         */
        PROTOCOL_CLEANUP = 0xff
 };
+
+enum { /* status codes, SAM-5 5.3.1 */
+       GOOD = 0x00,
+       CHECK_CONDITION = 0x02,
+       BUSY = 0x08,
+       RESERVATION_CONFLICT = 0x18,
+       TASK_SET_FULL = 0x28
+};
+
+enum { /* sense keys, SPC-4 4.5.6 */
+       NOT_READY = 0x2,
+       MEDIUM_ERROR = 0x3,
+       HARDWARE_ERROR = 0x4,
+       ILLEGAL_REQUEST = 0x5,
+       UNIT_ATTENTION = 0x6,
+       DATA_PROTECT = 0x7,
+       ABORTED_COMMAND = 0xb
+};
+
+static inline void be16_put(uint8_t *bytes, uint16_t value)
+{
+    bytes[0] = (uint8_t)(value >> 8);
+    bytes[1] = (uint8_t)value;
+}
+
+static inline void be32_put(uint8_t *bytes, uint32_t value)
+{
+    be16_put(bytes, (uint16_t)(value >> 16));
+    be16_put(bytes + 2, (uint16_t)value);
+}
+
+static inline void be64_put(uint8_t *bytes, uint64_t value)
+{
+    be32_put(bytes, (uint32_t)(value >> 32));
+    be32_put(bytes + 4, (uint32_t)value);
+}
+
+static inline uint16_t be16_get(const uint8_t *bytes)
+{
+    return (uint16_t)(bytes[0] << 8 | bytes[1]);
+}
+
+static inline uint32_t be32_get(const uint8_t *bytes)
+{
+    return (uint32_t)be16_get(bytes) << 16 | be16_get(bytes + 2);
+}
+
+static inline uint64_t be64_get(const uint8_t *bytes)
+{
+    return (uint64_t)be32_get(bytes) << 32 | be32_get(bytes + 4);
+}
+
+/* Where a helper listens that was not told otherwise. */
+#define PROTOCOL_SOCKET LOCALSTATEDIR "/run/qemu-pr-helper.sock"
+socklen_t protocol_address(struct sockaddr_un *, const char *path);
 
 enum protocol_state {
     PROTOCOL_HELLO_OUT,

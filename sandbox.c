@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/net.h>
 #include <linux/seccomp.h>
 #include <scsi/sg.h>
 #include <signal.h>
@@ -39,6 +40,42 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
+/*
+ * The machine as the kernel calls it, and where its calls leave their result;
+ * of some, ppc64le among them, that is more than a register.
+ */
+#if defined(__x86_64__)
+#define ARCHITECTURE AUDIT_ARCH_X86_64
+#define RESULT uc_mcontext.gregs[REG_RAX]
+typedef greg_t result_register;
+#elif defined(__aarch64__)
+#define ARCHITECTURE AUDIT_ARCH_AARCH64
+#define RESULT uc_mcontext.regs[0]
+typedef uint64_t result_register;
+#elif defined(__riscv) && __riscv_xlen == 64
+#define ARCHITECTURE AUDIT_ARCH_RISCV64
+#define RESULT uc_mcontext.__gregs[REG_A0]
+typedef unsigned long result_register;
+#elif defined(__i386__)
+#define ARCHITECTURE AUDIT_ARCH_I386
+#define RESULT uc_mcontext.gregs[REG_EAX]
+typedef greg_t result_register;
+#elif defined(__ARMEL__)
+#define ARCHITECTURE AUDIT_ARCH_ARM
+#define RESULT uc_mcontext.arm_r0
+typedef unsigned long result_register;
+#elif defined(__s390x__)
+#define ARCHITECTURE AUDIT_ARCH_S390X
+#define RESULT uc_mcontext.gregs[2]
+typedef unsigned long result_register;
+#elif defined(__powerpc64__) && defined(__LITTLE_ENDIAN__)
+#define ARCHITECTURE AUDIT_ARCH_PPC64LE
+#endif
+
+enum process { SESSION, WORKER, MAIN };
+
+#ifdef ARCHITECTURE
+
 /* A system call that may be made, perhaps only with one value. */
 struct permission {
     uint32_t number;
@@ -47,6 +84,9 @@ struct permission {
 };
 
 enum { ANY = -1 };
+
+/* A value that is known at run time: the descriptor of the multipath queue. */
+#define QUEUE UINT32_MAX
 
 #define CALL(name)                                                             \
     {                                                                          \
@@ -59,20 +99,33 @@ enum { ANY = -1 };
 
 /*
  * For calls without a condition Linux 5.11 and later do not run the filter,
- * so those with one come first.
+ * so those with one come first. 32-bit machines have fcntl64; there, a call
+ * whose times or file sizes have outgrown 32 bits has another name.
  */
 static const struct permission session_permissions[] = {
     CALL_WITH(ioctl, 1, SG_IO),
     CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
+#ifdef SYS_fcntl64
+    CALL_WITH(fcntl64, 1, F_GETFL),
+#endif
+#ifdef SYS_socketcall /* what i386 and s390x have for the calls named below */
+    CALL_WITH(socketcall, 0, SYS_RECVMSG),
+    CALL_WITH(socketcall, 0, SYS_SEND),
+    CALL_WITH(socketcall, 0, SYS_SENDTO),
+    CALL_WITH(socketcall, 0, SYS_SENDMSG),
+    CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
+#endif
     CALL_WITH(write, 0, STDERR_FILENO),
+    CALL_WITH(sendto, 5, 0),           /* client_send(), line_write() */
+    CALL_WITH(sendmsg, 0, QUEUE),      /* worker_ask(): with an address they */
+    CALL_WITH(socketpair, 0, AF_UNIX), /* could talk to anyone */
     CALL(ppoll),                       /* server_wait() */
     CALL(recvmsg),                     /* client_receive() */
-    CALL(sendto),                      /* client_send(), line_write() */
-    CALL_WITH(socketpair, 0, AF_UNIX), /* worker_ask() */
-    CALL(sendmsg),                     /* likewise, and work_do() */
     CALL(close),                       /* every descriptor that came */
     CALL(fstat),
+#ifdef SYS_newfstatat
     CALL(newfstatat), /* fstat() of some, and stat() in vet_other_block() */
+#endif
 #ifdef SYS_stat
     CALL(stat),
 #endif
@@ -80,7 +133,18 @@ static const struct permission session_permissions[] = {
     CALL(clock_gettime),   /* where there is no vDSO */
     CALL(clock_nanosleep), /* server_wait() when short of memory */
     CALL(nanosleep),
+#ifdef SYS_fcntl64
+    CALL(ppoll_time64),
+    CALL(fstat64),
+    CALL(fstatat64),
+    CALL(stat64),
+    CALL(clock_gettime64),
+    CALL(clock_nanosleep_time64),
+#endif
     CALL(rt_sigreturn),
+#ifdef SYS_sigreturn
+    CALL(sigreturn),
+#endif
     CALL(restart_syscall), /* the kernel's own, after SIGSTOP */
     CALL(exit_group),
 };
@@ -89,6 +153,16 @@ static const struct permission session_permissions[] = {
 static const struct permission worker_permissions[] = {
     CALL_WITH(socket, 0, AF_UNIX),
     CALL_WITH(fcntl, 1, F_SETLKW),
+#ifdef SYS_fcntl64
+    CALL_WITH(fcntl64, 1, F_SETLKW),
+#endif
+#ifdef SYS_socketcall
+    CALL_WITH(socketcall, 0, SYS_SOCKET),
+    CALL_WITH(socketcall, 0, SYS_CONNECT),
+    CALL_WITH(socketcall, 0, SYS_GETSOCKOPT),
+    CALL_WITH(socketcall, 0, SYS_RECV),
+    CALL_WITH(socketcall, 0, SYS_RECVFROM),
+#endif
     CALL(read),
     CALL(openat),
 #ifdef SYS_open
@@ -122,10 +196,16 @@ static const struct permission main_permissions[] = {
     CALL(close_range),
     CALL(landlock_restrict_self),
     CALL(seccomp),
+#ifdef SYS_socketcall
+    CALL_WITH(socketcall, 0, SYS_ACCEPT4),
+#endif
     CALL_WITH(prctl, 0, PR_SET_PDEATHSIG),
     CALL(write), /* session_begin() */
 #ifdef SYS_lstat
     CALL(lstat), /* listen_remove() */
+#endif
+#ifdef SYS_lstat64
+    CALL(lstat64),
 #endif
 #ifdef SYS_unlink
     CALL(unlink),
@@ -133,25 +213,7 @@ static const struct permission main_permissions[] = {
     CALL(unlinkat),
 };
 
-#if defined(__x86_64__)
-#define ARCHITECTURE AUDIT_ARCH_X86_64
-#define RESULT uc_mcontext.gregs[REG_RAX]
-typedef greg_t result_register;
-#elif defined(__aarch64__)
-#define ARCHITECTURE AUDIT_ARCH_AARCH64
-#define RESULT uc_mcontext.regs[0]
-typedef uint64_t result_register;
-#elif defined(__riscv) && __riscv_xlen == 64
-#define ARCHITECTURE AUDIT_ARCH_RISCV64
-#define RESULT uc_mcontext.__gregs[REG_A0]
-typedef unsigned long result_register;
-#endif
-
-enum process { SESSION, WORKER, MAIN };
-
-#ifdef ARCHITECTURE
-
-enum { PERMISSIONS_MOST = 64, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
+enum { PERMISSIONS_MOST = 96, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
 
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
 
@@ -178,7 +240,7 @@ static size_t instruction(struct sock_filter *at, int code, uint8_t if_true,
 /* Appends "allow what these permit"; returns the number of instructions. */
 static size_t permissions_append(struct sock_filter *filter,
                                  const struct permission *permissions,
-                                 size_t count)
+                                 size_t count, uint32_t queue)
 {
     const int load = BPF_LD | BPF_W | BPF_ABS,
               equal = BPF_JMP | BPF_JEQ | BPF_K;
@@ -193,7 +255,9 @@ static size_t permissions_append(struct sock_filter *filter,
         if (!any) {
             n += instruction(filter + n, load, 0, 0,
                              argument_offset(permission->argument));
-            n += instruction(filter + n, equal, 0, 1, permission->value);
+            n += instruction(filter + n, equal, 0, 1,
+                             permission->value == QUEUE ? queue
+                                                        : permission->value);
         }
         n += instruction(filter + n, result, 0, 0, SECCOMP_RET_ALLOW);
         if (!any)
@@ -207,8 +271,10 @@ static size_t permissions_append(struct sock_filter *filter,
  * that, and otherwise for the rest. Numbers of another ABI (x32's have bit 30
  * set) are not in the lists, another architecture's are not looked up at all.
  */
-static int filter_install(enum process process, uint32_t otherwise)
+static int filter_install(const struct server *server, enum process process,
+                          uint32_t otherwise)
 {
+    const uint32_t queue = (uint32_t)server->queue[QUEUE_IN];
     struct sock_filter filter[INSTRUCTIONS];
     struct sock_fprog program = { .filter = filter };
     size_t n = 0;
@@ -219,17 +285,21 @@ static int filter_install(enum process process, uint32_t otherwise)
                      SECCOMP_RET_KILL_PROCESS);
     n += instruction(filter + n, BPF_LD | BPF_W | BPF_ABS, 0, 0, FIELD(nr));
     n += permissions_append(filter + n, session_permissions,
-                            COUNT(session_permissions));
+                            COUNT(session_permissions), queue);
     if (process != SESSION)
         n += permissions_append(filter + n, worker_permissions,
-                                COUNT(worker_permissions));
+                                COUNT(worker_permissions), queue);
     if (process == MAIN)
         n += permissions_append(filter + n, main_permissions,
-                                COUNT(main_permissions));
+                                COUNT(main_permissions), queue);
     n += instruction(filter + n, BPF_RET | BPF_K, 0, 0, otherwise);
     program.len = (unsigned short)n;
     return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
+
+#ifdef RESULT
+
+enum { REFUSED = SECCOMP_RET_TRAP };
 
 /* A call that is in no list: it has not been made, and this is its result. */
 static void call_refused(int number, siginfo_t *info, void *argument)
@@ -243,7 +313,7 @@ static void call_refused(int number, siginfo_t *info, void *argument)
     log_error("the sandbox refused system call %d", info->si_syscall);
 }
 
-static bool seccomp_main(void)
+static void refusals_log(void)
 {
     struct sigaction action;
 
@@ -252,32 +322,50 @@ static bool seccomp_main(void)
     action.sa_flags = SA_SIGINFO;
     sigfillset(&action.sa_mask);
     sigaction(SIGSYS, &action, NULL);
-    if (filter_install(MAIN, SECCOMP_RET_TRAP) == 0)
+}
+
+#else
+
+enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
+
+/* The kernel gives the result, and nobody hears of it. */
+static void refusals_log(void)
+{
+}
+
+#endif
+
+static bool seccomp_main(const struct server *server)
+{
+    refusals_log();
+    if (filter_install(server, MAIN, REFUSED) == 0)
         return true;
     log_warning("no seccomp filter: %s", strerror(errno));
     return false;
 }
 
-static int seccomp_child(enum process process)
+static int seccomp_child(const struct server *server, enum process process)
 {
     sigset_t refused;
 
     sigemptyset(&refused);
     sigaddset(&refused, SIGSYS);
     sigprocmask(SIG_BLOCK, &refused, NULL);
-    return filter_install(process, SECCOMP_RET_KILL_PROCESS);
+    return filter_install(server, process, SECCOMP_RET_KILL_PROCESS);
 }
 
 #else
 
-static bool seccomp_main(void)
+static bool seccomp_main(const struct server *server)
 {
+    (void)server;
     log_warning("no seccomp filter for this architecture");
     return false;
 }
 
-static int seccomp_child(enum process process)
+static int seccomp_child(const struct server *server, enum process process)
 {
+    (void)server;
     (void)process;
     return 0;
 }
@@ -404,7 +492,7 @@ void sandbox_main(struct server *server)
     if (!server->options->sandbox)
         return;
     landlock_main(server);
-    server->is_filtered = seccomp_main();
+    server->is_filtered = seccomp_main(server);
 }
 
 /*
@@ -418,11 +506,11 @@ int sandbox_session(const struct server *server)
             return -1;
         close(server->session_rules);
     }
-    return server->is_filtered ? seccomp_child(SESSION) : 0;
+    return server->is_filtered ? seccomp_child(server, SESSION) : 0;
 }
 
 /* Likewise for a worker. */
 int sandbox_worker(const struct server *server)
 {
-    return server->is_filtered ? seccomp_child(WORKER) : 0;
+    return server->is_filtered ? seccomp_child(server, WORKER) : 0;
 }

@@ -31,6 +31,8 @@
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
 
+enum { ANSWER_HEAD = 1 + PROTOCOL_SENSE_SIZE }; /* before the payload */
+
 /* ---- In a session ----------------------------------------------------- */
 
 /*
@@ -92,10 +94,10 @@ void worker_answer(int answer, struct pr_command *command)
         ;
     close(answer);
     command->payload = 0;
-    if (bytes < 1 + PROTOCOL_SENSE_SIZE)
+    if (bytes < ANSWER_HEAD)
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
     else
-        command->payload = (size_t)bytes - 1 - PROTOCOL_SENSE_SIZE;
+        command->payload = (size_t)bytes - ANSWER_HEAD;
 }
 
 /* ---- The worker ------------------------------------------------------- */
@@ -104,9 +106,10 @@ struct work {
     int map;
     int answer;
     uint8_t cdb[PROTOCOL_CDB_SIZE];
+    uint8_t status; /* from here on, the answer */
+    uint8_t sense[PROTOCOL_SENSE_SIZE];
     /* As in struct conversation: some targets write more than asked for. */
     uint8_t data[PROTOCOL_DATA_MAX + 64];
-    uint8_t sense[PROTOCOL_SENSE_SIZE];
 };
 
 /* Returns 0, or errno if there is nothing that could be answered. */
@@ -178,12 +181,7 @@ static void work_do(const struct server *server, struct work *work,
         .data = work->data,
         .sense = work->sense,
     };
-    struct iovec parts[3] = {
-        { .iov_base = &command.status, .iov_len = 1 },
-        { .iov_base = work->sense, .iov_len = sizeof(work->sense) },
-        { .iov_base = work->data, .iov_len = 0 },
-    };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
+    size_t size = ANSWER_HEAD;
 
     /* What the session has found out already; but it is not to be trusted. */
     switch (sg_io_vet(&command)) {
@@ -197,10 +195,12 @@ static void work_do(const struct server *server, struct work *work,
     }
     if (command.refusal != NULL)
         log_warning("command refused: %s", command.refusal);
+    work->status = command.status;
     if (work->cdb[0] == PERSISTENT_RESERVE_IN)
-        parts[2].iov_len = command.payload;
+        size += command.payload;
     close(work->map);
-    sendmsg(work->answer, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    send(work->answer, (uint8_t *)work + offsetof(struct work, status), size,
+         MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 /*

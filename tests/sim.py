@@ -39,9 +39,9 @@ NEXUS_FIELDS = {
     'status': (88, 'I'), 'resid': (92, 'i'), 'sense_len': (96, 'I'),
     'delay_ms': (100, 'I'), 'hold': (104, 'I'),
     'sense': (108, '256s'), 'call': (364, 'I'), 'call_errno': (368, 'i'),
-    'argument': (376, '3q'), 'lun': (400, 'I'), 'initiator': (404, 'I'),
-    'inject_only': (408, 'I'), 'inject_skip': (412, 'I'),
-    'hold_from': (416, 'I')}
+    'argument': (376, '6q'), 'lun': (424, 'I'), 'initiator': (428, 'I'),
+    'inject_only': (432, 'I'), 'inject_skip': (436, 'I'),
+    'hold_from': (440, 'I')}
 
 # A command that has ended, as it was sent.
 Event = collections.namedtuple(
@@ -102,7 +102,7 @@ class Nexus(Fields):
     def make_call(self, number, *arguments):
         """With the next command, the helper makes this system call."""
         self.call_errno = -1
-        self.argument = (arguments + (0, 0, 0))[:3]
+        self.argument = (arguments + 6 * (0,))[:6]
         self.call = number
 
     def wait_in_flight(self, number, seconds=20):

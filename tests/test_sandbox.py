@@ -8,7 +8,7 @@ what must be possible is shown by all other tests, which run under the filter.
 import ctypes
 import errno
 import os
-import platform
+import struct
 import subprocess
 
 import pytest
@@ -19,52 +19,64 @@ from prclient import GOOD, READ_KEYS, Closed
 
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 
-# Numbers of x86-64 and of aarch64 (asm-generic); -100 is AT_FDCWD.
+# Numbers of MACHINES; -100 is AT_FDCWD.
 CALLS = {
-    'openat': ((257, 56), (-100, 0, 0)),
-    'socket': ((41, 198), (1, 1, 0)),
-    'socket that is no Unix socket': ((41, 198), (2, 1, 0)),
-    'socketpair that is no Unix socket': ((53, 199), (2, 1, 0)),
-    'connect': ((42, 203), (2, 0, 0)),
-    'bind': ((49, 200), (2, 0, 0)),
-    'execve': ((59, 221), (0, 0, 0)),
-    'execveat': ((322, 281), (2, 0, 0)),
-    'clone': ((56, 220), (17, 0, 0)),
-    'clone3': ((435, 435), (0, 0, 0)),
-    'kill': ((62, 129), (1, 0, 0)),
-    'tgkill': ((234, 131), (1, 1, 0)),
-    'ptrace': ((101, 117), (0, 0, 0)),
-    'prlimit64': ((302, 261), (0, 7, 0)),
-    'prctl': ((157, 167), (4, 1, 0)),
-    'accept4': ((288, 242), (2, 0, 0)),
-    'unlinkat': ((263, 35), (-100, 0, 0)),
-    'mmap': ((9, 222), (0, 4096, 7)),
-    'mprotect': ((10, 226), (0, 4096, 7)),
-    'dup': ((32, 23), (2, 0, 0)),
-    'setresuid': ((117, 147), (0, 0, 0)),
-    'process_vm_readv': ((310, 270), (1, 0, 0)),
-    'io_uring_setup': ((425, 425), (1, 0, 0)),
-    'pidfd_getfd': ((438, 438), (1, 0, 0)),
-    'bpf': ((321, 280), (0, 0, 0)),
-    'mount': ((165, 40), (0, 0, 0)),
-    'ioctl that is not SG_IO': ((16, 29), (0, 0x5401, 0)),
-    'ioctl SG_SCSI_RESET': ((16, 29), (0, 0x2284, 0)),
-    'fcntl that is not F_GETFL': ((72, 25), (2, 4, 0)),
-    'write to another descriptor': ((1, 64), (0, 0, 0)),
+    'openat': ((257, 56, 295), (-100, 0, 0)),
+    'socket': ((41, 198, 359), (1, 1, 0)),
+    'socket that is no Unix socket': ((41, 198, 359), (2, 1, 0)),
+    'socketpair that is no Unix socket': ((53, 199, 360), (2, 1, 0)),
+    'connect': ((42, 203, 362), (2, 0, 0)),
+    'bind': ((49, 200, 361), (2, 0, 0)),
+    'execve': ((59, 221, 11), (0, 0, 0)),
+    'execveat': ((322, 281, 358), (2, 0, 0)),
+    'clone': ((56, 220, 120), (17, 0, 0)),
+    'clone3': ((435, 435, 435), (0, 0, 0)),
+    'kill': ((62, 129, 37), (1, 0, 0)),
+    'tgkill': ((234, 131, 270), (1, 1, 0)),
+    'ptrace': ((101, 117, 26), (0, 0, 0)),
+    'prlimit64': ((302, 261, 340), (0, 7, 0)),
+    'prctl': ((157, 167, 172), (4, 1, 0)),
+    'accept4': ((288, 242, 364), (2, 0, 0)),
+    'unlinkat': ((263, 35, 301), (-100, 0, 0)),
+    'mmap': ((9, 222, 192), (0, 4096, 7)),
+    'mprotect': ((10, 226, 125), (0, 4096, 7)),
+    'dup': ((32, 23, 41), (2, 0, 0)),
+    'setresuid': ((117, 147, 208), (0, 0, 0)),
+    'process_vm_readv': ((310, 270, 347), (1, 0, 0)),
+    'io_uring_setup': ((425, 425, 425), (1, 0, 0)),
+    'pidfd_getfd': ((438, 438, 438), (1, 0, 0)),
+    'bpf': ((321, 280, 357), (0, 0, 0)),
+    'mount': ((165, 40, 21), (0, 0, 0)),
+    'ioctl that is not SG_IO': ((16, 29, 54), (0, 0x5401, 0)),
+    'ioctl SG_SCSI_RESET': ((16, 29, 54), (0, 0x2284, 0)),
+    'fcntl that is not F_GETFL': ((72, 25, 221), (2, 4, 0)),
+    'write to another descriptor': ((1, 64, 4), (0, 0, 0)),
+    'sendto with an address': ((44, 206, 369), (2, sim.IN_SENSE, 1, 0,
+                                                sim.IN_SENSE, 16)),
+    'sendmsg to another descriptor': ((46, 211, 370), (2, sim.IN_SENSE, 0)),
 }
 # Main forks, accepts and ends sessions; its workers open devices and talk to
 # multipathd. So it may do these.
 MAINS = {'clone', 'kill', 'accept4', 'unlinkat', 'write to another descriptor',
          'openat', 'socket', 'connect'}
 
-MACHINES = ['x86_64', 'aarch64']
+# e_machine of the program's ELF header, in the order of the numbers above.
+MACHINES = [62, 183, 3]     # x86-64, aarch64, i386
+
+
+def machine():
+    with open(SIM_HELPER, 'rb') as f:
+        return struct.unpack('<18xH', f.read(20))[0]
+
+
+MACHINE = machine()
 pytestmark = pytest.mark.skipif(
-    platform.machine() not in MACHINES
+    MACHINE not in MACHINES
     or 'anitized' in SIM_HELPER, reason='a build without the sandbox')
 
 
 def number(call):
-    return CALLS[call][0][MACHINES.index(platform.machine())]
+    return CALLS[call][0][MACHINES.index(MACHINE)]
 
 
 @pytest.fixture
@@ -179,10 +191,15 @@ def test_main_signals_no_other_process(helper, target, disks, sandbox):
     assert nexus.call_errno == (errno.EPERM if sandbox == 'on' else 0)
 
 
-@pytest.mark.skipif(platform.machine() != 'x86_64', reason='x86-64 only')
-def test_x32_call_kills_the_session(helper, target, disks):
+# A forbidden call by another of its numbers: openat in the x32 ABI, socket in
+# i386's socketcall.
+SECOND = {62: 0x40000000 | 257, 3: 102}
+
+
+@pytest.mark.skipif(MACHINE not in SECOND, reason='has one number for each')
+def test_call_by_another_number_kills_the_session(helper, target, disks):
     main, fd = helper(), disks.open()
-    target.nexus(0).make_call(0x40000000 | number('openat'), -100, 0, 0)
+    target.nexus(0).make_call(SECOND[MACHINE], 1, 0, 0)
     with main.client() as client, pytest.raises(Closed):
         client.read_in(fd, READ_KEYS)
     assert main.wait_log('of signal 31')

@@ -171,9 +171,45 @@ LISTEN = [
 ]
 
 
+# What a disk answers, see decode.c.
+def listing(action, *entries, length=None, whole=False):
+    data = b''.join(entries)
+    return bytes([action | whole << 7]) + struct.pack(
+        '>II', 1, len(data) if length is None else length) + data
+
+
+def full(flags, scope_type, transport, length=None):
+    return struct.pack('>Q4xBB4xHI', 0xa11ce, flags, scope_type, 1,
+                       len(transport) if length is None else length
+                       ) + transport
+
+
+FC, SAS, ISCSI = bytes(24), b'\6' + bytes(23), b'\5\0\0\x08iqn.a:b\0'
+DECODE = [
+    b'', b'\0', b'\1', b'\2', b'\3', b'\0' + bytes(7),
+    listing(0), listing(0, bytes(8)), listing(0, bytes(16), length=8),
+    listing(0, bytes(12)), listing(0, length=2 ** 32 - 1),
+    listing(0, bytes(8), length=2 ** 32 - 1, whole=True),
+    listing(0, length=8184, whole=True),
+    listing(1), listing(1, bytes(13) + b'\5\0\0'), listing(1, bytes(32)),
+    listing(1, bytes(15)), listing(1, bytes(13) + b'\x2f\0\0'),
+    b'\2\0\x08\x11\x80\xea\1\0\0', b'\2\0\x08\0\0\0\0\0\0', b'\2' + bytes(8),
+    listing(3), listing(3, full(1, 5, SAS), full(2, 0, FC)),
+    *(listing(3, full(0, 0, transport)) for transport in [
+        ISCSI, b'\x45' + ISCSI[1:], b'\5\xff\xff\xffabc\x1b', b'\5\0\0', b'',
+        b'\x86' + SAS[1:], SAS[:23], b'\4' + FC[1:]]),
+    *(listing(3, full(0, 0, SAS, length)) for length in [
+        0, 25, 2 ** 32 - 1, 2 ** 32 - 24]),
+    *(b'\4\2' + sense for sense in [
+        b'', b'\x70\0\5\0\0\0\0\x0a\0\0\0\0\x24\0', b'\x72\6\x2a\3',
+        b'\xf1\0\xff\0\0\0\0\0\0\0\0\0\xff\xff', b'\x73\xff\xff\xff', b'\x7f']),
+    *(bytes([4, status]) for status in [0, 4, 8, 0x18, 0x28, 0x30, 0x40, 255]),
+]
+
+
 def main(directory):
     targets = {'client': CLIENT, 'sg_io': SG_IO, 'options': OPTIONS,
-               'listen': LISTEN}
+               'listen': LISTEN, 'decode': DECODE}
     for target, inputs in targets.items():
         os.makedirs(os.path.join(directory, target), exist_ok=True)
         for number, data in enumerate(inputs):
