@@ -77,20 +77,28 @@ $(BUILD)/static/qemu-pr-client: $(CLIENT_SOURCES) $(HEADERS) Makefile
 
 # The helper with a simulated SCSI target in place of the devices, so that
 # all of it runs as an ordinary user.
-SIMULATED = ioctl fstat fstat64 prctl
+SIMULATED = connect fstat fstat64 getsockopt ioctl open open64 prctl readlink \
+	stat stat64
+
+# Tests have not the patience for a multipathd that does not answer.
+IMPATIENT = -DMULTIPATHD_TIMEOUT='(3*SECOND)'
 
 sim: $(BUILD)/sim/qemu-pr-helper
 
-$(BUILD)/sim/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/sim_target.o
-	@mkdir -p $(@D)
+$(BUILD)/sim/qemu-pr-helper: $(OBJECTS:$(BUILD)/multipathd.o=$(BUILD)/sim/multipathd.o) \
+		$(BUILD)/tests/sim_target.o
 	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/sim/multipathd.o: multipathd.c $(HEADERS) Makefile
+	@mkdir -p $(@D)
+	$(CC) $(COMPILE) $(IMPATIENT) -c -o $@ $<
 
 # gcc drops what the linker wraps in when it optimises at link time.
 $(BUILD)/static/sim/qemu-pr-helper: $(SOURCES) tests/sim_target.c $(HEADERS) \
 		Makefile
 	@mkdir -p $(@D)
-	$(STATIC) -fno-lto $(SIMULATED:%=-Wl,--wrap=%) -o $@ $(SOURCES) \
-		tests/sim_target.c
+	$(STATIC) -fno-lto $(IMPATIENT) $(SIMULATED:%=-Wl,--wrap=%) -o $@ \
+		$(SOURCES) tests/sim_target.c
 
 # The simulated helper with every system call wrapped, so that each can be
 # made to fail: see tests/fault.c. Not optimised, so that each call stands in
@@ -109,6 +117,8 @@ $(FAULT)/qemu-pr-helper: $(FAULT_OBJECTS)
 
 $(FAULT)/tests/sim_target.o: DEFINES += \
 	$(foreach name,$(SIMULATED),-D__wrap_$(name)=sim_$(name))
+
+$(FAULT)/multipathd.o: DEFINES += $(IMPATIENT)
 
 $(FAULT)/%.o: %.c $(HEADERS) Makefile
 	@mkdir -p $(@D)

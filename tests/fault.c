@@ -148,11 +148,8 @@ WRAP(accept4, (int fd, struct sockaddr *a, socklen_t *n, int flags),
 WRAP(bind, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP(chdir, (const char *path), (path))
 WRAP(clock_gettime, (clockid_t id, struct timespec *now), (id, now))
-WRAP(connect, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP(dup2, (int from, int to), (from, to))
 WRAP(getgroups, (int n, gid_t *groups), (n, groups))
-WRAP(getsockopt, (int fd, int level, int option, void *value, socklen_t *n),
-     (fd, level, option, value, n))
 WRAP(kill, (pid_t pid, int number), (pid, number))
 WRAP(listen, (int fd, int backlog), (fd, backlog))
 WRAP(madvise, (void *p, size_t size, int advice), (p, size, advice))
@@ -183,7 +180,6 @@ LARGE(WRAP, ftruncate, (int fd, off_t size), (fd, size))
 LARGE(WRAP, getrlimit, (int which, struct rlimit *limit), (which, limit))
 LARGE(WRAP, lstat, (const char *path, struct stat *st), (path, st))
 LARGE(WRAP, setrlimit, (int which, const struct rlimit *limit), (which, limit))
-LARGE(WRAP, stat, (const char *path, struct stat *st), (path, st))
 
 WRAP_AS(getgrnam, struct group *, NULL, (const char *name), (name))
 WRAP_AS(getppid, pid_t, -1, (void), ())
@@ -252,17 +248,6 @@ pid_t __wrap_fork(void)
         va_end(list);                                                          \
     } while (0)
 
-#define WRAP_OPEN(name, ...)                                                   \
-    int __real_##name(const char *path, int flags, ...);                       \
-    int __wrap_##name(const char *path, int flags, ...);                       \
-    int __wrap_##name(const char *path, int flags, ...)                        \
-    {                                                                          \
-        int mode = 0;                                                          \
-                                                                               \
-        if (flags & O_CREAT)                                                   \
-            LAST_ARGUMENT(int, mode, flags);                                   \
-        return FAULT() > 0 ? -1 : __real_##name(path, flags, mode);            \
-    }
 #define WRAP_FCNTL(name, ...)                                                  \
     int __real_##name(int fd, int command, ...);                               \
     int __wrap_##name(int fd, int command, ...);                               \
@@ -273,7 +258,6 @@ pid_t __wrap_fork(void)
         LAST_ARGUMENT(void *, argument, command);                              \
         return FAULT() > 0 ? -1 : __real_##name(fd, command, argument);        \
     }
-LARGE(WRAP_OPEN, open, )
 LARGE(WRAP_FCNTL, fcntl, )
 
 long __real_syscall(long number, ...);
@@ -294,7 +278,39 @@ long __wrap_syscall(long number, ...)
                           argument[3], argument[4], argument[5]);
 }
 
-/* ---- Calls that the simulated disk takes part in ---------------------- */
+/* ---- Calls that the simulated disks take part in ---------------------- */
+
+#define WRAP_SIM(name, simulated, type, parameters, arguments)                 \
+    type simulated parameters;                                                 \
+    type __wrap_##name parameters;                                             \
+    type __wrap_##name parameters                                              \
+    {                                                                          \
+        return FAULT() > 0 ? -1 : simulated arguments;                         \
+    }
+
+WRAP_SIM(connect, sim_connect, int,
+         (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
+WRAP_SIM(getsockopt, sim_getsockopt, int,
+         (int fd, int level, int option, void *value, socklen_t *n),
+         (fd, level, option, value, n))
+WRAP_SIM(readlink, sim_readlink, ssize_t,
+         (const char *path, char *to, size_t size), (path, to, size))
+LARGE(WRAP_SIM, fstat, sim_fstat, int, (int fd, struct stat *st), (fd, st))
+LARGE(WRAP_SIM, stat, sim_stat, int, (const char *path, struct stat *st),
+      (path, st))
+
+int sim_open(const char *path, int flags, ...);
+#define WRAP_OPEN(name, ...)                                                   \
+    int __wrap_##name(const char *path, int flags, ...);                       \
+    int __wrap_##name(const char *path, int flags, ...)                        \
+    {                                                                          \
+        int mode = 0;                                                          \
+                                                                               \
+        if (flags & O_CREAT)                                                   \
+            LAST_ARGUMENT(int, mode, flags);                                   \
+        return FAULT() > 0 ? -1 : sim_open(path, flags, mode);                 \
+    }
+LARGE(WRAP_OPEN, open, )
 
 int sim_ioctl(int fd, unsigned long request, ...);
 int __wrap_ioctl(int fd, unsigned long request, ...);
@@ -305,15 +321,6 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
     LAST_ARGUMENT(void *, argument, request);
     return FAULT() > 0 ? -1 : sim_ioctl(fd, request, argument);
 }
-
-int sim_fstat(int fd, struct stat *st);
-#define WRAP_FSTAT(name, ...)                                                  \
-    int __wrap_##name(int fd, struct stat *st);                                \
-    int __wrap_##name(int fd, struct stat *st)                                 \
-    {                                                                          \
-        return FAULT() > 0 ? -1 : sim_fstat(fd, st);                           \
-    }
-LARGE(WRAP_FSTAT, fstat, )
 
 int sim_prctl(int option, ...);
 int __wrap_prctl(int option, ...);

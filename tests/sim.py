@@ -1,16 +1,19 @@
-"""The simulated disk of sim_target.c, seen and steered from Python.
+"""The simulated disks of sim_target.c, seen and steered from Python.
 
 A Target is the shared page range that sim_target.c maps; a Nexus is one
-initiator's view of the disk: what its commands shall meet (errors, statuses,
+initiator's view of a disk: what its commands shall meet (errors, statuses,
 sense, resid, delays, hangs) and what reached the device.  device() makes a
-file that a helper linked with sim_target.c takes for a device node.
+file that a helper linked with sim_target.c takes for a device node, and Root
+the part of /sys and /dev that says what multipath maps there are.
 
 This must never talk to a helper: only tests do that.  The layout constants
-repeat the two structures of sim_target.c and nothing else.
+repeat the structures of sim_target.c and nothing else.
 """
+import collections
 import contextlib
 import mmap
 import os
+import shutil
 import struct
 import time
 
@@ -19,13 +22,17 @@ from prclient import open_device
 # Of the machine that the helper is built for; see struct.
 ORDER = os.environ.get('SIM_BYTE_ORDER', '=')
 
-NEXUSES = 256
-HEADER, NEXUS = 64, 512
-SIZE = HEADER + NEXUSES * NEXUS
+NEXUSES, LUNS, EVENTS = 256, 3, 4096
+HEADER, LUN, NEXUS, EVENT = 64, 16, 512, 48
+LOG = HEADER + NEXUSES * NEXUS
+SIZE = LOG + EVENTS * EVENT
 
 # offset and struct format of the fields
-TARGET_FIELDS = {'lock': (0, 'I'), 'generation': (4, 'I'), 'type': (8, 'I'),
-                 'holder': (12, 'I'), 'aptpl': (16, 'I')}
+LUN_FIELDS = {'generation': (0, 'I'), 'type': (4, 'I'), 'holder': (8, 'I'),
+              'aptpl': (12, 'I')}
+TARGET_FIELDS = {'lock': (0, 'I'), 'strays': (52, 'I'), 'events': (56, 'I')}
+TARGET_FIELDS.update((name, (4 + offset, form))     # those of LUN 0
+                     for name, (offset, form) in LUN_FIELDS.items())
 NEXUS_FIELDS = {
     'key': (0, 'Q'), 'commands': (8, 'I'), 'in_flight': (12, 'I'),
     'attention': (16, '4I'), 'cdb': (32, '16s'), 'cmd_len': (48, 'I'),
@@ -35,9 +42,15 @@ NEXUS_FIELDS = {
     'status': (88, 'I'), 'resid': (92, 'i'), 'sense_len': (96, 'I'),
     'delay_ms': (100, 'I'), 'hold': (104, 'I'),
     'sense': (108, '256s'), 'call': (364, 'I'), 'call_errno': (368, 'i'),
-    'argument': (376, '6q')}
+    'argument': (376, '6q'), 'lun': (424, 'I'), 'initiator': (428, 'I'),
+    'inject_only': (432, 'I'), 'inject_skip': (436, 'I'),
+    'hold_from': (440, 'I')}
 
-INJECT_ERRNO, INJECT_RESULT, INJECT_RESID = 1, 2, 4
+# A command that has ended, as it was sent.
+Event = collections.namedtuple(
+    'Event', 'key sa_key nexus lun timeout error host_status cdb flags status')
+
+INJECT_ERRNO, INJECT_RESULT, INJECT_RESID, INJECT_AFTER = 1, 2, 4, 8
 IN_SENSE = -1 << 63     # an argument: where the sense bytes are
 
 SIM_DEVICE, SIM_CHARACTER = 1 << 30, 1 << 29
@@ -63,23 +76,31 @@ class Fields:
 
 
 class Nexus(Fields):
-    def fail_ioctl(self, error, count=1):
-        self.error, self.inject = error, INJECT_ERRNO
-        self.inject_count = count
+    def fail_ioctl(self, error, count=1, **which):
+        self.error = error
+        self.begin_injection(INJECT_ERRNO, count, **which)
 
     def answer(self, status=0, host_status=0, driver_status=0, sense=b'',
-               sense_len=None, count=1):
+               sense_len=None, count=1, **which):
         """The next commands end like this and never reach the disk."""
         self.status, self.host_status = status, host_status
         self.driver_status, self.sense = driver_status, sense
         self.sense_len = len(sense) if sense_len is None else sense_len
-        self.inject = INJECT_RESULT
+        self.begin_injection(INJECT_RESULT, count, **which)
+
+    def begin_injection(self, inject, count, skip=0, only=None, after=False):
+        """Not the first skip commands; only those of this (operation, service
+        action); after: the disk has done as it was told."""
+        self.inject_count = 0
+        self.inject_skip = skip
+        self.inject_only = 1 << 16 | only[0] << 8 | only[1] if only else 0
+        self.inject = inject | (INJECT_AFTER if after else 0)
         self.inject_count = count
 
     def answer_resid(self, resid, count=1):
         """The next commands work, but report this resid."""
-        self.resid, self.inject = resid, INJECT_RESID
-        self.inject_count = count
+        self.resid = resid
+        self.begin_injection(INJECT_RESID, count)
 
     def make_call(self, number, *arguments):
         """With the next command, the helper makes this system call."""
@@ -95,8 +116,10 @@ class Nexus(Fields):
         return True
 
     @contextlib.contextmanager
-    def hanging(self):
-        """Commands of this nexus hang while the block runs."""
+    def hanging(self, skip=0):
+        """Commands of this nexus, but the next skip ones, hang while the
+        block runs."""
+        self.hold_from = self.commands + skip + 1
         self.hold = 1
         try:
             yield
@@ -113,6 +136,20 @@ class Target(Fields):
 
     def nexus(self, number):
         return Nexus(self.pages, HEADER + number * NEXUS, NEXUS_FIELDS)
+
+    def lun(self, number):
+        return Fields(self.pages, 4 + number * LUN, LUN_FIELDS)
+
+    def log(self, begin=0):
+        """The commands that have ended, from that number on."""
+        for i in range(begin, self.events):
+            fields = struct.unpack_from('=QQIIIiI10sBB', self.pages,
+                                        LOG + i % EVENTS * EVENT)
+            yield Event(*fields)
+
+    def reset(self):
+        """As it was made."""
+        self.pages[:] = bytes(SIZE)
 
     def commands(self):
         """How many commands ever reached the device, over all nexuses."""
@@ -134,9 +171,98 @@ def disk_number(nexus):
     return major, nexus % 16 * 16
 
 
+def disk_name(nexus):
+    """sda to sdz, sdaa..."""
+    name, n = '', nexus + 1
+    while n:
+        n, letter = divmod(n - 1, 26)
+        name = chr(97 + letter) + name
+    return 'sd' + name
+
+
 def transport_id(nexus):
     """The SAS TransportID by which REGISTER AND MOVE knows a nexus."""
     return struct.pack('>B3xQ12x', 6, 0x5001405000000000 + nexus)
+
+
+class Root:
+    """What the helper finds in /sys and /dev: maps and their paths."""
+    MAJOR = 253     # of device-mapper
+
+    def __init__(self, directory):
+        self.directory = str(directory)
+        self.env = {'SIM_ROOT': self.directory}
+        os.makedirs(os.path.join(self.directory, 'run'))
+        for name in 'sys', 'dev':       # their inodes are in Landlock's rules
+            os.mkdir(os.path.join(self.directory, name))
+        self.reset()
+
+    def reset(self):
+        for name in 'sys', 'dev':
+            with os.scandir(os.path.join(self.directory, name)) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+        os.makedirs(os.path.join(self.directory, 'sys/dev/block'))
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def node(self, nexus):
+        return self.path('dev/' + disk_name(nexus))
+
+    def block(self, number, name=''):
+        """A file of the device with this (major, minor)."""
+        return self.path('sys/dev/block/%d:%d/%s' % (*number, name))
+
+    def of_disk(self, nexus, name=''):
+        return self.block(disk_number(nexus), name)
+
+    def of_map(self, minor, name=''):
+        return self.block((self.MAJOR, minor), name)
+
+    @staticmethod
+    def write(path, text):
+        with open(path, 'wb') as f:
+            f.write(text.encode() if isinstance(text, str) else text)
+
+    def disk(self, nexus, host=0):
+        device(self.node(nexus), *disk_number(nexus))
+        os.makedirs(self.of_disk(nexus, 'holders'))
+        os.makedirs(self.path('sys/devices/%d:0:%d:1' % (host, nexus)))
+        os.symlink('../../../devices/%d:0:%d:1' % (host, nexus),
+                   self.of_disk(nexus, 'device'))
+        self.state(nexus, 'running')
+
+    def state(self, nexus, text):
+        self.write(self.of_disk(nexus, 'device/state'), text + '\n')
+
+    def map(self, minor, nexuses, alias, uuid='mpath-360014051'):
+        os.makedirs(self.of_map(minor, 'dm'))
+        os.mkdir(self.of_map(minor, 'slaves'))
+        self.write(self.of_map(minor, 'dm/uuid'), uuid + '\n')
+        self.write(self.of_map(minor, 'dm/name'), alias + '\n')
+        for nexus in nexuses:
+            self.join(minor, nexus)
+
+    def slave(self, minor, name):
+        return self.of_map(minor, 'slaves/' + name)
+
+    def holder(self, minor, nexus):
+        return self.of_disk(nexus, 'holders/dm-%d' % minor)
+
+    def join(self, minor, nexus):
+        """The disk becomes a path of the map."""
+        os.symlink('../../%d:%d' % disk_number(nexus),
+                   self.slave(minor, disk_name(nexus)))
+        os.symlink('../../%d:%d' % (self.MAJOR, minor),
+                   self.holder(minor, nexus))
+
+    def leave(self, minor, nexus):
+        os.unlink(self.slave(minor, disk_name(nexus)))
+        os.unlink(self.holder(minor, nexus))
 
 
 class Disks:

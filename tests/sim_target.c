@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A simulated disk with persistent reservations (SPC-4, 5.12 and 6.15-6.16)
+ * Simulated disks with persistent reservations (SPC-4, 5.12 and 6.15-6.16)
  * for tests of the whole helper by an ordinary user without SCSI.  It is
- * linked into the helper with -Wl,--wrap=ioctl,--wrap=fstat,--wrap=fstat64,
- * --wrap=prctl: a regular file whose size is SIM_DEVICE plus a device number
+ * linked into the helper with -Wl,--wrap for every function that has a
+ * __wrap_ here: a regular file whose size is SIM_DEVICE plus a device number
  * looks like that device to fstat, and SG_IO on it is served here.  The
  * process stays dumpable, so that its user may count what is in its /proc.
  *
+ * With $SIM_ROOT set, /sys, /dev and multipathd's socket are looked for below
+ * that directory, and multipathd runs as $SIM_PEER_UID, by default root.
+ *
  * Its state is one shared page range: the file that $SIM_STATE names, through
  * which tests/sim.py injects results, delays and hangs and sees what reached
- * the device, or an anonymous mapping that forked sessions share.
+ * the disks, or an anonymous mapping that forked sessions share.
  *
  * It must never be part of an installed helper; never touch a descriptor or
- * an ioctl that is not the simulated disk's; and, once main has begun, make
- * no system call but fstat, fcntl(F_GETFL), clock_gettime and ppoll: the
- * helper may have been sandboxed by then.
+ * an ioctl that is not the simulated disks'; and, once main has begun, make
+ * no system call but the one that was asked for and fstat, fcntl(F_GETFL),
+ * clock_gettime and ppoll: the helper may have been sandboxed by then.
  */
 #define _GNU_SOURCE 1
 #include <errno.h>
@@ -24,13 +27,16 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,15 +47,19 @@
 #define IN_SENSE INT64_MIN
 #define NEXUSES 256
 #define ATTENTIONS 4
+#define LUNS 3
+#define EVENTS 4096
+#define PATH_SIZE 4096
 
 /* What a nexus's commands meet instead of, or besides, the disk itself. */
 enum {
     INJECT_ERRNO = 1,  /* the ioctl fails with this errno */
     INJECT_RESULT = 2, /* host, driver and SCSI status and sense are these */
-    INJECT_RESID = 4   /* resid is this; the buffer is filled to its end */
+    INJECT_RESID = 4,  /* resid is this; the buffer is filled to its end */
+    INJECT_AFTER = 8   /* the disk does as it is told, and then that */
 };
 
-/* The layout of both structures is repeated in sim.py. */
+/* The layout of all structures is repeated in sim.py. */
 struct nexus {
     uint64_t key;                   /* 0: not registered */
     uint32_t commands;              /* SG_IO calls ever */
@@ -76,40 +86,87 @@ struct nexus {
     int32_t call_errno;  /* what it said, 0: it worked; -1: not made yet */
     uint32_t unused;     /* so that all machines align the next alike */
     int64_t argument[6]; /* of it; IN_SENSE: the address of .sense */
-    uint8_t reserved[88];
+    uint32_t lun;
+    uint32_t initiator;   /* that it is of; 0: it has no other nexus */
+    uint32_t inject_only; /* 0, or 0x10000 | operation << 8 | service action */
+    uint32_t inject_skip; /* so many commands before */
+    uint32_t hold_from;   /* commands before this one do not hang */
+    uint8_t reserved[68];
 };
 
-struct target {
-    uint32_t lock;
+struct lun {
     uint32_t generation;
     uint32_t type;   /* of the reservation; 0: none */
     uint32_t holder; /* its nexus, unless all registrants */
     uint32_t aptpl;
-    uint32_t reserved[11];
+};
+
+/* A command that has ended. */
+struct event {
+    uint64_t key, service_action_key; /* PERSISTENT RESERVE OUT's */
+    uint32_t nexus, lun;
+    uint32_t timeout;
+    int32_t error; /* errno, or 0 */
+    uint32_t host_status;
+    uint8_t cdb[10];
+    uint8_t flags; /* byte 20 of the parameter list */
+    uint8_t status;
+};
+
+struct target {
+    uint32_t lock;
+    struct lun lun[LUNS];
+    uint32_t strays; /* SG_IO calls on what is no SCSI device */
+    uint32_t events; /* ever; the last EVENTS are here */
+    uint32_t reserved;
     struct nexus nexus[NEXUSES];
+    struct event event[EVENTS];
 };
 
 /* As sim.py has it. */
-typedef char layout_is_as_in_sim_py
-    [sizeof(struct nexus) == 512 && offsetof(struct target, nexus) == 64 ? 1
-                                                                         : -1];
+typedef char
+    layout_is_as_in_sim_py[sizeof(struct nexus) == 512
+                                   && offsetof(struct target, nexus) == 64
+                                   && sizeof(struct event) == 48
+                               ? 1
+                               : -1];
 
 static struct target *target;
+static const char *root; /* $SIM_ROOT */
+static uid_t multipathd_uid;
+static int multipathd = -1; /* the descriptor that was connected to it */
 
+/* Of the command that is being executed, under the lock. */
+static struct lun *lun;
+
+int __real_connect(int fd, const struct sockaddr *a, socklen_t size);
+int __real_getsockopt(int fd, int level, int option, void *value,
+                      socklen_t *size);
 int __real_ioctl(int fd, unsigned long request, ...);
-int __wrap_ioctl(int fd, unsigned long request, ...);
+ssize_t __real_readlink(const char *path, char *to, size_t size);
+int __wrap_connect(int fd, const struct sockaddr *a, socklen_t size);
 int __wrap_fstat(int fd, struct stat *st);
 int __wrap_fstat64(int fd, struct stat *st);
+int __wrap_getsockopt(int fd, int level, int option, void *value,
+                      socklen_t *size);
+int __wrap_ioctl(int fd, unsigned long request, ...);
+int __wrap_open(const char *path, int flags, ...);
+int __wrap_open64(const char *path, int flags, ...);
 int __wrap_prctl(int option, ...);
+ssize_t __wrap_readlink(const char *path, char *to, size_t size);
+int __wrap_stat(const char *path, struct stat *st);
+int __wrap_stat64(const char *path, struct stat *st);
 
 __attribute__((constructor)) static void sim_start(void)
 {
-    const char *path = getenv("SIM_STATE");
+    const char *path = getenv("SIM_STATE"), *uid = getenv("SIM_PEER_UID");
     int fd = -1;
     void *map;
 
+    root = getenv("SIM_ROOT");
+    multipathd_uid = uid ? (uid_t)strtoul(uid, NULL, 10) : 0;
     if (path) {
-        fd = open(path, O_RDWR | O_CLOEXEC);
+        fd = openat(AT_FDCWD, path, O_RDWR | O_CLOEXEC);
         if (fd < 0 || ftruncate(fd, sizeof(*target)))
             abort();
     }
@@ -174,15 +231,16 @@ static void unlock(void)
 }
 
 /* A device that takes its time, and one that hangs until it is released. */
-static void wait_for_device(const struct nexus *n)
+static void wait_for_device(const struct nexus *n, uint32_t number)
 {
     uint64_t end = now_ms() + n->delay_ms;
     uint64_t now;
 
     while ((now = now_ms()) < end)
         sleep_ms((unsigned int)(end - now));
-    while (__atomic_load_n(&n->hold, __ATOMIC_ACQUIRE))
-        sleep_ms(50);
+    while (number >= n->hold_from
+           && __atomic_load_n(&n->hold, __ATOMIC_ACQUIRE))
+        sleep_ms(10);
 }
 
 /* ---- Reservations ----------------------------------------------------- */
@@ -213,14 +271,19 @@ static int type_valid(unsigned int type)
 
 static int all_registrants(void)
 {
-    return target->type >= 7;
+    return lun->type >= 7;
+}
+
+static int is_registered(unsigned int n)
+{
+    return target->nexus[n].key && target->lun + target->nexus[n].lun == lun;
 }
 
 /* With an all-registrants type every registered nexus is a holder. */
 static int is_holder(unsigned int n)
 {
-    return target->type && target->nexus[n].key
-           && (all_registrants() || target->holder == n);
+    return lun->type && is_registered(n)
+           && (all_registrants() || lun->holder == n);
 }
 
 static void attention(unsigned int n, uint32_t code)
@@ -243,22 +306,22 @@ static void attention_others(unsigned int self, uint32_t code)
     unsigned int n;
 
     for (n = 0; n < NEXUSES; n++)
-        if (n != self && target->nexus[n].key)
+        if (n != self && is_registered(n))
             attention(n, code);
 }
 
 /* SPC-4 5.12.11.2: others hear of it unless the type was exclusive to one. */
 static void reservation_release(unsigned int self)
 {
-    if (target->type >= 5)
+    if (lun->type >= 5)
         attention_others(self, RELEASED);
-    target->type = 0;
+    lun->type = 0;
 }
 
 static void reservation_make(unsigned int self, unsigned int type)
 {
-    target->type = type;
-    target->holder = self;
+    lun->type = type;
+    lun->holder = self;
 }
 
 static unsigned int registrations(void)
@@ -266,7 +329,7 @@ static unsigned int registrations(void)
     unsigned int n, count = 0;
 
     for (n = 0; n < NEXUSES; n++)
-        count += target->nexus[n].key != 0;
+        count += is_registered(n) != 0;
     return count;
 }
 
@@ -280,24 +343,86 @@ static void unregister(unsigned int n)
         reservation_release(n);
 }
 
-static struct result pr_register(unsigned int self, const uint8_t *list,
-                                 int ignore)
+/* A SAS TransportID whose address ends in the number of the nexus. */
+static void transport_id(uint8_t *p, unsigned int n)
 {
-    struct nexus *n = &target->nexus[self];
-    uint64_t key = get_be(list + 8, 8);
+    memset(p, 0, 24);
+    p[0] = 0x06;
+    put_be(p + 4, 0x5001405000000000u + n, 8);
+}
 
-    if (list[20] & 0x0c) /* SPEC_I_PT and ALL_TG_PT */
+/* The nexus that is meant, NEXUSES: none. */
+static unsigned int transport_id_find(const uint8_t *p)
+{
+    uint8_t id[24];
+    unsigned int n;
+
+    for (n = 0; n < NEXUSES; n++) {
+        transport_id(id, n);
+        if (!memcmp(id, p, sizeof(id)))
+            break;
+    }
+    return n;
+}
+
+/* SPEC_I_PT: others as well, all of them or none. */
+static struct result register_others(const uint8_t *list, size_t length,
+                                     uint64_t key)
+{
+    const uint8_t *p;
+    unsigned int n;
+
+    if (length < 28 || length != 28 + get_be(list + 24, 4))
+        return wrong_length;
+    for (p = list + 28; p < list + length; p += 24) {
+        if (list + length - p < 24)
+            return invalid_list;
+        n = transport_id_find(p);
+        if (n == NEXUSES || target->nexus[n].key)
+            return invalid_list;
+    }
+    for (p = list + 28; p < list + length; p += 24) {
+        n = transport_id_find(p);
+        target->nexus[n].key = key;
+        target->nexus[n].lun = (uint32_t)(lun - target->lun);
+    }
+    return good;
+}
+
+/* ALL_TG_PT: what the initiator does at one port it does at all. */
+static struct result pr_register(unsigned int self, const uint8_t *list,
+                                 size_t length, int ignore)
+{
+    struct nexus *nexus = &target->nexus[self];
+    uint64_t key = get_be(list + 8, 8);
+    int others = list[20] & 8, all = list[20] & 4;
+    struct result r = good;
+    unsigned int n;
+
+    if (others ? ignore || !key || length == 24 : length != 24)
+        return others ? invalid_list : wrong_length;
+    if (all && !nexus->initiator)
         return invalid_list;
-    if (!ignore && get_be(list, 8) != n->key)
+    if (!ignore && get_be(list, 8) != nexus->key)
         return conflict;
-    if (!n->key && !key)
-        return good;
-    if (key)
-        n->key = key;
-    else
-        unregister(self);
-    target->aptpl = list[20] & 1;
-    target->generation++;
+    if (others && nexus->key)
+        return invalid_cdb;
+    if (others)
+        r = register_others(list, length, key);
+    if (r.status || (!nexus->key && !key && !all))
+        return r;
+    for (n = 0; n < NEXUSES; n++) {
+        if (n != self
+            && (!all || target->nexus[n].initiator != nexus->initiator
+                || target->nexus[n].lun != nexus->lun))
+            continue;
+        if (key)
+            target->nexus[n].key = key;
+        else
+            unregister(n);
+    }
+    lun->aptpl = list[20] & 1;
+    lun->generation++;
     return good;
 }
 
@@ -305,9 +430,9 @@ static struct result pr_reserve(unsigned int self, unsigned int type)
 {
     if (!type_valid(type))
         return invalid_cdb;
-    if (target->type && (!is_holder(self) || target->type != type))
+    if (lun->type && (!is_holder(self) || lun->type != type))
         return conflict;
-    if (!target->type)
+    if (!lun->type)
         reservation_make(self, type);
     return good;
 }
@@ -316,7 +441,7 @@ static struct result pr_release(unsigned int self, unsigned int type)
 {
     if (!is_holder(self))
         return good;
-    if (target->type != type)
+    if (lun->type != type)
         return invalid_release;
     reservation_release(self);
     return good;
@@ -328,9 +453,10 @@ static struct result pr_clear(unsigned int self)
 
     attention_others(self, PREEMPTED);
     for (n = 0; n < NEXUSES; n++)
-        target->nexus[n].key = 0;
-    target->type = 0;
-    target->generation++;
+        if (is_registered(n))
+            target->nexus[n].key = 0;
+    lun->type = 0;
+    lun->generation++;
     return good;
 }
 
@@ -338,7 +464,7 @@ static struct result pr_clear(unsigned int self)
 static struct result pr_preempt(unsigned int self, unsigned int type,
                                 uint64_t key)
 {
-    unsigned int old = target->type;
+    unsigned int old = lun->type;
     int take, found = 0;
     unsigned int n;
 
@@ -348,13 +474,13 @@ static struct result pr_preempt(unsigned int self, unsigned int type,
         return invalid_list;
     take = old
            && (all_registrants() ? !key
-                                 : target->nexus[target->holder].key == key);
+                                 : target->nexus[lun->holder].key == key);
     for (n = 0; n < NEXUSES; n++)
-        found |= target->nexus[n].key && (!key || target->nexus[n].key == key);
+        found |= is_registered(n) && (!key || target->nexus[n].key == key);
     if (!found)
         return conflict;
     for (n = 0; n < NEXUSES; n++) {
-        if (!target->nexus[n].key || (key && target->nexus[n].key != key))
+        if (!is_registered(n) || (key && target->nexus[n].key != key))
             continue;
         if (n == self && (take || !key))
             continue;
@@ -370,46 +496,33 @@ static struct result pr_preempt(unsigned int self, unsigned int type,
         if (old != type)
             attention_others(self, RELEASED);
     }
-    target->generation++;
+    lun->generation++;
     return good;
-}
-
-/* A SAS TransportID whose address ends in the number of the nexus. */
-static void transport_id(uint8_t *p, unsigned int n)
-{
-    memset(p, 0, 24);
-    p[0] = 0x06;
-    put_be(p + 4, 0x5001405000000000u + n, 8);
 }
 
 static struct result pr_move(unsigned int self, const uint8_t *list,
                              size_t length)
 {
     uint64_t key = get_be(list + 8, 8);
-    uint8_t id[24];
     unsigned int n;
 
     if (length < 24 + get_be(list + 20, 4))
         return wrong_length;
-    if (!target->type)
+    if (!lun->type)
         return invalid_cdb;
     if (!is_holder(self) || all_registrants())
         return conflict;
-    if (!key || get_be(list + 20, 4) != sizeof(id))
+    if (!key || get_be(list + 20, 4) != 24)
         return invalid_list;
-    for (n = 0; n < NEXUSES; n++) {
-        transport_id(id, n);
-        if (!memcmp(id, list + 24, sizeof(id)))
-            break;
-    }
+    n = transport_id_find(list + 24);
     if (n == NEXUSES || n == self)
         return invalid_list;
     target->nexus[n].key = key;
-    target->holder = n;
+    lun->holder = n;
     if (list[17] & 2) /* UNREG */
         target->nexus[self].key = 0;
-    target->aptpl = list[17] & 1;
-    target->generation++;
+    lun->aptpl = list[17] & 1;
+    lun->generation++;
     return good;
 }
 
@@ -422,10 +535,10 @@ static struct result pr_out(unsigned int self, const uint8_t *cdb,
 
     if (action > 7)
         return invalid_cdb;
-    if (action == 7 ? length < 24 : length != 24)
+    if (length < 24 || (length != 24 && action % 6 && action != 7))
         return wrong_length;
     if (action == 0 || action == 6)
-        return pr_register(self, list, action == 6);
+        return pr_register(self, list, length, action == 6);
     if (!key || get_be(list, 8) != key)
         return conflict;
     if (cdb[2] >> 4) /* scope: LU_SCOPE only */
@@ -453,39 +566,39 @@ static struct result pr_in(const uint8_t *cdb, uint8_t *out, size_t *length)
     uint8_t *p = out + 8;
     unsigned int n;
 
-    put_be(out, target->generation, 4);
+    put_be(out, lun->generation, 4);
     switch (cdb[1] & 0x1f) {
     case 0:
         for (n = 0; n < NEXUSES; n++) {
-            if (target->nexus[n].key) {
+            if (is_registered(n)) {
                 put_be(p, target->nexus[n].key, 8);
                 p += 8;
             }
         }
         break;
     case 1:
-        if (target->type) {
+        if (lun->type) {
             memset(p, 0, 16);
             if (!all_registrants())
-                put_be(p, target->nexus[target->holder].key, 8);
-            p[13] = (uint8_t)target->type;
+                put_be(p, target->nexus[lun->holder].key, 8);
+            p[13] = (uint8_t)lun->type;
             p += 16;
         }
         break;
     case 2:
         memcpy(out, capabilities, 8);
-        out[3] |= (uint8_t)target->aptpl;
+        out[3] |= (uint8_t)lun->aptpl;
         *length = 8;
         return good;
     case 3:
         for (n = 0; n < NEXUSES; n++) {
-            if (!target->nexus[n].key)
+            if (!is_registered(n))
                 continue;
             memset(p, 0, 24);
             put_be(p, target->nexus[n].key, 8);
             if (is_holder(n)) {
                 p[12] = 1;
-                p[13] = (uint8_t)target->type;
+                p[13] = (uint8_t)lun->type;
             }
             p[19] = 1; /* the relative target port */
             p[23] = 24;
@@ -523,6 +636,7 @@ static struct result execute(unsigned int self, struct sg_io_hdr *hdr,
     size_t length;
 
     *moved = 0;
+    lun = &target->lun[target->nexus[self].lun % LUNS];
     if (target->nexus[self].attention[0])
         return take_attention(&target->nexus[self]);
     if (hdr->cmdp[0] == 0x5f) {
@@ -593,7 +707,8 @@ static int header_valid(const struct sg_io_hdr *hdr)
                                                : SG_DXFER_FROM_DEV));
 }
 
-static void record(struct nexus *n, const struct sg_io_hdr *hdr)
+/* Returns the number of the command. */
+static uint32_t record(struct nexus *n, const struct sg_io_hdr *hdr)
 {
     n->commands++;
     memset(n->cdb, 0, sizeof(n->cdb));
@@ -604,28 +719,62 @@ static void record(struct nexus *n, const struct sg_io_hdr *hdr)
     n->dxfer_len = hdr->dxfer_len;
     n->mx_sb_len = hdr->mx_sb_len;
     n->timeout = hdr->timeout;
+    return n->commands;
+}
+
+static void record_end(unsigned int self, const struct sg_io_hdr *hdr,
+                       int error)
+{
+    struct event *e = &target->event[target->events % EVENTS];
+
+    memset(e, 0, sizeof(*e));
+    e->nexus = self;
+    e->lun = target->nexus[self].lun;
+    e->timeout = hdr->timeout;
+    e->error = error;
+    e->host_status = hdr->host_status;
+    e->status = hdr->status;
+    memcpy(e->cdb, hdr->cmdp,
+           hdr->cmd_len < sizeof(e->cdb) ? hdr->cmd_len : sizeof(e->cdb));
+    if (hdr->cmdp[0] == 0x5f && hdr->dxfer_len >= 24) {
+        e->key = get_be(hdr->dxferp, 8);
+        e->service_action_key = get_be((uint8_t *)hdr->dxferp + 8, 8);
+        e->flags = ((uint8_t *)hdr->dxferp)[20];
+    }
+    target->events++;
+}
+
+/* What to inject with this command. */
+static uint32_t injection(struct nexus *n, const uint8_t *cdb)
+{
+    uint32_t only = 0x10000u | (uint32_t)cdb[0] << 8 | (cdb[1] & 0x1f);
+
+    if (!n->inject_count || (n->inject_only && n->inject_only != only))
+        return 0;
+    if (n->inject_skip) {
+        n->inject_skip--;
+        return 0;
+    }
+    n->inject_count--;
+    return n->inject;
 }
 
 /* Under the lock; returns 0 or the errno of the ioctl. */
 static int perform(unsigned int self, struct sg_io_hdr *hdr)
 {
     struct nexus *n = &target->nexus[self];
-    uint32_t inject = 0;
+    uint32_t inject = injection(n, hdr->cmdp);
     struct result r;
     size_t moved = 0;
 
-    if (n->inject_count) {
-        n->inject_count--;
-        inject = n->inject;
-    }
-    if (inject & INJECT_ERRNO)
-        return n->error;
-    if (inject & INJECT_RESULT) {
-        inject_result(hdr, n);
-    } else {
+    if (!(inject & (INJECT_ERRNO | INJECT_RESULT)) || inject & INJECT_AFTER) {
         r = execute(self, hdr, &moved);
         complete(hdr, r, moved);
     }
+    if (inject & INJECT_ERRNO)
+        return n->error;
+    if (inject & INJECT_RESULT)
+        inject_result(hdr, n);
     if (inject & INJECT_RESID)
         inject_resid(hdr, n, moved);
     hdr->masked_status = hdr->status >> 1 & 0x1f;
@@ -653,15 +802,16 @@ static void make_call(struct nexus *n)
 static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
 {
     struct nexus *n = &target->nexus[self];
+    uint32_t number;
     int error;
 
     __atomic_add_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
     if (n->call)
         make_call(n);
     lock();
-    record(n, hdr);
+    number = record(n, hdr);
     unlock();
-    wait_for_device(n);
+    wait_for_device(n, number);
     if (!header_valid(hdr)) {
         error = EINVAL;
     } else {
@@ -671,6 +821,7 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
         hdr->resid = 0;
         lock();
         error = perform(self, hdr);
+        record_end(self, hdr, error);
         unlock();
     }
     __atomic_sub_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
@@ -682,14 +833,17 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
 
 /* ---- The wrapped calls ------------------------------------------------ */
 
-/* The disks' majors, 16 disks of 16 minors each, in the order of sda, sdb... */
+/*
+ * The disks' majors, 16 disks of 16 minors each, in the order of sda, sdb...
+ * NEXUSES: it is no SCSI device.
+ */
 static unsigned int sim_nexus(const struct stat *st)
 {
     unsigned int major_ = major(st->st_rdev), minor_ = minor(st->st_rdev);
     unsigned int row;
 
     if (S_ISCHR(st->st_mode))
-        return minor_ % NEXUSES;
+        return major_ == 21 ? minor_ % NEXUSES : NEXUSES;
     if (major_ == 8)
         row = 0;
     else if (major_ >= 65 && major_ <= 71)
@@ -697,7 +851,7 @@ static unsigned int sim_nexus(const struct stat *st)
     else if (major_ >= 128 && major_ <= 135)
         row = major_ - 120;
     else
-        return minor_ % NEXUSES;
+        return NEXUSES;
     return row * 16 + minor_ / 16 % 16;
 }
 
@@ -716,14 +870,14 @@ static int sim_device(struct stat *st)
 }
 
 /* As fstat(), by neither of the names that would come back here. */
-static int sim_stat(int fd, struct stat *st)
+static int status_of(int fd, struct stat *st)
 {
     return fstatat(fd, "", st, AT_EMPTY_PATH);
 }
 
 int __wrap_fstat(int fd, struct stat *st)
 {
-    int rc = sim_stat(fd, st);
+    int rc = status_of(fd, st);
 
     if (rc == 0)
         sim_device(st);
@@ -739,6 +893,7 @@ int __wrap_fstat64(int fd, struct stat *st)
 int __wrap_ioctl(int fd, unsigned long request, ...)
 {
     int saved = errno;
+    unsigned int nexus;
     struct stat st;
     va_list ap;
     void *arg;
@@ -746,14 +901,20 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
     va_start(ap, request);
     arg = va_arg(ap, void *);
     va_end(ap);
-    if ((unsigned int)request == SG_IO && sim_stat(fd, &st) == 0
+    if ((unsigned int)request == SG_IO && status_of(fd, &st) == 0
         && sim_device(&st)) {
         if (fcntl(fd, F_GETFL) & O_PATH) {
             errno = EBADF;
             return -1;
         }
+        nexus = sim_nexus(&st);
+        if (nexus == NEXUSES) {
+            __atomic_add_fetch(&target->strays, 1, __ATOMIC_ACQ_REL);
+            errno = ENOTTY;
+            return -1;
+        }
         errno = saved;
-        return sim_sg_io(sim_nexus(&st), arg);
+        return sim_sg_io(nexus, arg);
     }
     return __real_ioctl(fd, request, arg);
 }
@@ -772,4 +933,167 @@ int __wrap_prctl(int option, ...)
         return 0;
     return (int)syscall(SYS_prctl, (long)option, arg[0], arg[1], arg[2],
                         arg[3]);
+}
+
+/* ---- What is below SIM_ROOT ------------------------------------------- */
+
+static int begins_with(const char *path, const char *with)
+{
+    return strncmp(path, with, strlen(with)) == 0;
+}
+
+/* Also other devices than disks, that no test may open those of its host. */
+static int is_below_root(const char *path)
+{
+    if (!root || strcmp(path, "/dev/null") == 0)
+        return 0;
+    return strcmp(path, "/sys") == 0 || strcmp(path, "/dev") == 0
+           || begins_with(path, "/sys/") || begins_with(path, "/dev/");
+}
+
+/* Returns path itself, or below SIM_ROOT in buffer. */
+static const char *below_root(const char *path, char *buffer, size_t size)
+{
+    if (!is_below_root(path))
+        return path;
+    if ((size_t)snprintf(buffer, size, "%s%s", root, path) >= size)
+        abort();
+    return buffer;
+}
+
+int __wrap_open(const char *path, int flags, ...)
+{
+    char buffer[PATH_SIZE];
+    int mode = 0;
+    va_list ap;
+
+    if (flags & O_CREAT) {
+        va_start(ap, flags);
+        mode = va_arg(ap, int);
+        va_end(ap);
+    }
+    return openat(AT_FDCWD, below_root(path, buffer, sizeof(buffer)), flags,
+                  mode);
+}
+
+int __wrap_open64(const char *path, int flags, ...)
+{
+    int mode = 0;
+    va_list ap;
+
+    if (flags & O_CREAT) {
+        va_start(ap, flags);
+        mode = va_arg(ap, int);
+        va_end(ap);
+    }
+    return __wrap_open(path, flags, mode);
+}
+
+int __wrap_stat(const char *path, struct stat *st)
+{
+    char buffer[PATH_SIZE];
+    int rc = fstatat(AT_FDCWD, below_root(path, buffer, sizeof(buffer)), st, 0);
+
+    if (rc == 0 && is_below_root(path))
+        sim_device(st);
+    return rc;
+}
+
+int __wrap_stat64(const char *path, struct stat *st)
+{
+    return __wrap_stat(path, st);
+}
+
+ssize_t __wrap_readlink(const char *path, char *to, size_t size)
+{
+    char buffer[PATH_SIZE];
+
+    return __real_readlink(below_root(path, buffer, sizeof(buffer)), to, size);
+}
+
+/* ---- multipathd ------------------------------------------------------- */
+
+#define SOCKET_NAME "/multipathd.socket"
+
+/* An @ stands for the first byte of an abstract name, which is NUL. */
+static int is_named(const char *name, size_t length, const char *wanted)
+{
+    if (wanted[0] != '@')
+        return strcmp(name, wanted) == 0;
+    return name[0] == '\0' && length == strlen(wanted)
+           && memcmp(name + 1, wanted + 1, length - 1) == 0;
+}
+
+static int ends_with(const char *name, const char *with)
+{
+    size_t length = strlen(name), tail = strlen(with);
+
+    return length >= tail && strcmp(name + length - tail, with) == 0;
+}
+
+/* Puts name at offset in the address. */
+static void rename_to(struct sockaddr_un *a, size_t offset, const char *name)
+{
+    size_t length = strlen(name) + 1;
+
+    if (offset + length > sizeof(a->sun_path))
+        abort(); /* or a test would talk to the real one */
+    memcpy(a->sun_path + offset, name, length);
+}
+
+/* Is that where multipathd listens? If its name is fixed, it is below root. */
+static int is_multipathd(struct sockaddr_un *a, socklen_t *size)
+{
+    const char *given = getenv("MULTIPATH_SOCKET_NAME");
+    const size_t begin = offsetof(struct sockaddr_un, sun_path);
+    const char *fixed = "@/org/kernel/linux/storage/multipathd";
+    size_t length = *size - begin;
+
+    if (root && is_named(a->sun_path, length, fixed)) {
+        rename_to(a, 1, root);
+        *size = (socklen_t)(begin + 1 + strlen(root));
+        return 1;
+    }
+    if (root && strcmp(a->sun_path, "/run" SOCKET_NAME) == 0) {
+        rename_to(a, 0, root);
+        rename_to(a, strlen(root), "/run" SOCKET_NAME);
+        *size = sizeof(*a);
+        return 1;
+    }
+    return ends_with(a->sun_path, SOCKET_NAME)
+           || (given && is_named(a->sun_path, length, given));
+}
+
+int __wrap_connect(int fd, const struct sockaddr *a, socklen_t size)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_un un;
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* the last is NUL */
+    } address;
+
+    if (a->sa_family != AF_UNIX || size > sizeof(address.un))
+        return __real_connect(fd, a, size);
+    memset(&address, 0, sizeof(address));
+    memcpy(&address, a, size);
+    if (is_multipathd(&address.un, &size))
+        multipathd = fd;
+    return __real_connect(fd, &address.any, size);
+}
+
+/* Asked once for each connection; the descriptor's number comes again. */
+int __wrap_getsockopt(int fd, int level, int option, void *value,
+                      socklen_t *size)
+{
+    int rc = __real_getsockopt(fd, level, option, value, size);
+    struct ucred peer;
+
+    if (rc < 0 || fd != multipathd || level != SOL_SOCKET
+        || option != SO_PEERCRED || *size != sizeof(peer))
+        return rc;
+    multipathd = -1;
+    memcpy(&peer, value, sizeof(peer));
+    peer.uid = multipathd_uid;
+    memcpy(value, &peer, sizeof(peer));
+    return 0;
 }
