@@ -321,18 +321,28 @@ static bool reservation_read(struct map *map, struct reservation *reservation)
 
 /* ---- The suspended preemption of ourselves ---------------------------- */
 
+/* Those that do not work get a second chance: they may have come back. */
 static bool paths_restore(struct map *map, const struct multipathd_key *key)
 {
-    bool restored = true;
+    bool is_due[PATHS_MOST], is_restored = true;
     struct out out;
     unsigned i;
 
+    memset(is_due, true, sizeof(is_due));
     out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value,
             key->aptpl ? APTPL : 0);
-    for (i = 0; i < map->count; i++)
-        if (path_out(map, &map->paths[i], &out) >= CONFLICT)
-            restored = false;
-    return restored;
+    for (i = 0; i < 2 * map->count; i++) {
+        unsigned n = i % map->count;
+        enum outcome outcome;
+
+        if (!is_due[n])
+            continue;
+        outcome = path_out(map, &map->paths[n], &out);
+        is_due[n] = outcome == UNUSABLE;
+        if (outcome >= CONFLICT)
+            is_restored = false;
+    }
+    return is_restored;
 }
 
 /* Until it works, or for a minute. Returns whether it did. */
