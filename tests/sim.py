@@ -187,7 +187,7 @@ class Root:
     MAJOR = 253     # of device-mapper
 
     def __init__(self, directory):
-        self.directory = str(directory)
+        self.directory, self.is_changed = str(directory), True
         self.env = {'SIM_ROOT': self.directory}
         os.makedirs(os.path.join(self.directory, 'run'))
         for name in 'sys', 'dev':       # their inodes are in Landlock's rules
@@ -205,6 +205,8 @@ class Root:
         os.makedirs(os.path.join(self.directory, 'sys/dev/block'))
 
     def path(self, name):
+        """Whoever asks is going to change something."""
+        self.is_changed = True
         return os.path.join(self.directory, name)
 
     def node(self, nexus):
