@@ -25,7 +25,9 @@ STRIP = strip
 STANDARD = -std=c99 -pedantic -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64
 WARNINGS = -Wall -Wextra -Wshadow -Wvla -Wconversion
 DEFINES = -DVERSION='"$(VERSION)"' -DLOCALSTATEDIR='"$(LOCALSTATEDIR)"'
-COMPILE = $(STANDARD) $(WARNINGS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
+# The same bytes wherever they are built.
+PLACELESS = -fdebug-prefix-map=$(CURDIR)=.
+COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c \
 	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c log.c
@@ -144,6 +146,15 @@ check-static: static $(BUILD)/static/sim/qemu-pr-helper
 check-aarch64:
 	tests/aarch64.sh
 
+# Cross-built for six machines, big-endian and 32-bit ones among them, and run
+# under qemu-user.
+cross-check:
+	tests/cross.sh
+
+# The same bytes from the same source, and a tar file that needs no git.
+check-reproducible:
+	tests/reproducible.sh
+
 # The tests that need no other kernel, with the sanitizers.
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
@@ -239,10 +250,13 @@ uninstall:
 		rm -f "$(DESTDIR)$$file" || exit 1; done
 	rmdir "$(DESTDIR)$(DOCDIR)" 2>/dev/null || :
 
+# What is committed, as a tar file that depends on nothing else.
+DIST = prhelper-$(VERSION)
 dist:
 	@mkdir -p build
-	git archive --prefix=prhelper-$(VERSION)/ \
-		-o build/prhelper-$(VERSION).tar.gz HEAD
+	git -c safe.directory='$(CURDIR)' -c tar.umask=0022 archive \
+		--prefix=$(DIST)/ -o build/$(DIST).tar HEAD
+	gzip -9nf build/$(DIST).tar
 
 # What was fetched stays; distclean takes that, too.
 clean:
@@ -253,5 +267,5 @@ distclean:
 	rm -rf qemu-pr-helper qemu-pr-client build
 
 .PHONY: all static sim fault check check-hostile check-static check-sanitized \
-	check-aarch64 check-qemu fuzz soak coverage lint bench demo install \
-	uninstall dist clean distclean
+	check-aarch64 cross-check check-reproducible check-qemu fuzz soak \
+	coverage lint bench demo install uninstall dist clean distclean

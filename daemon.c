@@ -68,7 +68,8 @@ int daemon_background(void)
     fatal("the process in the background died");
 }
 
-void daemon_background_ready(int report)
+/* From here on, messages go to this socket of syslogd's; -1: nowhere. */
+void daemon_background_ready(int report, int syslog)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -79,6 +80,8 @@ void daemon_background_ready(int report)
     dup2(null, STDERR_FILENO);
     close(null);
     log_open();
+    if (syslog >= 0)
+        log_syslog_use(syslog);
     if (write(report, "", 1) < 0 && errno != EPIPE)
         _exit(EXIT_FAILURE); /* whoever waits sees the end of the pipe */
     close(report);

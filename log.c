@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * log.c - one line to stderr per call.
+ * log.c - one line to stderr per call. In the background stderr is a socket
+ * to syslogd; where it is the journal, a line begins with its priority.
  *
  * It must never block (whoever reads our stderr may have stopped), raise
- * SIGPIPE, fail loudly, or use stdio's streams, whose system calls nobody
- * counted. Lines that could not be written are counted, and the count goes
- * out with the next line that can.
+ * SIGPIPE, fail loudly, or use stdio's streams and libc's syslog(), whose
+ * system calls nobody counted. Lines that could not be written are counted,
+ * and the count goes out with the next line that can.
  */
 #include "prhelper.h"
 
@@ -18,19 +19,35 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <syslog.h>
 #include <time.h>
 #include <unistd.h>
 
 static struct {
     int level;
     bool is_socket;
+    bool is_syslog;
+    bool is_journal;
     bool may_block;
+    long pid; /* main's: a session may not ask for its own */
     unsigned lost;
     struct log_rate *rate;
 } log_state;
 
 /* How many warnings may clients cause in a second? */
 enum { WARNINGS_MOST = 10 };
+
+/* What systemd says of a stderr that is a stream to the journal. */
+static bool is_journal(const struct stat *st)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    char ours[48];
+
+    snprintf(ours, sizeof(ours), "%ju:%ju", (uintmax_t)st->st_dev,
+             (uintmax_t)st->st_ino);
+    return stream != NULL && strcmp(stream, ours) == 0;
+}
 
 /*
  * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
@@ -43,10 +60,12 @@ void log_open(void)
     struct stat st;
 
     log_state.is_socket = false;
+    log_state.is_journal = false;
     log_state.may_block = false;
     if (fstat(STDERR_FILENO, &st) < 0)
         return;
     log_state.is_socket = S_ISSOCK(st.st_mode);
+    log_state.is_journal = is_journal(&st);
     if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {
         int fd = open("/proc/self/fd/2",
                       O_WRONLY | O_NONBLOCK | O_NOCTTY | O_APPEND | O_CLOEXEC);
@@ -57,6 +76,43 @@ void log_open(void)
             close(fd);
         }
     }
+}
+
+static void syslog_connect(int fd)
+{
+    static const struct sockaddr_un address = { .sun_family = AF_UNIX,
+                                                .sun_path = _PATH_LOG };
+
+    (void)connect(fd, (const struct sockaddr *)&address, sizeof(address));
+}
+
+/* Returns a socket to syslogd, whether there is one or not; -1 and errno. */
+int log_syslog_open(void)
+{
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0)
+        syslog_connect(fd);
+    return fd;
+}
+
+/* Makes stderr this socket, and closes fd. */
+void log_syslog_use(int fd)
+{
+    log_state.is_syslog = dup2(fd, STDERR_FILENO) == STDERR_FILENO;
+    log_state.pid = (long)getpid();
+    close(fd);
+    log_open();
+}
+
+/*
+ * Finds a syslogd that was started since, for all processes: the socket is
+ * one that they share. No session may do this, lest it talk to others.
+ */
+void log_syslog_renew(void)
+{
+    if (log_state.is_syslog)
+        syslog_connect(STDERR_FILENO);
 }
 
 /* From here on, warnings are limited, over all processes. */
@@ -97,6 +153,22 @@ static bool line_write(const char *line, size_t size)
     return written == (ssize_t)size;
 }
 
+/* What comes before the text; as long as line[] has room for much more. */
+static int head_write(char *line, size_t size, int level)
+{
+    int priority = level == LOG_ERRORS   ? LOG_ERR
+                   : level == LOG_NORMAL ? LOG_WARNING
+                                         : LOG_INFO;
+
+    if (log_state.is_syslog) /* RFC 3164, without what syslogd adds */
+        return snprintf(line, size,
+                        "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
+                        log_state.pid);
+    if (log_state.is_journal) /* sd-daemon(3) */
+        return snprintf(line, size, "<%d>" PROGRAM ": ", priority);
+    return snprintf(line, size, PROGRAM ": ");
+}
+
 static void line_log(int level, const char *prefix, const char *format,
                      va_list arguments)
 {
@@ -115,7 +187,9 @@ static void line_log(int level, const char *prefix, const char *format,
     }
     if (log_state.lost > 0)
         snprintf(lost, sizeof(lost), "(%u lines lost) ", log_state.lost);
-    head = snprintf(line, sizeof(line), PROGRAM ": %s%s", lost, prefix);
+    head = head_write(line, sizeof(line), level);
+    head += snprintf(line + head, sizeof(line) - (size_t)head, "%s%s", lost,
+                     prefix);
     body = vsnprintf(line + head, sizeof(line) - (size_t)head, format,
                      arguments);
     size = (size_t)head + (body > 0 ? (size_t)body : 0);
@@ -124,7 +198,8 @@ static void line_log(int level, const char *prefix, const char *format,
     for (i = 0; i < size; i++)
         if (iscntrl((unsigned char)line[i]))
             line[i] = '?';
-    line[size++] = '\n';
+    if (!log_state.is_syslog)
+        line[size++] = '\n';
     if (line_write(line, size))
         log_state.lost = 0;
     else

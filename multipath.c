@@ -231,14 +231,24 @@ static enum outcome path_send(const struct map *map, struct path *path,
     return UNUSABLE;
 }
 
-/* The first path that answers the command, or NULL: the command has failed. */
+/*
+ * The first path that answers the command, or NULL: the command has failed.
+ * Those that have failed before come last.
+ */
 static struct path *any_send(struct map *map, struct pr_command *command)
 {
+    bool is_last[PATHS_MOST];
     unsigned i;
 
     for (i = 0; i < map->count; i++)
-        if (path_send(map, &map->paths[i], command) != UNUSABLE)
-            return &map->paths[i];
+        is_last[i] = map->paths[i].is_suspect;
+    for (i = 0; i < 2 * map->count; i++) {
+        struct path *path = &map->paths[i % map->count];
+
+        if (is_last[i % map->count] == (i >= map->count)
+            && path_send(map, path, command) != UNUSABLE)
+            return path;
+    }
     fail(map, "no path is usable");
     return NULL;
 }

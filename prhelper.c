@@ -303,7 +303,7 @@ int main(int argc, char **argv)
 {
     struct options options;
     struct server server = { 0 };
-    int report = -1, pid_file = -1;
+    int report = -1, syslog = -1, pid_file = -1;
     bool activated;
 
     signal(SIGPIPE, SIG_IGN); /* a write to stderr may not work, no more */
@@ -313,8 +313,10 @@ int main(int argc, char **argv)
     options_parse(&options, argc, argv);
     activated = listen_is_activated(&options);
 
-    if (options.background)
+    if (options.background) {
         report = daemon_background();
+        syslog = log_syslog_open();
+    }
     signals_set_up();
     if (options.background || options.pid_file_given)
         pid_file = daemon_pid_file_lock(options.pid_file);
@@ -328,7 +330,7 @@ int main(int argc, char **argv)
     server_set_up(&server, &options);
     privdrop(options.uid, options.gid);
     if (options.background)
-        daemon_background_ready(report);
+        daemon_background_ready(report, syslog);
     sandbox_main(&server);
     notify_send(server.notify, "READY=1");
 

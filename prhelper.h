@@ -41,9 +41,12 @@ static inline int64_t clock_us(void)
 /* For whoever has been told to leave and has no command at a device. */
 #define LEAVE_WITHIN SECOND
 
-/* log.c: one line per call to stderr, by write(2). Never blocks or fails. */
+/* log.c: one line per call to stderr or syslogd. Never blocks or fails. */
 enum { LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 void log_open(void);
+int log_syslog_open(void);
+void log_syslog_use(int fd);
+void log_syslog_renew(void);
 void log_level_set(int level);
 struct log_rate { /* in memory that all processes share */
     int64_t since;
@@ -91,7 +94,7 @@ void notify_send(int fd, const char *state);
 /* daemon.c */
 void daemon_open_standard_fds(void);
 int daemon_background(void);
-void daemon_background_ready(int report);
+void daemon_background_ready(int report, int syslog);
 int daemon_pid_file_lock(const char *path);
 void daemon_pid_file_write(int fd, const char *path);
 

@@ -169,6 +169,7 @@ static void session_begin(struct server *server, struct record *record)
     munmap(server->suspended, (size_t)server->slots * ALIAS_SIZE);
     server->signals_by = 0;
     server->used = 1;
+    log_syslog_renew();
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
                  server->options->client_timeout);
     close(server->listener.fd);
@@ -359,6 +360,7 @@ void session_accept(struct server *server, int64_t now)
         return;
     }
     server->complained = false;
+    log_syslog_renew();
     client_begin(&server->clients[i], socket, server->queue[QUEUE_IN],
                  &server->records[i], server->options->client_timeout);
     if (i == server->used)

@@ -65,7 +65,8 @@ done
 trap 'trap "" TERM; kill 0; exit 1' INT TERM HUP
 case " $* " in
 *' kernel '*)
-    suite kernel tests/kernel tests/test_options.py tests/test_startup.py &
+    suite kernel tests/kernel tests/test_options.py tests/test_startup.py \
+        tests/test_log.py &
     ;;
 esac
 case " $* " in

@@ -19,6 +19,9 @@ import time
 
 from prclient import open_device
 
+# Of the machine that the helper is built for; see struct.
+ORDER = os.environ.get('SIM_BYTE_ORDER', '=')
+
 NEXUSES, LUNS, EVENTS = 256, 3, 4096
 HEADER, LUN, NEXUS, EVENT = 64, 16, 512, 48
 LOG = HEADER + NEXUSES * NEXUS
@@ -63,12 +66,12 @@ class Fields:
         if name not in self.fields:
             raise AttributeError(name)
         offset, form = self.fields[name]
-        value = struct.unpack_from('=' + form, self.pages, self.base + offset)
+        value = struct.unpack_from(ORDER + form, self.pages, self.base + offset)
         return value if len(value) > 1 else value[0]
 
     def __setattr__(self, name, value):
         offset, form = self.fields[name]
-        struct.pack_into('=' + form, self.pages, self.base + offset,
+        struct.pack_into(ORDER + form, self.pages, self.base + offset,
                          *(value if isinstance(value, tuple) else (value,)))
 
 

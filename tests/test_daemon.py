@@ -24,6 +24,7 @@ import pytest
 
 import sim
 from conftest import program
+from launch import wait_until
 from prclient import (
     BUSY, CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS, EXCLUSIVE_ACCESS_AR,
     EXCLUSIVE_ACCESS_RO, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_FULL_STATUS,
@@ -1006,7 +1007,7 @@ def test_5000_connects_leave_nothing_behind(begin, disks, mode):
     helper.wait_sessions(0)
     fds, memory = helper.open_fds(), private_memory(helper.pid)
     connects(5000)
-    helper.wait_fds(fds)
+    wait_until(lambda: helper.open_fds() <= fds)
     assert private_memory(helper.pid) - memory < 200000
     assert helper.stop() == 0
 

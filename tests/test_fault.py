@@ -68,6 +68,9 @@ EXPECTED = {
     'ppoll line_write': {SAME: (e.ENOMEM, e.EINTR)},
     'write line_write': {SAME: (e.EAGAIN, e.EPIPE, e.ENOSPC, SHORT)},
     'send line_write': {SAME: (e.EAGAIN, e.EPIPE, e.ENOBUFS, SHORT)},
+    'socket log_syslog_open': {SAME: (e.EMFILE, e.EAFNOSUPPORT)},
+    'connect syslog_connect': {SAME: (e.ENOENT, e.EACCES, e.ECONNREFUSED)},
+    'dup2 log_syslog_use': {SAME: (e.EINTR, e.EMFILE)},
     # options.c
     'getpwnam user_id': {START: (e.ENOENT, e.EIO)},
     'getgrnam group_id': {START: (e.ENOENT, e.EIO)},
@@ -132,7 +135,7 @@ EXPECTED = {
     'setrlimit privdrop': {START: (e.EPERM, e.EINVAL)},
     'prctl privdrop': {START: (e.EPERM, e.EINVAL)},
     # sandbox.c: what the kernel does not have is done without
-    'sigaction seccomp_main': {SAME: (e.EINVAL,)},
+    'sigaction refusals_log': {SAME: (e.EINVAL,)},
     'syscall landlock_main': {SAME: (e.ENOSYS, e.EOPNOTSUPP, e.EPERM)},
     'syscall landlock_allow_remove': {SAME: (e.EINVAL, e.EBADFD)},
     'open landlock_allow_remove': {LEFT: (e.EACCES, e.ENOENT)},
@@ -582,7 +585,7 @@ SCENARIOS = [
                   'clock'),
     Scenario('background', '-v', '-d', main=1, background=True, notify=True,
              stale=True, pid_file=True,
-             only='daemon|trace|notify|listen|alive|socket|^close', outcomes={
+             only='daemon|trace|notify|listen|alive|socket|syslog|^close', outcomes={
                  # What is there and cannot be seen is not replaced.
                  'lstat listen_open 1': {START: (e.ENOENT, e.EIO)},
                  'unlink listen_open': {START: (e.EACCES, e.EROFS)}}),

@@ -459,8 +459,9 @@ def test_the_daemon_is_in_the_root_directory_with_null_streams(place):
     with open(place.log_path, 'w+') as file:
         pid = background(place, cwd=place.open_dir, stdin=file)
     assert os.readlink('/proc/%d/cwd' % pid) == '/'
-    for fd in range(3):
+    for fd in range(2):                         # and 2 is for syslog
         assert os.readlink('/proc/%d/fd/%d' % (pid, fd)) == '/dev/null'
+    assert os.readlink('/proc/%d/fd/2' % pid).startswith('socket:')
 
 
 def test_the_daemon_starts_with_closed_streams(place):
