@@ -82,6 +82,7 @@ struct map {
     struct multipathd multipathd;
     struct path paths[PATHS_MOST];
     unsigned count;
+    bool is_lost; /* an answer: a disk may have done what a path reports not */
 };
 
 /* A PERSISTENT RESERVE OUT on its way to paths. */
@@ -90,6 +91,12 @@ struct out {
     uint8_t *list;
     size_t length;
     uint8_t own_list[LIST_SIZE]; /* for those that are not the client's */
+};
+
+/* What the guest is going to be told, kept while other commands are sent. */
+struct answer {
+    uint8_t status;
+    uint8_t sense[PROTOCOL_SENSE_SIZE];
 };
 
 struct reservation {
@@ -109,6 +116,18 @@ static void conflict(struct map *map)
 {
     sg_io_good(map->command);
     map->command->status = RESERVATION_CONFLICT;
+}
+
+static void answer_keep(struct answer *answer, const struct map *map)
+{
+    answer->status = map->command->status;
+    memcpy(answer->sense, map->command->sense, sizeof(answer->sense));
+}
+
+static void answer_give(struct map *map, const struct answer *answer)
+{
+    map->command->status = answer->status;
+    memcpy(map->command->sense, answer->sense, sizeof(answer->sense));
 }
 
 /* ---- The map and its paths -------------------------------------------- */
@@ -195,7 +214,7 @@ static void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code)
  * Has the path execute a command, whose result is then in it. A unit
  * attention tells a path of something that is not the guest's business.
  */
-static enum outcome path_send(const struct map *map, struct path *path,
+static enum outcome path_send(struct map *map, struct path *path,
                               struct pr_command *command)
 {
     unsigned repeats = 0;
@@ -209,8 +228,10 @@ static enum outcome path_send(const struct map *map, struct path *path,
         sg_io_execute(command, path->is_suspect || map->suspended[0] != '\0'
                                    ? SHORT_TIMEOUT
                                    : SG_IO_TIMEOUT);
-        if (command->unreached)
+        if (command->unreached) {
+            map->is_lost = map->is_lost || command->is_lost;
             break;
+        }
         if (command->status == GOOD)
             return DONE;
         if (command->status == RESERVATION_CONFLICT)
@@ -294,10 +315,20 @@ static enum outcome path_out(struct map *map, struct path *path,
     return path_send(map, path, map->command);
 }
 
+/*
+ * If a path has carried it out and its answer was lost, others have nothing
+ * left to do: that is no conflict. (Tried again, it is.)
+ */
 static struct path *any_out(struct map *map, const struct out *out)
 {
+    struct path *path;
+
+    map->is_lost = false;
     out_aim(map, out);
-    return any_send(map, map->command);
+    path = any_send(map, map->command);
+    if (map->is_lost && map->command->status == RESERVATION_CONFLICT)
+        fail(map, "a path's answer was lost");
+    return path;
 }
 
 /* False: nobody answered, or with an error, which is now the answer. */
@@ -321,18 +352,28 @@ static bool reservation_read(struct map *map, struct reservation *reservation)
 
 /* ---- The suspended preemption of ourselves ---------------------------- */
 
+/* Those that do not work get a second chance: they may have come back. */
 static bool paths_restore(struct map *map, const struct multipathd_key *key)
 {
-    bool restored = true;
+    bool is_due[PATHS_MOST], is_restored = true;
     struct out out;
     unsigned i;
 
+    memset(is_due, true, sizeof(is_due));
     out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value,
             key->aptpl ? APTPL : 0);
-    for (i = 0; i < map->count; i++)
-        if (path_out(map, &map->paths[i], &out) >= CONFLICT)
-            restored = false;
-    return restored;
+    for (i = 0; i < 2 * map->count; i++) {
+        unsigned n = i % map->count;
+        enum outcome outcome;
+
+        if (!is_due[n])
+            continue;
+        outcome = path_out(map, &map->paths[n], &out);
+        is_due[n] = outcome == UNUSABLE;
+        if (outcome >= CONFLICT)
+            is_restored = false;
+    }
+    return is_restored;
 }
 
 /* Until it works, or for a minute. Returns whether it did. */
@@ -410,33 +451,38 @@ static void preempt_suspended(struct map *map, const struct out *preempt,
 static void map_release(struct map *map, const struct multipathd_key *key,
                         const struct out *out)
 {
-    unsigned i, done = 0, conflicts = 0;
+    unsigned i, done = 0, failed = 0, conflicts = 0;
     struct reservation reservation;
+    struct answer failure = { 0 };
     struct out preempt;
 
     for (i = 0; i < map->count; i++) {
         enum outcome outcome = path_out(map, &map->paths[i], out);
 
-        if (outcome == FAILED)
-            return; /* by the holder: of another type, for example */
+        if (outcome == FAILED && failed++ == 0)
+            answer_keep(&failure, map);
         done += outcome == DONE;
         conflicts += outcome == CONFLICT;
     }
-    if (done == 0) {
-        if (conflicts > 0)
-            conflict(map);
-        else
-            fail(map, "no path is usable");
+    if (done == 0 && failed + conflicts == 0) {
+        fail(map, "no path is usable");
         return;
     }
-    if (!reservation_read(map, &reservation))
-        return;
-    if (!reservation.is_held || reservation.key != key->value) {
-        sg_io_good(map->command);
-        multipathd_hold_set(&map->multipathd, false);
+    if (done > 0) {
+        if (!reservation_read(map, &reservation))
+            return;
+        if (!reservation.is_held
+            || (reservation.key != key->value && failed == 0)) {
+            sg_io_good(map->command);
+            multipathd_hold_set(&map->multipathd, false);
+            return;
+        }
+    }
+    if (failed > 0) { /* by the holder: of another type, for example */
+        answer_give(map, &failure);
         return;
     }
-    if (reservation.scope_type != out->cdb[2]) {
+    if (done == 0 || reservation.scope_type != out->cdb[2]) {
         conflict(map);
         return;
     }
@@ -463,10 +509,11 @@ static void map_release(struct map *map, const struct multipathd_key *key,
 static void map_reserve(struct map *map, const struct multipathd_key *key,
                         const struct out *out)
 {
-    bool unusable = false, conflicts = false;
+    bool is_lost, unusable = false, conflicts = false, is_ours;
     struct reservation reservation;
     unsigned i;
 
+    map->is_lost = false;
     for (i = 0; i < map->count; i++) {
         switch (path_out(map, &map->paths[i], out)) {
         case DONE:
@@ -482,16 +529,21 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
             return;
         }
     }
-    /* The path that holds it may be gone. */
-    if (conflicts && unusable && reservation_read(map, &reservation)
-        && reservation.is_held && reservation.key == key->value
-        && reservation.scope_type == out->cdb[2]
-        && multipathd_hold_get(&map->multipathd) == HOLD_SET)
-        sg_io_good(map->command);
-    else if (conflicts)
-        conflict(map);
-    else
+    if (!conflicts) {
         fail(map, "no path is usable");
+        return;
+    }
+    /* The path that holds it may be gone. */
+    is_lost = map->is_lost;
+    is_ours = unusable && reservation_read(map, &reservation)
+              && reservation.is_held && reservation.key == key->value
+              && reservation.scope_type == out->cdb[2];
+    if (is_ours && multipathd_hold_get(&map->multipathd) == HOLD_SET)
+        sg_io_good(map->command);
+    else if (is_ours && is_lost)
+        fail(map, "a path's answer was lost");
+    else
+        conflict(map);
 }
 
 static void map_preempt(struct map *map, const struct multipathd_key *key,
@@ -543,6 +595,8 @@ struct registration {
     struct multipathd_key old; /* multipathd's so far */
     struct multipathd_key new;
     uint64_t previous; /* what the paths are registered with so far */
+    bool is_given_up;  /* what we held, of this: */
+    uint8_t scope_type;
 };
 
 /* The other initiators that it names are registered: not twice. */
@@ -638,24 +692,27 @@ static bool paths_recheck(struct map *map, struct out *out)
     return true;
 }
 
-/* Back to what was, through those that had accepted it. Keeps the answer. */
-static void paths_unregister(struct map *map, uint64_t previous, uint8_t flags)
+/* Back to what was, as far as possible. Keeps the answer. */
+static void paths_unregister(struct map *map, const struct registration *r,
+                             uint8_t flags)
 {
-    const uint8_t status = map->command->status;
-    uint8_t sense[PROTOCOL_SENSE_SIZE];
+    struct answer answer;
     struct out out;
     unsigned i;
 
-    memcpy(sense, map->command->sense, sizeof(sense));
-    out_set(&out, REGISTER_AND_IGNORE, 0, 0, previous, flags);
+    answer_keep(&answer, map);
+    out_set(&out, REGISTER_AND_IGNORE, 0, 0, r->previous, flags);
     for (i = 0; i < map->count; i++)
         if (map->paths[i].outcome == DONE
             && path_out(map, &map->paths[i], &out) != DONE)
             log_warning("%s (%s): %s may have kept a key that the others do "
                         "not have",
                         map->name, map->alias, map->paths[i].name);
-    map->command->status = status;
-    memcpy(map->command->sense, sense, sizeof(sense));
+    if (r->is_given_up) {
+        out_set(&out, RESERVE, r->scope_type, r->previous, 0, 0);
+        map_reserve(map, &r->old, &out);
+    }
+    answer_give(map, &answer);
 }
 
 /* Before the disk is: so that no path appears and is not registered. */
@@ -703,7 +760,7 @@ static bool status_tell(struct map *map, const struct registration *r)
 
 /* Who unregisters gives up the reservation, also through a path that is gone.
  */
-static bool reservation_give_up(struct map *map, const struct registration *r)
+static bool reservation_give_up(struct map *map, struct registration *r)
 {
     struct reservation reservation;
     struct out release;
@@ -717,7 +774,9 @@ static bool reservation_give_up(struct map *map, const struct registration *r)
         return true;
     out_set(&release, RELEASE, reservation.scope_type, r->old.value, 0, 0);
     map_release(map, &r->old, &release);
-    return map->command->status == GOOD;
+    r->is_given_up = map->command->status == GOOD;
+    r->scope_type = reservation.scope_type;
+    return r->is_given_up;
 }
 
 /*
@@ -754,7 +813,7 @@ static void map_register(struct map *map, const struct multipathd_key *old,
                          struct out *out)
 {
     const uint8_t flags = out->list[LIST_FLAGS];
-    const struct registration r = {
+    struct registration r = {
         .old = *old,
         .new = { be64_get(out->list + 8), (flags & APTPL) != 0 },
         .previous = out->cdb[1] == REGISTER ? be64_get(out->list) : old->value
@@ -767,7 +826,7 @@ static void map_register(struct map *map, const struct multipathd_key *old,
             sg_io_good(map->command);
             return;
         }
-        paths_unregister(map, r.previous, flags & (uint8_t)~SPEC_I_PT);
+        paths_unregister(map, &r, flags & (uint8_t)~SPEC_I_PT);
     }
     if (r.new.value != old->value || r.new.aptpl != old->aptpl)
         multipathd_key_set(&map->multipathd, old);

@@ -117,6 +117,7 @@ struct pr_command {
     uint8_t *sense;      /* PROTOCOL_SENSE_SIZE bytes, always written */
     uint8_t status;      /* result: SCSI status */
     bool unreached;      /* result: this path to the device does not work */
+    bool is_lost;        /* result: the device may have done it even so */
     size_t payload;      /* result: bytes of data that the device returned */
     const char *refusal; /* result: why it was not sent, NULL: no reason */
 };

@@ -58,8 +58,15 @@ static const struct outcome errno_outcomes[] = {
     { 0, SENSE(ABORTED_COMMAND, 0x00, 0x06) },
 };
 
+enum { /* DID_..., include/scsi/scsi_status.h in the kernel */
+       NO_CONNECT = 0x01,
+       BUS_BUSY = 0x02,
+       BAD_TARGET = 0x04,
+       TRANSPORT_FAILFAST = 0x0f
+};
+
 static const struct outcome host_outcomes[] = {
-    /* DID_..., include/scsi/scsi_status.h in the kernel */
+    /* likewise */
     { 0x01, SENSE(ABORTED_COMMAND, 0x05, 0x00) }, /* NO_CONNECT */
     { 0x02, STATUS(BUSY) },                       /* BUS_BUSY */
     { 0x03, SENSE(ABORTED_COMMAND, 0x2e, 0x02) }, /* TIME_OUT */
@@ -256,6 +263,7 @@ void sg_io_execute(struct pr_command *command, unsigned timeout)
     memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
     command->payload = 0;
     command->unreached = false;
+    command->is_lost = false;
     memset(&hdr, 0, sizeof(hdr));
     hdr.interface_id = 'S';
     hdr.cmdp = cdb;
