@@ -56,7 +56,6 @@ HANGING = {
 TEXTS = {
     'fail': b'fail\n\0',
     'empty': b'\0',
-    'no NUL': b'ok\n',          # that is an answer, or can be taken for one
     'garbage': bytes(range(255, 127, -1)),
     'NULs': bytes(64),
     'nearly ok': b'okay\n\0',
@@ -137,8 +136,8 @@ class Multipathd:
 
     def on(self, pattern, behaviour, count=1 << 30, skip=0, effect=False):
         """Commands that match the pattern, but not the first skip ones, get
-        this: a key of the tables above, 'deny', 'timeout', 'usage', 'slow',
-        seconds to wait before the usual answer, or a function that is called
+        this: a key of the tables above, 'deny', 'timeout', 'usage', 'no NUL',
+        'trickle', seconds to wait before the usual answer, or a function that is called
         with the command first; effect: after they have worked."""
         with self.lock:
             self.rules.append([re.compile(pattern), behaviour, effect, count,
@@ -222,6 +221,8 @@ class Multipathd:
             connection.sendall(HANGING[behaviour])
             released.wait()
             connection.shutdown(socket.SHUT_RDWR)
+        elif behaviour == 'no NUL':     # can be taken for an answer
+            connection.sendall(SIZE.pack(len(reply) - 1) + reply[:-1])
         elif behaviour == 'trickle':
             for byte in SIZE.pack(len(reply)) + reply:
                 connection.sendall(bytes([byte]))

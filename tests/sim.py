@@ -190,7 +190,8 @@ class Root:
     MAJOR = 253     # of device-mapper
 
     def __init__(self, directory):
-        self.directory = str(directory)
+        self.directory, self.is_changed = str(directory), True
+        self.states = {}
         self.env = {'SIM_ROOT': self.directory}
         os.makedirs(os.path.join(self.directory, 'run'))
         for name in 'sys', 'dev':       # their inodes are in Landlock's rules
@@ -206,8 +207,11 @@ class Root:
                     else:
                         os.unlink(entry.path)
         os.makedirs(os.path.join(self.directory, 'sys/dev/block'))
+        self.states = {}
 
     def path(self, name):
+        """Whoever asks is going to change something."""
+        self.is_changed = True
         return os.path.join(self.directory, name)
 
     def node(self, nexus):
@@ -237,7 +241,15 @@ class Root:
         self.state(nexus, 'running')
 
     def state(self, nexus, text):
+        was_changed = self.is_changed
         self.write(self.of_disk(nexus, 'device/state'), text + '\n')
+        self.is_changed = was_changed       # this can be undone:
+        self.states[nexus] = text
+
+    def states_restore(self):
+        for nexus, text in self.states.items():
+            if text != 'running':
+                self.state(nexus, 'running')
 
     def map(self, minor, nexuses, alias, uuid='mpath-360014051'):
         os.makedirs(self.of_map(minor, 'dm'))

@@ -116,22 +116,24 @@ class Lab:
         self.mpd.reset()
         self.wait_idle()
         self.target.reset()
-        self.root.reset()
         for nexus in OTHERS:
             self.nexus(nexus).lun = 1
         self.nexus(ALONE).lun = 2
         for nexus in PATHS + OTHERS:        # sda and sdb are of one host
             self.nexus(nexus).initiator = 1 + nexus // 2
-            self.root.disk(nexus, host=1 + nexus // 2)
-        self.root.map(0, PATHS, 'mpatha', 'mpath-36001405a')
-        self.root.map(1, OTHERS, 'mpathb', 'mpath-36001405b')
+        if self.root.is_changed:
+            self.make_root()
+        else:
+            self.root.states_restore()
         self.mpd.maps = [
             multipathd.Map('dm-%d' % n, alias,
                            {sim.disk_name(p): self.nexus(p) for p in paths})
             for n, alias, paths in ((0, 'mpatha', PATHS),
                                     (1, 'mpathb', OTHERS))]
         self.known = self.mpd.maps[0]
-        self.dead = set()
+        self.dead = set()       # paths that are not usable
+        self.may_die = False    # a path that has become the holder
+        self.is_consistent = True       # when the scenario has ended
         self.hold_is_known = True       # if multipathd has not failed at it
         self.strangers_allowed = False
         if self.client is None:
@@ -139,6 +141,16 @@ class Lab:
             if self.mode == 'sessions':
                 self.helper.wait_sessions(1)
             self.sessions = set(self.helper.sessions())
+
+    def make_root(self):
+        self.root.reset()
+        for nexus in PATHS + OTHERS:
+            self.root.disk(nexus, host=1 + nexus // 2)
+        self.root.map(0, PATHS, 'mpatha', 'mpath-36001405a')
+        self.root.map(1, OTHERS, 'mpathb', 'mpath-36001405b')
+        self.order = [PATHS[[sim.disk_name(n) for n in PATHS].index(name)]
+                      for name in os.listdir(self.root.slave(0, ''))]
+        self.root.is_changed = False
 
     def workers(self):
         """The pids of the processes that have a command on a map."""
@@ -208,7 +220,8 @@ class Lab:
         holder = self.holder()
         assert holder and holder[1] == type_, 'holder %r' % (holder,)
         if type_ < WRITE_EXCLUSIVE_AR:
-            assert holder[0] in self.usable(), 'holder %r' % (holder,)
+            assert holder[0] in self.usable() or self.may_die, \
+                'holder %r' % (holder,)
         self.assert_registered(key)
         assert self.known.prhold == 'set' or not self.hold_is_known
 
@@ -242,6 +255,8 @@ class Lab:
         for nexus in range(sim.NEXUSES):
             assert nexus in allowed or self.strangers_allowed \
                 or not self.nexus(nexus).commands, 'sent to %d' % nexus
+        if not self.is_consistent:
+            return
         keys = set(self.keys())
         assert len(keys) <= 1, 'some paths have %r' % self.keys()
         assert not self.keys() or self.known.key in keys \
@@ -438,7 +453,8 @@ class Scenarios:
 
     def done(self):
         if self.wrong:
-            pytest.fail('\n'.join(self.wrong), pytrace=False)
+            pytest.fail('%d scenarios went wrong:\n%s' % (
+                len(self.wrong), '\n'.join(self.wrong[:20])), pytrace=False)
 
 
 @pytest.fixture(scope='module', params=MODES)
@@ -476,7 +492,13 @@ def prepare(lab, action):
 
 
 def assert_unchanged(lab):
-    assert lab.state() == lab.before, '%r, not %r' % (lab.state(), lab.before)
+    """But that another path of ours may be the holder."""
+    def state(keys, holder, *rest):
+        return (keys, holder and (holder[0] in lab.usable() or holder[0],
+                                  holder[1]), *rest)
+
+    assert state(*lab.state()) == state(*lab.before), '%r, not %r' % (
+        lab.state(), lab.before)
 
 
 # ---- All is well ------------------------------------------------------------
@@ -572,27 +594,35 @@ def test_the_answer_is_lost_once(run_one):
 @pytest.mark.parametrize('kind', ['attention', 'becoming ready'])
 def test_trouble_that_passes_within_five_repeats(run_one, kind):
     sense = ATTENTION if kind == 'attention' else BECOMING
-    for path, times, (name, action) in itertools.product(
-            PATHS, range(1, 6), ACTIONS.items()):
-        with run_one.scenario(name, path, times) as lab:
+    for place, times, (name, action) in itertools.product(
+            range(3), (1, 3, 5), ACTIONS.items()):
+        if times == 5 and 'all' in name or 'ourselves' in name:
+            times = 4       # the disk itself has one more
+        with run_one.scenario(name, place, times) as lab:
             prepare(lab, action)
-            senses(sense)(lab, path, count=times)
+            senses(sense)(lab, lab.order[place], count=times)
             assert action.run(lab) == GOOD
             action.after(lab)
 
 
 def test_the_sixth_unit_attention_is_the_answer(run_one):
     for name, action in ACTIONS.items():
-        if action.is_register or name == 'clean up':
-            path = 2            # two have accepted it
-        else:
-            path = 0
         with run_one.scenario(name) as lab:
             prepare(lab, action)
+            # Of a registration after two have accepted it.
+            path = lab.order[2 if action.is_register else 0]
             senses(ATTENTION)(lab, path, count=6)
             answer = action.run(lab)
-            assert answer == '6/29/00'
-            if name != 'clean up':
+            if 'release' in name or 'holding' in name:
+                # The holder releases; what others say does not matter.
+                assert answer in (GOOD, '6/29/00')
+            else:
+                assert answer == '6/29/00'
+            if answer == GOOD:
+                action.after(lab)
+            elif name == 'clean up':    # stays half done, to be repeated
+                lab.is_consistent = False
+            else:
                 assert_unchanged(lab)
             assert lab.nexus(path).commands >= 6
 
@@ -624,17 +654,22 @@ def test_the_disk_refuses(run_one):
     for (answer, refuse), (name, action) in itertools.product(
             REFUSALS.items(), ACTIONS.items()):
         several = action.is_register or 'release' in name
-        for path in PATHS if several else [0]:
-            with run_one.scenario(name, answer, path) as lab:
+        for place in range(3 if several else 1):
+            with run_one.scenario(name, answer, place) as lab:
+                path = lab.order[place]
                 prepare(lab, action)
                 only = (action.cdb[0], action.cdb[1])
                 refuse(lab, path, count=1, only=None if name == 'clean up'
                        else only)
                 got = action.run(lab)
+                if name.startswith('release') and (path or name != 'release'):
+                    assert got == GOOD      # there is nothing to release
+                    action.after(lab)
+                    continue
                 assert got == answer
-                if name.startswith('release') and path > 0:
-                    pass                # through the path before
-                elif name != 'clean up':
+                if name == 'clean up':
+                    lab.is_consistent = False
+                else:
                     assert_unchanged(lab)
 
 
@@ -768,6 +803,387 @@ def test_reserve_again_through_another_path(run, hold):
             assert lab.out(RESERVE, KEY, 0, type_) == (
                 GOOD if good else CONFLICT)
             assert_unchanged(lab)
+
+
+# ---- multipathd fails -------------------------------------------------------
+
+# Of a command that has no effect, or, if the answer is lost, has had one.
+REFUSED = [(b, False) for b in ('fail', 'deny', 'timeout', 'usage')]
+UNCLEAR = [(b, effect) for b in [*multipathd.CLOSING, *multipathd.TEXTS]
+           if b != 'fail' for effect in (False, True)]
+HARMLESS = [(b, True) for b in ('no NUL', 'trickle', 0.05)]
+MISBEHAVIOURS = REFUSED + UNCLEAR + HARMLESS
+
+
+def learn(lab, action, dead=()):
+    """Undisturbed, what it sends to multipathd and to which path."""
+    lab.reset()
+    prepare_dead(lab, action, dead)
+    assert action.run(lab) == GOOD
+    lab.wait_idle()
+    sent = {}
+    steps = [(e.nexus, sent.setdefault(e.nexus, []).append(0)
+              or len(sent[e.nexus]) - 1) for e in lab.sent()]
+    return [c.text for c in lab.mpd.commands], steps
+
+
+def prepare_dead(lab, action, dead):
+    prepare(lab, action)
+    for path in dead:
+        lab.root.state(path, 'offline')
+    lab.dead = set(dead)
+    lab.before = lab.state()
+
+
+# As 'release' and so on, but the path that holds the reservation is dead.
+SUSPENDING = {'preempt ourselves': (), 'preempt all': (),
+              'preempt and abort ourselves': (), 'release': (0,),
+              'unregister, holding': (0,),
+              'unregister and ignore, holding': (0,)}
+
+
+def assert_told(lab, answer, action, name):
+    """GOOD is true; any other answer says that nothing has happened, or,
+    where the reservation is moved in several steps, that something may."""
+    if answer == GOOD:
+        action.after(lab)
+        return
+    assert answer == LOST
+    if name in ('clear', 'clean up'):       # to be repeated
+        lab.is_consistent = False
+    elif name not in SUSPENDING:
+        assert_unchanged(lab)
+
+
+def multipathd_fails(run, name, texts, i, behaviour, effect):
+    action, dead = ACTIONS[name], SUSPENDING.get(name, ())
+    with run.scenario(name, texts[i], behaviour, effect) as lab:
+        prepare_dead(lab, action, dead)
+        lab.hold_is_known = 'prhold' not in texts[i]
+        lab.mpd.on('', behaviour, count=1, skip=i, effect=effect)
+        answer = action.run(lab)
+        # With that it may keep the key, if it does not register it.
+        if texts[i].startswith('unsetprkey') and answer == GOOD \
+                and lab.known.prflag == 'unset':
+            lab.known.key = 0
+        assert_told(lab, answer, action, name)
+        assert answer == GOOD or (behaviour, effect) not in HARMLESS
+        if texts[i].startswith('getprkey') \
+                and (behaviour, effect) not in HARMLESS and i == 0:
+            assert answer == LOST and not lab.sent()
+
+
+@pytest.mark.parametrize('name', ACTIONS)
+def test_multipathd_fails_at_each_command(run_one, name):
+    action = ACTIONS[name]
+    texts = learn(run_one.lab, action, SUSPENDING.get(name, ()))[0]
+    assert bool(texts) != action.is_in
+    few = slice(list(ACTIONS).index(name) % 3, None, 3)
+    for i, (behaviour, effect) in itertools.product(
+            range(len(texts)), MISBEHAVIOURS if name in (
+                'register', 'unregister', 'release') else MISBEHAVIOURS[few]):
+        if not texts[i].startswith('resume'):   # tried again after a second
+            multipathd_fails(run_one, name, texts, i, behaviour, effect)
+
+
+def in_background(cases, number=16):
+    """Runs each case, a function of Scenarios, with labs of its own."""
+    cases, lock = iter(cases), threading.Lock()
+
+    def work():
+        lab = Lab()
+        run = Scenarios(lab)
+        try:
+            while True:
+                with lock:
+                    case = next(cases, None)
+                if case is None:
+                    return run.wrong
+                case(run)
+        finally:
+            lab.close()
+    pool = concurrent.futures.ThreadPoolExecutor(number)
+    results = [pool.submit(work) for _ in range(number)]
+    pool.shutdown(wait=False)
+    return results
+
+
+def slow_cases():
+    """Where the helper waits for multipathd, or before it asks again."""
+    kinds = itertools.cycle([(kind, effect) for kind in multipathd.HANGING
+                             for effect in (False, True)])
+
+    def case(name, i, behaviours):
+        def do(run):
+            texts = learn(run.lab, ACTIONS[name], SUSPENDING.get(name, ()))[0]
+            if i >= len(texts):
+                return
+            for behaviour, effect in behaviours:
+                multipathd_fails(run, name, texts, i, behaviour, effect)
+
+        def do_resume(run):
+            texts = learn(run.lab, ACTIONS[name], SUSPENDING[name])[0]
+            for i, text in enumerate(texts):
+                if text.startswith('resume'):
+                    for behaviour, effect in behaviours:
+                        multipathd_fails(run, name, texts, i, behaviour,
+                                         effect)
+        return do if i is not None else do_resume
+    for name in SUSPENDING:
+        for behaviour in MISBEHAVIOURS[::3]:
+            yield case(name, None, [behaviour])
+    for name, commands in (
+            ('register', 3), ('unregister', 3), ('reserve', 2),
+            ('release', 5), ('clear', 3), ('change the key, holding', 4),
+            ('preempt ourselves', 4), ('clean up', 2)):
+        for i in range(commands):
+            for _ in range(2):
+                yield case(name, i, [next(kinds)])
+
+
+@pytest.fixture(scope='module', autouse=True)
+def background(request):
+    """Begins what takes long, before all else."""
+    results = []
+    if any('background' in item.name for item in request.session.items):
+        results = in_background(slow_cases())
+    yield results
+    concurrent.futures.wait(results)
+
+
+@pytest.mark.parametrize('way', ['absent', 'not root', 'deny', 'fail',
+                                 'close', 'timeout', 'usage', 'garbage',
+                                 'length huge', 'backlog full'])
+def test_without_multipathd_nothing_is_reserved(way):
+    """But what reads works."""
+    lab = Lab(env={'SIM_PEER_UID': '1000'} if way == 'not root' else {})
+    run = Scenarios(lab)
+    fillers = []
+    if way in ('absent', 'backlog full'):
+        lab.mpd.stop()
+    if way == 'backlog full':
+        lab.mpd.start(backlog=0)
+        for _ in range(2):
+            fillers.append(socket.socket(socket.AF_UNIX))
+            fillers[-1].setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                fillers[-1].connect(lab.mpd.address)
+    try:
+        for name, action in ACTIONS.items():
+            if way == 'backlog full' and name not in (
+                    'register', 'read keys'):
+                continue        # takes its time
+            with run.scenario(way, name):
+                prepare(lab, action)
+                if way in ('deny', 'fail', 'close', 'timeout', 'usage',
+                           'garbage', 'length huge'):
+                    lab.mpd.on('', way)
+                assert action.run(lab) == (GOOD if action.is_in else LOST)
+                assert_unchanged(lab)
+                assert not lab.sent(out=True) and not lab.mpd.wrong
+                assert way != 'not root' or not lab.mpd.commands
+        if way == 'not root':
+            assert 'multipathd' in lab.helper.log()
+    finally:
+        for filler in fillers:
+            filler.close()
+        lab.close()
+    run.done()
+
+
+def test_a_key_of_multipathds_configuration(run):
+    for name, action in ACTIONS.items():
+        with run.scenario(name) as lab:
+            lab.known.key = lab.known.fixed = KEY
+            prepare(lab, action)
+            answer = action.run(lab)
+            if action.is_register and NEW in struct.unpack_from(
+                    '>QQ', action.data):
+                assert answer == LOST
+                assert_unchanged(lab)
+                assert not lab.sent(out=True)
+            else:
+                assert answer == GOOD
+                action.after(lab)
+
+
+def test_the_order_of_things(run):
+    """multipathd hears of the key before the disk, and of the registration
+    after it; the preemption of ourselves is between suspend and resume."""
+    for name, action in ACTIONS.items():
+        if action.is_in:
+            continue
+        with run.scenario(name) as lab:
+            prepare_dead(lab, action, SUSPENDING.get(name, ()))
+            assert action.run(lab) == GOOD
+            events = list(lab.target.log())
+            registers = [i for i, e in enumerate(events) if e.cdb[0] == 0x5f
+                         and e.cdb[1] in (REGISTER, REGISTER_AND_IGNORE)]
+            preempts = [i for i, e in enumerate(events) if e.cdb[0] == 0x5f
+                        and e.cdb[1] in (PREEMPT, PREEMPT_AND_ABORT)]
+            times = {c.text.split()[0]: c.events for c in lab.mpd.commands}
+            if 'setprkey' in times:
+                assert registers and times['setprkey'] <= min(registers)
+            if 'setprstatus' in times:
+                assert times['setprstatus'] > max(registers)
+            if action.is_register:
+                assert times.keys() & {'setprstatus', 'unsetprstatus'}
+            if name in SUSPENDING:
+                assert times['suspend'] <= min(preempts)
+                assert times['resume'] > max(preempts)
+                if not action.is_register:
+                    assert times['resume'] > max(registers)
+                else:
+                    assert registers[len(lab.usable()) - 1] \
+                        < times['resume'] <= registers[-1]
+            else:
+                assert 'suspend' not in times
+
+
+def test_what_multipathd_is_told(run):
+    for name, texts in {
+            'register': ['getprkey map dm-0', 'setprkey map dm-0 key a11ce'],
+            'register with APTPL': ['getprkey map dm-0',
+                                    'setprkey map dm-0 key a11ce:aptpl'],
+            'reserve': ['getprkey map dm-0', 'setprhold map dm-0'],
+            'release': ['getprkey map dm-0', 'unsetprhold map dm-0']}.items():
+        with run.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            assert action.run(lab) == GOOD
+            assert [t.replace('key 0x', 'key ')
+                    for t in lab.mpd.texts()[:2]] == texts
+            if action.is_register:
+                assert sorted(lab.known.pathlist.split()) == ['sda', 'sdb',
+                                                              'sdc']
+                assert lab.known.aptpl == (name != 'register')
+    with run.scenario('pathlist without the dead') as lab:
+        lab.root.state(1, 'offline')
+        lab.dead = {1}
+        assert ACTIONS['register'].run(lab) == GOOD
+        assert sorted(lab.known.pathlist.split()) == ['sda', 'sdc']
+        lab.root.state(1, 'running')
+        lab.known.path_returns('sdb')
+        lab.dead = set()
+
+
+# ---- Every step of what takes several ---------------------------------------
+
+STEP_FAILURES = {
+    'ENODEV': fails(errno.ENODEV), 'host 01': hosts(1), 'host 07': hosts(7),
+    'not ready': senses(NOT_READY), 'attention': senses(ATTENTION),
+    'conflict': lambda lab, n, **which: lab.nexus(n).answer(0x18, **which),
+    **REFUSALS}
+
+
+def assert_reservation_is_somebodys(lab, answer, action):
+    """What may come of a reservation that we began to move and a command
+    that did not work: it is ours, or nobody's, and others keep their keys."""
+    if answer == GOOD:
+        action.after(lab)
+        return
+    holder = lab.holder()
+    assert holder in (None, lab.before[1]) or holder[0] in PATHS, holder
+    if 'preempt all' not in lab.name:
+        assert lab.nexus(RIVALS).key in (0, lab.before[2])
+
+
+@pytest.mark.parametrize('name', SUSPENDING)
+def test_the_disk_fails_at_each_step_of_a_suspended_preempt(run_one, name):
+    action, dead = ACTIONS[name], SUSPENDING[name]
+    steps = learn(run_one.lab, action, dead)[1]
+    for (path, skip), (fault, fail), after, times in itertools.product(
+            steps, STEP_FAILURES.items(), (False, True), (1, EVER)):
+        with run_one.scenario(name, path, skip, fault, after, times) as lab:
+            lab.name = name
+            prepare_dead(lab, action, dead)
+            fail(lab, path, skip=skip, after=after, count=times)
+            if times == EVER:
+                lab.dead.add(path)
+                lab.may_die = True
+            answer = action.run(lab)
+            lab.is_consistent = answer == GOOD
+            assert_reservation_is_somebodys(lab, answer, action)
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.001)
+
+
+def run_and_kill_at_the_disk(lab, action, path, skip):
+    """The worker is killed while a command of it is at the disk."""
+    nexus = lab.nexus(path)
+    with nexus.hanging(skip):
+        lab.client.send(action.cdb, [lab.map])
+        if action.data:
+            lab.client.sock.sendall(action.data)
+        nexus.wait_in_flight(1)
+        worker, = lab.workers()
+        kill(worker)
+        answer = code(lab.client.reply())
+    wait_until(lambda: worker not in lab.helper.sessions())
+    nexus.in_flight = 0
+    return answer
+
+
+def run_and_kill_at_multipathd(lab, action, i, effect):
+    """The worker is killed when it has sent its i-th command there."""
+    def behaviour(command):
+        kill(command.pid)
+        return 'close'
+
+    lab.mpd.on('', behaviour, count=1, skip=i)
+    if effect:
+        lab.mpd.rules[-1][1] = 'hang'
+        lab.mpd.rules[-1][2] = True
+        lab.client.send(action.cdb, [lab.map])
+        if action.data:
+            lab.client.sock.sendall(action.data)
+        wait_until(lambda: len(lab.mpd.commands) > i)
+        time.sleep(0.005)       # so that it has had its effect
+        kill(lab.mpd.commands[i].pid)
+        return code(lab.client.reply())
+    return action.run(lab)
+
+
+@pytest.mark.parametrize('name', [name for name, action in ACTIONS.items()
+                                  if not action.is_in])
+def test_the_worker_is_killed_at_each_step(run, name):
+    """The command is lost, the map resumed, and trying again mends all."""
+    action, dead = ACTIONS[name], SUSPENDING.get(name, ())
+    texts, steps = learn(run.lab, action, dead)
+    ways = [(step,) for step in steps] + list(
+        itertools.product(range(len(texts)), (False, True)))
+    for way in ways:
+        with run.scenario(name, way) as lab:
+            lab.name = name
+            prepare_dead(lab, action, dead)
+            if len(way) == 1:
+                answer = run_and_kill_at_the_disk(lab, action, *way[0])
+            else:
+                answer = run_and_kill_at_multipathd(lab, action, *way)
+            assert answer == LOST
+            wait_until(lambda: not lab.known.suspended and not lab.workers())
+            assert_reservation_is_somebodys(lab, answer, action)
+            lab.hold_is_known = False
+            again = action.run(lab)
+            if again == GOOD:
+                action.after(lab)
+            else:       # it had happened, and can happen only once
+                assert again == CONFLICT or name == 'preempt all', again
+                lab.is_consistent = name != 'clear'
+
+
+def test_multipathd_hangs_in_background(background):
+    wrong = sum((r.result() for r in background), [])
+    if wrong:
+        pytest.fail('\n'.join(wrong), pytrace=False)
 
 
 def test_number_of_scenarios(capsys):
