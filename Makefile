@@ -128,9 +128,11 @@ $(FAULT)/%.o: %.c $(HEADERS) Makefile
 check: $(HELPER) $(CLIENT) sim fault
 	tests/run.sh
 
-# A virtual machine's reservations through QEMU and the helper.
+# A virtual machine's reservations through QEMU and the helper, on a disk and
+# on a multipath map.
 check-qemu: $(HELPER)
 	tests/qemu.sh
+	tests/qemu.sh multipath
 
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER)

@@ -1,9 +1,10 @@
 #!/bin/sh
-# qemu.sh
+# qemu.sh [multipath]
 #
 # The whole chain with the real client: boots User-mode Linux with a SCSI
 # target, the helper and QEMU in it, and lets a virtual machine make
 # persistent reservations through them; see qemu/chain.py for what is tested.
+# With multipath, its disk is a multipath map.
 # HELPER is the helper under test (./qemu-pr-helper).  QEMU, the guest's
 # kernel and what goes into its initramfs are fetched if not installed.
 #
@@ -15,7 +16,15 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 BUILD=${BUILD:-$top/build}
 [ -n "${QEMU_FETCHED:-}" ] ||
     QEMU_FETCHED=1 exec "$top/tests/fetch.sh" qemu-system-x86 busybox-static \
-        sg3-utils =linux-image-cloud-amd64 -- "$0"
+        sg3-utils =linux-image-cloud-amd64 -- "$0" "$@"
+
+run="python3 $top/tests/qemu/chain.py"
+if [ "${1:-}" = multipath ]; then
+    # shellcheck disable=SC2046 # a list of words
+    "$top/tests/fetch.sh" $("$top/tests/multipath/setup.sh" packages)
+    run="$top/tests/multipath/setup.sh $run --multipath"
+    export UML_NEXUSES=3
+fi
 
 # linux-image-cloud-amd64 is empty; its documentation is a link that is named
 # after the package with the current kernel.
@@ -69,7 +78,8 @@ UML_MEMORY=768M
 UML_TIMEOUT=${UML_TIMEOUT:-500}
 export BUILD QEMU_MODULE_DIR UML_MEMORY UML_TIMEOUT
 trap 'kill "$pid"; exit 130' INT TERM HUP
-"$top/tests/uml.sh" python3 "$top/tests/qemu/chain.py" \
+# shellcheck disable=SC2086 # words
+"$top/tests/uml.sh" $run \
     "${HELPER:-$top/qemu-pr-helper}" qemu-system-x86_64 \
     -L /usr/share/qemu -L /usr/share/seabios \
     -accel tcg -m 192 -nodefaults -display none -no-reboot \

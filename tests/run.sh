@@ -32,9 +32,8 @@ if [ -z "${RUN_FETCHED:-}" ]; then
     esac
     case " $* " in
     *' multipath '* | *' reference '*)
-        # Without the initramfs that this package also wants to be in.
-        packages="$packages user-mode-linux kmod dmsetup =multipath-tools
-            =kpartx =udev liburcu8 libaio1 libkmod2 libacl1 libblkid1"
+        packages="$packages user-mode-linux kmod
+            $("$top/tests/multipath/setup.sh" packages)"
         ;;
     esac
     # shellcheck disable=SC2086 # a list of words

@@ -5,11 +5,20 @@
 # dm-multipath, Debian's multipath tools and a udevd, but no multipathd yet:
 # that is started by the tests, as each wants it configured (cluster.py).
 # Fetched packages appear to be installed, so that programs find their plugins
-# and rules where they were built to look.
+# and rules where they were built to look.  `setup.sh packages` names those
+# for tests/fetch.sh.
 #
 # Everything it changes lies in memory.  Must never run anywhere else: it
 # mounts over /etc and /usr.
 set -e
+
+# Without the initramfs that multipath-tools also wants to be in.
+packages='dmsetup =multipath-tools =kpartx =udev liburcu8 libaio1 libkmod2
+    libacl1 libblkid1'
+if [ "$*" = packages ]; then
+    echo "$packages"
+    exit
+fi
 [ -d /run/target/pr ] || exit 1     # not inside tests/uml.sh
 
 /run/insmod "$UML_MODULES/fs/overlayfs/overlay.ko"

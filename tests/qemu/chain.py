@@ -7,11 +7,15 @@ and beside it the rival: sg_persist on /dev/sdb, a second nexus onto the same
 LUN, without any helper.  What the guest did is always judged by what the
 rival's nexus reads from the target, never by the guest's word alone.
 
+With --multipath (and tests/multipath/setup.sh before) the guest's disk is
+/dev/mapper/mpatha, of the paths /dev/sda and /dev/sdb, and /dev/sdc is the
+rival's.  Every registration of the guest's must then be there twice.
+
 This must never use the helper under test for the outside view, and must
 never wait without a deadline; the deadlines are generous, as User-mode Linux
 with an emulated guest on a busy machine is slow.
 
-    usage: chain.py HELPER QEMU [QEMU-OPTION...]
+    usage: chain.py [--multipath] HELPER QEMU [QEMU-OPTION...]
 """
 import json
 import os
@@ -24,8 +28,13 @@ import subprocess
 import sys
 import time
 
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path += [TESTS, os.path.join(TESTS, 'multipath')]
+
+import cluster      # noqa: E402
+
 SOCKET, QMP, GUEST_LOG = '/run/pr.sock', '/run/qmp.sock', '/run/guest.log'
-LOGS = ('/run/helper.log', '/run/qemu.log', GUEST_LOG)
+LOGS = ('/run/helper.log', '/run/qemu.log', '/run/multipathd.log', GUEST_LOG)
 GOOD, UNIT_ATTENTION, CONFLICT = 0, 6, 24       # exit statuses of sg_persist
 GUEST_KEY, RIVAL_KEY = '0x1111', '0x2222'
 OURS = GUEST_KEY, 'Write Exclusive, registrants only'
@@ -35,6 +44,7 @@ TYPES = ((1, 'Write Exclusive'), (3, 'Exclusive Access'),
          (7, 'Write Exclusive, all registrants'),
          (8, 'Exclusive Access, all registrants'))
 verdicts = []
+paths = 1       # of the guest's disk
 
 
 def check(what, got, want=True):
@@ -43,6 +53,12 @@ def check(what, got, want=True):
     print('%s  %s' % ('passed' if got == want else 'FAILED', what), flush=True)
     if got != want:
         print('        got  %r\n        want %r' % (got, want), flush=True)
+
+
+def keys(*whose):
+    """What is on the target if these are registered."""
+    return sorted([GUEST_KEY] * (paths - 1) * (GUEST_KEY in whose)
+                  + list(whose))
 
 
 class Side:
@@ -88,12 +104,12 @@ class Rival(Side):
 
 
 class Guest(Side):
-    """QEMU and the virtual machine in it."""
+    """QEMU and the virtual machine in it, whose disk is this one of ours."""
     device = '/dev/sda'
 
-    def __init__(self, qemu):
+    def __init__(self, qemu, disk):
         drive = ('if=none,id=hd,driver=raw,file.driver=host_device,'
-                 'file.filename=/dev/sda,file.pr-manager=pr')
+                 'file.filename=%s,file.pr-manager=pr' % disk)
         self.text = ''
         self.process = subprocess.Popen(
             [*qemu, '-serial', 'file:' + GUEST_LOG, '-serial', 'stdio',
@@ -190,13 +206,13 @@ def reservations(guest, rival):
           (refused != GOOD, rival.reservation()), (True, None))
     check('the guest registers',
           guest.out('--register --param-sark=0x9999'), GOOD)
-    check('its key is on the target', rival.keys(), ['0x9999'])
+    check('its key is on the target', rival.keys(), ['0x9999'] * paths)
     check('the guest registers another key', guest.out(
         '--register-ignore --param-sark=' + GUEST_KEY), GOOD)
-    check('it replaces the first', rival.keys(), [GUEST_KEY])
-    check('the guest reads its key', guest.keys(), [GUEST_KEY])
+    check('it replaces the first', rival.keys(), keys(GUEST_KEY))
+    check('the guest reads its key', guest.keys(), keys(GUEST_KEY))
     guest.device = '/dev/sg0'
-    check('and through its sg node', guest.keys(), [GUEST_KEY])
+    check('and through its sg node', guest.keys(), keys(GUEST_KEY))
     guest.device = '/dev/sda'
     for number, name in TYPES:
         arguments = '--param-rk=%s --prout-type=%d' % (GUEST_KEY, number)
@@ -216,7 +232,8 @@ def competition(guest, rival):
            rival.out('--reserve --param-rk=%s --prout-type=3' % RIVAL_KEY)),
           (GOOD, GOOD))
     theirs = RIVAL_KEY, 'Exclusive Access'
-    check('the guest sees both keys', guest.keys(), [GUEST_KEY, RIVAL_KEY])
+    check('the guest sees both keys', guest.keys(),
+          keys(GUEST_KEY, RIVAL_KEY))
     check("the guest sees the rival's reservation",
           guest.reservation(), theirs)
     for action in '--report-capabilities', '--read-full-status':
@@ -232,7 +249,7 @@ def competition(guest, rival):
     check('the guest preempts the rival', guest.out(
         '--preempt --param-rk=%s --param-sark=%s --prout-type=5'
         % (GUEST_KEY, RIVAL_KEY)), GOOD)
-    check("the rival's key is gone", rival.keys(), [GUEST_KEY])
+    check("the rival's key is gone", rival.keys(), keys(GUEST_KEY))
     check('the reservation is the guest\'s', rival.reservation(), OURS)
     check('the guest may write', guest.write(), GOOD)
     check('the rival may not reserve', rival.out(
@@ -281,15 +298,43 @@ def restarts(helper, guest, rival):
     served_again('with a helper again', guest, rival)
 
 
-def farewell(helper, guest, rival):
-    """Everything goes, in order."""
-    # The one command whose parameter list is longer than 24 bytes.
+def register_and_move(guest, rival):
+    """The one command whose parameter list is longer than 24 bytes."""
     check('the guest moves its reservation to the rival', guest.out(
         '--register-move --param-rk=%s --param-sark=%s --relative-target-port=2'
         ' --transport-id=sas,6001405000000002' % (GUEST_KEY, RIVAL_KEY)), GOOD)
     check('both keys are on the target', rival.keys(), [GUEST_KEY, RIVAL_KEY])
     check('and the reservation is the rival\'s', rival.reservation(),
           (RIVAL_KEY, OURS[1]))
+
+
+def a_path_goes_and_comes(multipathd, guest, rival):
+    """The guest's disk stays, and so do its registrations."""
+    cluster.set_state('sda', 'offline')
+    multipathd.wait_path('sda', 'failed faulty offline')
+    check('with a path gone the guest still reads its keys', guest.keys(),
+          keys(GUEST_KEY))
+    check('and its reservation', guest.reservation(), OURS)
+    check('the guest may write', guest.write(), GOOD)
+    cluster.set_state('sda', 'running')
+    multipathd.wait_path('sda', 'active ready running')
+    cluster.set_state('sdb', 'offline')
+    multipathd.wait_path('sdb', 'failed faulty offline')
+    check('with the other path gone the guest may write',
+          guest.write(), GOOD)
+    check('it registers another key',
+          guest.out('--register-ignore --param-sark=0x9999'), GOOD)
+    cluster.set_state('sdb', 'running')
+    multipathd.wait_path('sdb', 'active ready running')
+    cluster.wait_until(lambda: rival.keys() == ['0x9999'] * paths,
+                       'multipathd registers sdb')
+    check('it registers its first key again',
+          guest.out('--register-ignore --param-sark=' + GUEST_KEY), GOOD)
+    check('on both paths', rival.keys(), keys(GUEST_KEY))
+
+
+def farewell(helper, guest, rival):
+    """Everything goes, in order."""
     check('the guest clears',
           guest.out('--clear --param-rk=' + GUEST_KEY), GOOD)
     check('no key and no reservation is left',
@@ -300,16 +345,27 @@ def farewell(helper, guest, rival):
 
 
 def main():
-    helper = guest = None
-    rival = Rival()
+    global paths
+    helper = guest = multipathd = None
+    rival, disk = Rival(), '/dev/sda'
+    if sys.argv[1] == '--multipath':
+        del sys.argv[1]
+        paths, disk, rival.device = 2, cluster.MAP, cluster.RIVAL
+        multipathd = cluster.Multipathd(cluster.FILE)
     try:
+        if multipathd:
+            multipathd.start()
         helper = Helper(sys.argv[1])
-        guest = Guest(sys.argv[2:])
+        guest = Guest(sys.argv[2:], disk)
         check('the guest is up', guest.answer(240)[0], GOOD)
         check('QEMU is connected to the helper', guest.connected())
         reservations(guest, rival)
         competition(guest, rival)
         restarts(helper, guest, rival)
+        if multipathd:
+            a_path_goes_and_comes(multipathd, guest, rival)
+        else:
+            register_and_move(guest, rival)
         farewell(helper, guest, rival)
     except Exception as error:
         check('the test comes to its end', repr(error), None)
@@ -318,6 +374,8 @@ def main():
             if owner:
                 owner.process.kill()
                 owner.process.wait()
+        if multipathd:
+            multipathd.stop()
     if not all(verdicts):
         for path in filter(os.path.exists, LOGS):
             with open(path, errors='replace') as log:
