@@ -428,17 +428,19 @@ SRP = b'\x04' + bytes(range(23))
     # lengths that lie, and a name that is none
     (iscsi(b'ab\0', length=0xffff), 'iSCSI ab'),
     (iscsi(b'abcd', length=2), 'iSCSI ab'),
-    (iscsi(b'abcd'), 'iSCSI abcd'),
+    (iscsi(b'abcd'), 'iSCSI abcd'), (iscsi(b'abcd', length=5), 'iSCSI abcd'),
     (iscsi(b'a\x1b[2J\n\xe2\x80\xae\\ b'),
      r'iSCSI a\x1b[2J\x0a\xe2\x80\xae\x5c\x20b'),
 ])
 def test_who_is_registered(fake, transport, words):
     helper = fake(reply(listing(full(0xa, 1, 0x05, 7, transport),
-                                full(0xb, 2, 0x00, 7, SAS), generation=9)))
+                                full(0x61 << 56, 2, 0, 7, SAS),
+                                generation=9)))
     assert ask(helper, 'status') == (
         0, 'Registered, generation 9\n  key 0xa, at port 7, %s, holds '
         'write-exclusive-registrants-only (type 5)\n'
-        '  key 0xb, at all ports, SAS 5001405000000001\n' % words, '')
+        '  key 0x6100000000000000, at all ports, SAS 5001405000000001\n'
+        % words, '')
 
 
 @pytest.mark.parametrize('scope_type, words', [
@@ -578,7 +580,7 @@ def test_no_helper(tmp_path):
     path = str(tmp_path / 'sock')
     done = run('-k', path, 'keys', '/dev/null')
     assert done.status == 2
-    assert path in done.err and 'No such file' in done.err
+    assert path in done.err and 'no helper was started' in done.err
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
         stale.bind(path)
     done = run('-k', path, 'check', '/dev/null')
@@ -646,6 +648,8 @@ def test_check_wants_what_clusters_use(fake):
     done = ask(fake(*answers), 'check')
     assert done.status == 36 and 'Nothing is wrong' not in done.out
     assert 'write-exclusive-registrants-only' in done.err
+    answers[1] = reply(b'\0\x08' + bytes(2) + capable[4:])   # not valid
+    assert ask(fake(*answers), 'check').status == 0
 
 
 def test_check_of_a_disk_of_spc_2(fake):
