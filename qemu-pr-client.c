@@ -724,7 +724,8 @@ int main(int argc, char **argv)
     else
         status = read_in_print(&helper, arguments.command,
                                device_open(arguments.device, O_RDONLY));
-    if (fflush(stdout) != 0)
-        die(EXIT_OTHER, "cannot write: %s", strerror(errno));
+    /* Some libc's flush forgets what a line that ended before has met. */
+    if (fflush(stdout) != 0 || ferror(stdout))
+        die(EXIT_OTHER, "cannot write to standard output");
     return status;
 }

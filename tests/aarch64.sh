@@ -48,6 +48,7 @@ mkdir -p "$out"
 sed "s|/usr/|$root/usr/|g" "$root/usr/lib/aarch64-linux-musl/musl-gcc.specs" \
     >"$out/musl.specs"
 make -C "$top" BUILD="$out" HELPER="$out/qemu-pr-helper" \
+    CLIENT="$out/qemu-pr-client" \
     CC="aarch64-linux-gnu-gcc --sysroot=$root" \
     STATIC_CC="aarch64-linux-gnu-gcc -specs=$out/musl.specs" \
     KERNEL_HEADERS="-idirafter $include -idirafter $include/aarch64-linux-gnu" \
@@ -66,7 +67,8 @@ ln -s busybox "$ram/bin/sh"
 printf '%s\n' 'root:x:0:0::/:' 'nobody:x:65534:65534::/:' >"$ram/etc/passwd"
 printf '%s\n' 'root:x:0:' 'nogroup:x:65534:' >"$ram/etc/group"
 cp -r "$top/tests" "$ram/prhelper"
-cp "$out/qemu-pr-helper" "$ram/prhelper"
+cp "$out/qemu-pr-helper" "$out/qemu-pr-client" "$ram/prhelper"
+cp "$out/static/qemu-pr-client" "$ram/prhelper/build/static"
 for program in sim static static/sim; do
     cp "$out/$program/qemu-pr-helper" "$ram/prhelper/build/$program"
 done

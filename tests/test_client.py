@@ -27,7 +27,7 @@ from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
                       TASK_SET_FULL, parameters, pr_in, pr_out)
 from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
 
-CLIENT = program('CLIENT', 'qemu-pr-client')
+CLIENT = os.path.abspath(program('CLIENT', 'qemu-pr-client'))
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 TYPES = {1: 'write-exclusive', 3: 'exclusive-access',
          5: 'write-exclusive-registrants-only',
@@ -609,7 +609,7 @@ def test_no_device(fake, tmp_path):
 def test_output_that_cannot_be_written(fake):
     with open('/dev/full', 'w') as stdout:
         done = ask(fake(reply(listing())), 'keys', stdout=stdout)
-    assert done.status == 98 and 'No space left' in done.err
+    assert done.status == 98 and 'cannot write' in done.err
 
 
 # check. ----------------------------------------------------------------------

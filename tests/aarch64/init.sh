@@ -43,9 +43,10 @@ suite() {
 }
 
 suite glibc
+CLIENT=build/static/qemu-pr-client
 HELPER=build/static/qemu-pr-helper
 SIM_HELPER=build/static/sim/qemu-pr-helper
-export HELPER SIM_HELPER
+export CLIENT HELPER SIM_HELPER
 suite musl
 python3 tests/summary.py /results glibc musl
 poweroff -f
