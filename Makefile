@@ -132,6 +132,10 @@ check: $(HELPER) $(CLIENT) sim fault
 check-qemu: $(HELPER)
 	tests/qemu.sh
 
+# Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
+check-multipath: $(HELPER)
+	tests/run.sh multipath reference
+
 # What a virtual machine that is not ours any more would try.
 check-hostile: sim
 	tests/run.sh hostile
@@ -193,7 +197,7 @@ lint:
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
-	shellcheck .ci/run tests/*.sh tests/aarch64/*.sh
+	shellcheck .ci/run tests/*.sh tests/*/*.sh
 	mandoc -Tlint man/*.[18]
 
 # The helper, the stock one and the least that there could be, side by side.
@@ -267,5 +271,5 @@ distclean:
 	rm -rf qemu-pr-helper qemu-pr-client build
 
 .PHONY: all static sim fault check check-hostile check-static check-sanitized \
-	check-aarch64 cross-check check-reproducible check-qemu fuzz soak \
-	coverage lint bench demo install uninstall dist clean distclean
+	check-aarch64 cross-check check-multipath check-reproducible check-qemu \
+	fuzz soak coverage lint bench demo install uninstall dist clean distclean

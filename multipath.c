@@ -901,8 +901,11 @@ void multipath_execute(struct pr_command *command, const char *socket_path,
     map.multipathd.alias = map.alias;
     map.multipathd.socket_path = socket_path;
     if (fstat(command->fd, &st) < 0
-        || !sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))
-        || strncmp(uuid, "mpath-", 6) != 0) {
+        || !sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))) {
+        sg_io_refuse(command, "cannot tell what device-mapper device this is");
+        return;
+    }
+    if (strncmp(uuid, "mpath-", 6) != 0) {
         if (command->cdb[0] == PROTOCOL_CLEANUP)
             sg_io_good(command);
         else
@@ -914,7 +917,7 @@ void multipath_execute(struct pr_command *command, const char *socket_path,
     command->payload = 0;
     snprintf(map.name, sizeof(map.name), "dm-%u", minor(st.st_rdev));
     if (!sysfs_read(map.device, "/dm/name", map.alias, sizeof(map.alias))
-        || !is_word(map.alias)) {
+        || map.alias[0] == '\0' || !is_word(map.alias)) {
         sg_io_refuse(command, "the name of the multipath map cannot be told "
                               "to multipathd");
         return;

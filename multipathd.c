@@ -211,10 +211,11 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
                     strerror(errno));
         return MULTIPATHD_SILENT;
     }
-    log_verbose("multipathd, '%.100s': %s", command, reply);
+    length = (int)strcspn(reply, "\n");
+    log_verbose("multipathd, '%.100s': %.*s", command, length, reply);
     if (strncmp(reply, "permission deny", 15) == 0
         || strcmp(reply, "timeout\n") == 0)
-        log_warning("multipathd, '%.100s': %s", command, reply);
+        log_warning("multipathd, '%.100s': %.*s", command, length, reply);
     return strcmp(reply, "ok\n") == 0 ? MULTIPATHD_DONE : MULTIPATHD_REFUSED;
 }
 

@@ -37,7 +37,7 @@ bool sysfs_has(dev_t device, const char *file)
     return stat(path_set(path, device, file), &st) == 0;
 }
 
-/* One line, without its end. False if it is missing, empty or does not fit. */
+/* One line, without its end. False if it is missing or does not fit. */
 bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
 {
     char path[PATH_SIZE];
@@ -48,7 +48,7 @@ bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
         return false;
     length = read(fd, line, size);
     close(fd);
-    if (length <= 1 || (size_t)length >= size || line[length - 1] != '\n')
+    if (length < 1 || (size_t)length >= size || line[length - 1] != '\n')
         return false;
     line[length - 1] = '\0';
     return strlen(line) == (size_t)length - 1;

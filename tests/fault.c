@@ -153,6 +153,7 @@ WRAP(getgroups, (int n, gid_t *groups), (n, groups))
 WRAP(kill, (pid_t pid, int number), (pid, number))
 WRAP(listen, (int fd, int backlog), (fd, backlog))
 WRAP(madvise, (void *p, size_t size, int advice), (p, size, advice))
+WRAP(munmap, (void *p, size_t size), (p, size))
 WRAP(nanosleep, (const struct timespec *time, struct timespec *rest),
      (time, rest))
 WRAP(pipe2, (int *fds, int flags), (fds, flags))
@@ -175,6 +176,8 @@ WRAP(setsockopt,
      (int fd, int level, int option, const void *value, socklen_t n),
      (fd, level, option, value, n))
 WRAP(socket, (int domain, int type, int protocol), (domain, type, protocol))
+WRAP(socketpair, (int domain, int type, int protocol, int *fds),
+     (domain, type, protocol, fds))
 WRAP(unlink, (const char *path), (path))
 LARGE(WRAP, ftruncate, (int fd, off_t size), (fd, size))
 LARGE(WRAP, getrlimit, (int which, struct rlimit *limit), (which, limit))
@@ -184,6 +187,9 @@ LARGE(WRAP, setrlimit, (int which, const struct rlimit *limit), (which, limit))
 WRAP_AS(getgrnam, struct group *, NULL, (const char *name), (name))
 WRAP_AS(getppid, pid_t, -1, (void), ())
 WRAP_AS(getpwnam, struct passwd *, NULL, (const char *name), (name))
+WRAP_AS(sendmsg, ssize_t, -1,
+        (int fd, const struct msghdr *message, int flags),
+        (fd, message, flags))
 WRAP_AS(setsid, pid_t, -1, (void), ())
 WRAP_AS(signal, sighandler_t, SIG_ERR, (int number, sighandler_t handler),
         (number, handler))
@@ -195,6 +201,8 @@ LARGE(WRAP_AS, mmap, void *, MAP_FAILED,
 
 WRAP_MOVE(read, (int fd, void *data, size_t size), (fd, data, size))
 WRAP_MOVE(send, (int fd, const void *data, size_t size, int flags),
+          (fd, data, size, flags))
+WRAP_MOVE(recv, (int fd, void *data, size_t size, int flags),
           (fd, data, size, flags))
 WRAP_MOVE(write, (int fd, const void *data, size_t size), (fd, data, size))
 LARGE(WRAP_MOVE, pwrite, (int fd, const void *data, size_t size, off_t offset),

@@ -1,12 +1,14 @@
 #!/bin/sh
-# run.sh [host] [kernel] [hostile]
+# run.sh [host] [kernel] [hostile] [multipath] [reference]
 #
 # The tests, host and kernel at the same time unless others are named: host,
 # which is tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode
 # Linux, as root, what is in tests/kernel, and again the host's tests in which
-# root makes a difference; hostile is tests/hostile.  Ends with the line "N passed, N failed, N skipped"; see
-# tests/summary.py for what counts.  The programs under test must have been
-# built; what the tests themselves need is fetched into the build directory.
+# root makes a difference; hostile is tests/hostile; multipath and reference,
+# each in a User-mode Linux, are the two files of tests/multipath.  Ends with
+# the line "N passed, N failed, N skipped"; see tests/summary.py for what
+# counts.  The programs under test must have been built; what the tests
+# themselves need is fetched into the build directory.
 #
 # Must not need root, must write nothing outside the build directory and the
 # temporary one, and must end in time whatever hangs.
@@ -28,6 +30,13 @@ if [ -z "${RUN_FETCHED:-}" ]; then
                 liburing2 libglib2.0-0 libgnutls30 || :
         ;;
     esac
+    case " $* " in
+    *' multipath '* | *' reference '*)
+        # Without the initramfs that this package also wants to be in.
+        packages="$packages user-mode-linux kmod dmsetup =multipath-tools
+            =kpartx =udev liburcu8 libaio1 libkmod2 libacl1 libblkid1"
+        ;;
+    esac
     # shellcheck disable=SC2086 # a list of words
     RUN_FETCHED=1 exec "$top/tests/fetch.sh" $packages -- "$0" "$@"
 fi
@@ -44,10 +53,20 @@ suite() {
     name=$1
     shift
     rm -f "$results/$name".*
-    set -- timeout --foreground -s INT -k 10 170 "$PYTHON" -m pytest \
+    seconds=170
+    case $name in
+    multipath | reference) seconds=420 ;;
+    esac
+    set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
         --junitxml="$results/$name.xml" "$@"
-    [ "$name" != kernel ] || set -- env UML_TIMEOUT=175 tests/uml.sh "$@"
+    case $name in
+    kernel) set -- env UML_TIMEOUT=175 tests/uml.sh "$@" ;;
+    multipath | reference)
+        set -- env UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
+            tests/multipath/setup.sh "$@"
+        ;;
+    esac
     status=0
     "$@" >"$results/$name.log" 2>&1 || status=$?
     echo $status >"$results/$name.status"
@@ -55,7 +74,7 @@ suite() {
 
 for name; do
     case $name in
-    host | kernel | hostile) ;;
+    host | kernel | hostile | multipath | reference) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
         exit 1
@@ -69,6 +88,11 @@ case " $* " in
         tests/test_log.py &
     ;;
 esac
+for name in multipath reference; do
+    case " $* " in
+    *" $name "*) suite $name tests/multipath/test_$name.py & ;;
+    esac
+done
 case " $* " in
 *' host '*) suite host tests/test_*.py ;;
 esac

@@ -34,12 +34,14 @@ import time
 
 import pytest
 
+import multipathd
 import sim
 from conftest import BUILD, program
 from launch import (NOBODY, PR_SET_CHILD_SUBREAPER, children, is_root, prctl,
                     wait_until)
-from prclient import (CHECK_CONDITION, GOOD, READ_KEYS, REGISTER_AND_IGNORE,
-                      Client, Closed, parameters, pr_in, pr_out, sense_code)
+from prclient import (CHECK_CONDITION, CLEAR, GOOD, READ_KEYS,
+                      REGISTER_AND_IGNORE, RELEASE, RESERVE, Client, Closed,
+                      parameters, pr_in, pr_out, sense_code)
 
 FAULT_HELPER = program('FAULT_HELPER', os.path.join(BUILD,
                                                     'fault/qemu-pr-helper'))
@@ -53,8 +55,11 @@ CLOSED = 'closed'   # one connection is closed, all else is as usual
 PERHAPS = 'same, or closed'     # at the wrong time: too late for a client
 AGAIN = 'again'     # no client notices; the helper says that it tries again
 LEFT = 'left'       # the socket's name stays behind at exit
+LOST = 'B/08/00'    # and tried again, the command works
+FAILS = 'same, or B/08/00'      # as it is one path of two, or the last
 # or the sense data, or the status, of one reply
 
+PATHS = (1, 2)      # of the multipath map
 SHORT = -1          # instead of an errno: it moves only one byte
 
 # What a call's errnos come to, as many as the code tells apart and another.
@@ -120,6 +125,7 @@ EXPECTED = {
     'getrlimit clients_limit': {SAME: (e.EFAULT,)},
     'setrlimit clients_limit': {SAME: (e.EPERM, e.EINVAL)},
     'madvise server_set_up': {SAME: (e.EINVAL, e.ENOMEM)},
+    'socketpair server_set_up': {START: (e.EMFILE, e.ENFILE)},
     'pipe2 server_set_up': {START: (e.EMFILE, e.ENFILE)},
     'ppoll server_wait': {SAME: (e.EINTR, e.ENOMEM, e.EINVAL)},
     'nanosleep server_wait': {SAME: (e.EINTR,)},
@@ -134,17 +140,48 @@ EXPECTED = {
     'setresuid privdrop': {START: (e.EPERM, e.EAGAIN)},
     'setrlimit privdrop': {START: (e.EPERM, e.EINVAL)},
     'prctl privdrop': {START: (e.EPERM, e.EINVAL)},
+    # worker.c
+    'socketpair worker_ask': {LOST: (e.EMFILE, e.ENFILE)},
+    'sendmsg worker_ask': {LOST: (e.EAGAIN, e.ETOOMANYREFS, e.EPIPE)},
+    'recvmsg worker_answer': {SAME: (e.EINTR,), LOST: (e.ENOMEM,)},
+    'recvmsg work_take': {SAME: (e.EINTR, e.EAGAIN, e.ENOMEM)},
+    'fstat map_lock': {SAME: (e.EIO,)},
+    'fcntl map_lock': {SAME: (e.ENOLCK, e.EDEADLK)},
+    'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
+    'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
+    'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    # sysfs.c, multipath.c
+    'readlink sysfs_scsi_host': {SAME: (e.ENOENT,)},
+    'open sysfs_slaves': {LOST: (e.ENOENT, e.EMFILE)},
+    'syscall sysfs_slaves': {LOST: (e.ENOENT, e.EIO)},
+    'fstat multipath_execute': {'5/20/00': (e.EIO,)},
+    'open path_is_ready': {FAILS: (e.ENXIO, e.EMFILE)},
+    'fstat path_is_ready': {FAILS: (e.EIO,)},
+    'nanosleep path_send': {SAME: (e.EINTR,)},
+    'nanosleep multipath_resume': {SAME: (e.EINTR,)},
+    # multipathd.c
+    'socket name_connect': {FAILS: (e.EMFILE,)},
+    'connect name_connect': {SAME: (e.EAGAIN,), FAILS: (e.ECONNREFUSED,)},
+    'getsockopt name_connect': {FAILS: (e.EINVAL,)},
+    'nanosleep name_connect': {SAME: (e.EINTR,)},
+    'ppoll socket_wait': {FAILS: (e.ENOMEM,)},
+    'send send_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.EPIPE,)},
+    'recv receive_all': {SAME: (SHORT,), FAILS: (e.ECONNRESET,)},
     # sandbox.c: what the kernel does not have is done without
     'sigaction refusals_log': {SAME: (e.EINVAL,)},
     'syscall landlock_main': {SAME: (e.ENOSYS, e.EOPNOTSUPP, e.EPERM)},
-    'syscall landlock_allow_remove': {SAME: (e.EINVAL, e.EBADFD)},
-    'open landlock_allow_remove': {LEFT: (e.EACCES, e.ENOENT)},
-    'sigprocmask sandbox_session': {SAME: (e.EINVAL,)},
+    'syscall landlock_refuse': {SAME: (e.EOPNOTSUPP, e.EMFILE)},
+    'syscall landlock_restrict': {SAME: (e.EPERM, e.E2BIG)},
+    'syscall landlock_allow': {SAME: (e.EINVAL, e.EBADFD)},
+    'open landlock_allow': {SAME: (e.EACCES, e.ENOENT)},
+    'syscall sandbox_session': {CLOSED: (e.E2BIG, e.EPERM)},
+    'sigprocmask seccomp_child': {SAME: (e.EINVAL,)},
     'syscall filter_install': {SAME: (e.ENOSYS, e.EACCES)},
     'syscall filter_install (session)': {CLOSED: (e.ENOMEM, e.EACCES)},
     # session.c
     'fork session_spawn': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'prctl session_begin': {SAME: (e.EINVAL,)},
+    'munmap session_begin': {SAME: (e.EINVAL,)},
     'getppid session_begin': {AGAIN: (e.ENOSYS,)},
     'accept4': {AGAIN: (e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM,
                         e.ECONNABORTED, e.EPERM)},
@@ -162,7 +199,7 @@ EXPECTED = {
     'send client_send': {SAME: (e.EAGAIN, e.EINTR, SHORT),
                          CLOSED: (e.EPIPE, e.ECONNRESET, e.ENOBUFS)},
     # sg_io.c
-    'fcntl sg_io_vet': {'5/20/00': (e.EBADF, e.EINVAL)},
+    'fcntl is_open_for_writing': {'5/20/00': (e.EBADF, e.EINVAL)},
     'fstat sg_io_vet': {'B/00/06': (e.EBADF, e.EIO), '4/44/00': (e.ENOMEM,)},
     'stat sysfs_has': {SAME: (e.EACCES, e.ENOENT)},
     'ioctl sg_io_execute': {
@@ -294,12 +331,15 @@ class Run:
             tools.target
         self.dir, self.tools, self.main = tools.dir, tools, None
         self.disk, self.other = tools.disk, tools.other
+        self.map, self.root, self.mpd = tools.map, tools.root, tools.mpd
         self.path = self.dir + '/s'
         self.table.reset()
         for name, (error, first, count) in scenario.broken.items():
             where = tools.where(name, scenario)
             if name == 'read daemon_background':
                 where = where[0], 0     # the process that was started
+            if scenario.mapped:
+                where = where[0], 1     # a worker or session, not main
             self.table.arm(where, error, first, count)
         for rule in rules:
             self.table.arm(*rule)
@@ -311,7 +351,10 @@ class Run:
             try:
                 self.start()
                 if self.main:
-                    self.talk()
+                    if self.scenario.mapped:
+                        self.talk_of_map()
+                    else:
+                        self.talk()
                     self.stop()
             except (AssertionError, OSError) as error:
                 self.odd.append('in %s: %s' % (
@@ -324,7 +367,12 @@ class Run:
     def prepare(self, stack):
         for name in os.listdir(self.dir):
             os.unlink(os.path.join(self.dir, name))
-        self.target.nexus(0).key = self.target.nexus(0).in_flight = 0
+        self.target.reset()
+        self.mpd.reset()
+        self.mpd.maps = [multipathd.Map('dm-0', 'mpatha')]
+        for n in PATHS:
+            self.target.nexus(n).initiator = 1
+            self.root.state(n, 'running')
         self.notify = stack.enter_context(
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         self.notify.bind(self.dir + '/notify')
@@ -372,6 +420,8 @@ class Run:
         env = dict(self.target.env, FAULT_STATE=self.table.path)
         if self.scenario.notify:
             env['NOTIFY_SOCKET'] = self.dir + '/notify'
+        if self.scenario.mapped:
+            env.update(self.root.env, MULTIPATH_SOCKET_NAME=self.mpd.address)
         env.update(self.scenario.env)
         if self.listener:
             command = ['/bin/sh', '-c', 'LISTEN_PID=$$ LISTEN_FDS=1 '
@@ -543,6 +593,60 @@ class Run:
         wait_until(lambda: len(os.listdir('/proc/%d/fd' % self.main))
                    == main_fds)
 
+    def talk_of_map(self):
+        """A life of reservations, with a path that has gone in it."""
+        def out(action, key, new_key=0, flags=0):
+            cdb = pr_out(action, type_=1 if action != REGISTER_AND_IGNORE
+                         else 0)
+            self.expect(b'', lambda: self.answer(lambda c: c.request(
+                cdb, self.map, parameters(key, new_key, flags))))
+
+        self.client = None
+        out(REGISTER_AND_IGNORE, 0, KEY)
+        out(REGISTER_AND_IGNORE, 0, KEY, flags=4)       # ALL_TG_PT
+        assert {self.target.nexus(n).key for n in PATHS} == {KEY}
+        self.expect(KEY, lambda: struct.unpack('>8xQ', self.answer(
+            lambda c: c.read_in(self.map, READ_KEYS))[:16])[0])
+        for n in PATHS:
+            if self.scenario.slow:
+                self.target.nexus(n).answer(
+                    CHECK_CONDITION, sense=bytes.fromhex(
+                        '700002000000000a000000000407'), driver_status=8)
+        out(RESERVE, KEY)
+        if self.scenario.slow:
+            self.mpd.on('resume', 'fail', count=1)
+        holder = self.target.lun(0).holder
+        self.root.state(holder, 'offline')
+        out(RELEASE, KEY)
+        assert self.target.lun(0).type == 0
+        assert not self.mpd.maps[0].suspended
+        self.root.state(holder, 'running')
+        out(REGISTER_AND_IGNORE, 0, KEY)
+        out(CLEAR, KEY)
+        assert {self.target.nexus(n).key for n in PATHS} == {0}
+        assert self.mpd.maps[0].prflag == 'unset'
+        self.client.close()
+        self.client = None
+        self.settle()
+        if self.scenario.crowded:
+            self.evict_who_waits()
+
+    def evict_who_waits(self):
+        """Two clients have commands at a path that hangs, a third comes."""
+        hanging = contextlib.ExitStack()
+        for n in PATHS:
+            self.target.nexus(n).hold = 1
+            hanging.callback(setattr, self.target.nexus(n), 'hold', 0)
+        with hanging, Client(self.path, timeout=15) as one, \
+                Client(self.path, timeout=15) as two:
+            one.send(pr_in(READ_KEYS), [self.map])
+            two.send(pr_in(READ_KEYS), [self.map])
+            wait_until(lambda: len(self.live_children(self.main)) == 2)
+            with Client(self.path, timeout=15):
+                assert select.select([one.sock, two.sock], [], [], 15)[0]
+            hanging.close()
+            wait_until(lambda: not self.live_children(self.main))
+
     def answer_fresh(self, keys):
         with Client(self.path, timeout=15) as client:
             return client.read_in(self.disk, READ_KEYS).payload == keys
@@ -610,6 +714,22 @@ SCENARIOS = [
                      'getgroups groups_clear': (e.EINVAL, *ONE)}),
     Scenario('deaf sessions', *TWO_CLIENTS, crowded=True, only='session_check',
              broken={'kill session_leave': (e.EPERM, *ONE)}),
+    Scenario('multipath', '-v', mapped=True,
+             only='worker|work_|map|multipath|path|sysfs|name_connect|'
+                  'exchange|socket_wait|send_all|receive_all', outcomes={
+                      # Of the map, as of which each run has the first two.
+                      'stat sysfs_has': {'B/00/06': (e.EACCES, e.ENOENT)},
+                      'open sysfs_read': {'5/20/00': (e.ENOENT, e.EMFILE)},
+                      'read sysfs_read': {'5/20/00': (e.ENODEV, SHORT)}}),
+    Scenario('multipath, one process', '-v', '--single-process',
+             '--max-clients=2', mapped=True, single=True, crowded=True,
+             only='worker_|^close client_close'),
+    Scenario('multipath, slow', '-v', mapped=True, slow=True,
+             only='nanosleep|^close (name|path|worker)', usual=[LOST, LOST],
+             broken={'connect name_connect': (e.EAGAIN, *ONE),
+                     'getsockopt name_connect': (e.EINVAL, *ONE),
+                     'fstat path_is_ready': (e.EIO, *ONE),
+                     'sendmsg worker_ask': (e.EAGAIN, *ONE)}),
     Scenario('a command that never ends', '-v', '--stop-timeout=0',
              hanging=True, only='session_kill_all'),
     Scenario('another user', '-v', '-u', 'nobody', '-g',
@@ -647,6 +767,14 @@ class Tools:
         self.disk = self.disks.open(0)
         self.other = os.open(sim.device(directory / 'other', 300, 0),
                              os.O_RDWR)
+        self.map = os.open(sim.device(directory / 'map', sim.Root.MAJOR, 0),
+                           os.O_RDWR)
+        self.root = sim.Root(directory / 'root')
+        for n in PATHS:
+            self.root.disk(n)
+        self.root.map(0, PATHS, 'mpatha')
+        self.mpd = multipathd.Multipathd(str(directory / 'm'), self.target)
+        self.mpd.start()
         self.fds, self.pairs, self.met, self.runs = {}, set(), set(), 0
         self.done = set()
 
@@ -660,8 +788,8 @@ class Tools:
     def learn(self, scenario):
         """One undisturbed run; returns what it called, and how often."""
         run = Run(self, scenario).live()
-        assert run.odd == ([START] if scenario.fails else []), \
-            (run.odd, run.text)
+        assert run.odd == ([START] if scenario.fails
+                           else scenario.usual or []), (run.odd, run.text)
         calls = {where: calls for where, calls in self.table.entries()
                  if calls and where[0] in self.program.offsets}
         self.met |= {where[0] for where in calls}
@@ -678,9 +806,13 @@ class Tools:
         if not self.table.hits(where):
             wrong.append('it was not called')
         odd = run.odd
+        for usual in scenario.usual or []:
+            if usual in odd:
+                odd.remove(usual)
         if outcome in (SAME, AGAIN):
             wrong += odd
-        elif outcome == PERHAPS and odd in ([], [CLOSED]):
+        elif outcome == PERHAPS and odd in ([], [CLOSED]) \
+                or outcome == FAILS and odd in ([], [LOST]):
             pass
         elif ', '.join(map(str, odd)) != outcome:
             wrong.append('%r' % odd)
@@ -709,6 +841,8 @@ def tools():
         yield tools
         tools.disks.close()
         os.close(tools.other)
+        os.close(tools.map)
+        tools.mpd.stop()
     prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 

@@ -67,6 +67,7 @@ disk=$target/core/fileio_0/disk0
 mkdir -p $disk
 echo fd_dev_name=/run/disk0,fd_dev_size=16777216 >$disk/control
 echo 1 >$disk/enable
+echo prhelper-disk0 >$disk/wwn/vpd_unit_serial
 n=1
 while [ $n -le "$UML_NEXUSES" ]; do
     wwn=$(printf 'naa.50014050000000%02x' $n)

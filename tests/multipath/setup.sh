@@ -1,0 +1,36 @@
+#!/bin/sh
+# setup.sh COMMAND [ARGUMENT...]
+#
+# Runs COMMAND inside tests/uml.sh, with UML_NEXUSES=3, on a system with
+# dm-multipath, Debian's multipath tools and a udevd, but no multipathd yet:
+# that is started by the tests, as each wants it configured (cluster.py).
+# Fetched packages appear to be installed, so that programs find their plugins
+# and rules where they were built to look.
+#
+# Everything it changes lies in memory.  Must never run anywhere else: it
+# mounts over /etc and /usr.
+set -e
+[ -d /run/target/pr ] || exit 1     # not inside tests/uml.sh
+
+/run/insmod "$UML_MODULES/fs/overlayfs/overlay.ko"
+mkdir -p /run/etc/upper /run/etc/work
+mount -t overlay etc /etc \
+    -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work
+fetched=$BUILD/debian
+for directory in lib bin sbin; do
+    layers=/usr/$directory
+    for layer in "$fetched/usr/$directory" "$fetched/$directory"; do
+        [ ! -d "$layer" ] || layers=$layers:$layer
+    done
+    [ "$layers" = "/usr/$directory" ] || mount -r -t overlay "$directory" \
+        "/usr/$directory" -o lowerdir="$layers"
+done
+for module in dm-multipath dm-round-robin dm-service-time; do
+    /run/insmod "$UML_MODULES/drivers/md/$module.ko"
+done
+
+mkdir -p /run/udev /etc/multipath
+/lib/systemd/systemd-udevd --daemon 2>/run/udevd.log
+udevadm trigger --type=devices --subsystem-match=block --action=add
+udevadm settle
+exec "$@"
