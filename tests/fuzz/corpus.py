@@ -207,9 +207,59 @@ DECODE = [
 ]
 
 
+# What multipathd answers, see multipathd.c: once it has been found, and has
+# been asked.
+GETPRKEY, SETPRKEY, UNSETPRKEY, SETPRSTATUS, UNSETPRSTATUS = range(5)
+GETPRHOLD, SETPRHOLD, UNSETPRHOLD, SUSPEND, RESUME = range(5, 10)
+FOUND = bytes([0, 0, 0])        # socket, connect, getsockopt
+READY, ASKED = b'\0', b'\0\0'    # of ppoll; send, twice
+
+
+def packet(text, size=None):
+    """ppoll and recv of the size, ppoll and recv of the text."""
+    size = len(text) if size is None else size
+    return (READY + b'\0' + struct.pack('@N', size % 2 ** 64) + READY + b'\0'
+            + text)
+
+
+def asked(what, reply, name=1):
+    return bytes([what, name]) + FOUND + ASKED + reply
+
+
+MULTIPATHD = [
+    b'', b'\0', b'\0\1' + FOUND,
+    *(asked(GETPRKEY, packet(text)) for text in [
+        b'0xa11ce\n\0', b'none\n\0', b'0xa11ce:aptpl\n\0', b'0x\n\0',
+        b'0x0\n\0', b'0xffffffffffffffff\n\0', b'0x10000000000000000\n\0',
+        b'0x-1\n\0', b'a11ce\n\0', b'0xa11ce', b'0xa11ce:x\n\0', b'fail\n\0',
+        b'0x' + 70 * b'0' + b'1\n\0', b'0xA\n\0']),
+    *(asked(what, packet(text)) for what in range(1, 10) for text in [
+        b'ok\n\0', b'fail\ntimeout\n\0']),
+    *(asked(GETPRHOLD, packet(text)) for text in [
+        b'set\n\0', b'unset\n\0', b'unknown\n\0', b'set\0']),
+    asked(SETPRSTATUS, packet(b'fail\n\0') + READY + FOUND + ASKED
+          + packet(b'ok\n\0')),
+    # by other names, and not at all
+    *(asked(SUSPEND, packet(b'ok\n\0'), name) for name in range(5)),
+    b'\x08\0' + b'\0\1\0' * 2 + FOUND + ASKED + packet(b'ok\n\0'),
+    b'\x08\0' + b'\0\0\1\0' + FOUND + ASKED + packet(b'ok\n\0'),
+    b'\x08\1' + b'\0' + b'\2' * 300, b'\x08\1\1', b'\x08\1\0\0\3',
+    # in pieces, late, too much and too little
+    b'\x08\1' + FOUND + b'\3\xff\0\5\1\2' + b'\0' * 4
+    + b'\0\1\4\0\0\7' + bytes(7) + b'\0\1o\0\2k\n\0\0\0',
+    asked(SUSPEND, packet(b'ok\n\0', 0)), asked(SUSPEND, packet(b'ok\n\0', 1)),
+    asked(SUSPEND, packet(b'ok\n\0', 3)), asked(SUSPEND, packet(b'ok\n\0', 9)),
+    asked(SUSPEND, packet(b'ok\n\0', -1)), asked(SUSPEND, packet(70 * b'x')),
+    asked(SUSPEND, b'\xff'), asked(SUSPEND, b'\xfe'),
+    asked(SUSPEND, b'\0\xfd'), asked(SUSPEND, b'\0\xfe'),
+    b'\x08\1' + FOUND + b'\xfe', b'\x08\1' + FOUND + b'\xff\xff',
+]
+
+
 def main(directory):
     targets = {'client': CLIENT, 'sg_io': SG_IO, 'options': OPTIONS,
-               'listen': LISTEN, 'decode': DECODE}
+               'listen': LISTEN, 'decode': DECODE,
+               'multipathd': MULTIPATHD}
     for target, inputs in targets.items():
         os.makedirs(os.path.join(directory, target), exist_ok=True)
         for number, data in enumerate(inputs):
