@@ -579,16 +579,32 @@ def test_a_path_fails_once(run_one):
 
 
 def test_the_answer_is_lost_once(run_one):
-    for path, fault, (name, action) in itertools.product(
-            PATHS, ('host 07', 'host 03', 'ENODEV'), ACTIONS.items()):
-        with run_one.scenario(name, fault, path) as lab:
+    for place, fault, (name, action) in itertools.product(
+            range(3), ('host 03', 'host 05', 'host 07', 'host 08', 'host 0b',
+                       'host 0e'), ACTIONS.items()):
+        if place and fault != 'host 07':
+            continue
+        with run_one.scenario(name, fault, place) as lab:
             prepare(lab, action)
-            FAILURES[fault](lab, path, count=1, after=True)
+            FAILURES[fault](lab, lab.order[place], count=1, after=True)
             answer = action.run(lab)
             if answer == GOOD:
                 action.after(lab)
-            else:
-                assert answer == CONFLICT and not action.is_register, answer
+            else:       # not what the other paths say of it, CONFLICT
+                assert answer == LOST and not action.is_register, answer
+                lab.is_consistent = name != 'clear'
+
+
+def test_a_fixed_key_does_not_say_that_we_are_registered(run):
+    """So a failed registration ends with none, and not with that key."""
+    for name in ('register', 'register and ignore'):
+        for place in range(3):
+            with run.scenario(name, place) as lab:
+                lab.known.key = lab.known.fixed = KEY
+                action = prepare(lab, ACTIONS[name])
+                REFUSALS['5/24/00'](lab, lab.order[place], count=1)
+                assert action.run(lab) == '5/24/00'
+                assert_unchanged(lab)
 
 
 @pytest.mark.parametrize('kind', ['attention', 'becoming ready'])

@@ -54,6 +54,13 @@ CLIENT = [
     HELLO + comes(pr_in(READ_KEYS, 8), 1) + result(65535, fill=b'k') + ALL,
     HELLO + comes(pr_in(READ_KEYS, 0), 1) + result(1, fill=b'k') + ALL,
     HELLO + READ + result(0, 2, sense=0x70, vet=3) + ALL,
+    # a multipath map: asked for, and answered; given up; not to be asked for
+    HELLO + READ + b'\2\0\0' + result(8192, fill=b'k')[1:] + ALL,
+    HELLO + WRITE + b'\2\0\0' + result(status=0x18)[1:] + ALL,
+    HELLO + WRITE + b'\2\0\xff', HELLO + WRITE + b'\2\xff' + ALL,
+    HELLO + comes(b'\xff' + bytes(15), 1) + b'\2\0\0' + result()[1:] + ALL,
+    HELLO + comes(b'\xff' + bytes(15), 1) + result() + ALL,
+    HELLO + comes(b'\xff' + bytes(6) + b'\xff' + bytes(8), 1) + result() + ALL,
     # in pieces
     b'\1' + b'\2' + ALL + comes(b'\0', size=1) + comes(bytes(3))
     + comes(READ[1:6], 1, 5) + comes(READ[6:]) + result(100, fill=b'k')
@@ -64,7 +71,7 @@ CLIENT = [
     HELLO + READ + result(8192, fill=b'k') + BROKEN_PIPE,
     # against the rules
     ALL + comes(bytes(4), 1),
-    ALL + comes(b'\0\0\0\1'),
+    ALL + comes(b'\0\0\0\1') + READ + READ_DONE, ALL + comes(b'\0\0\0\2'),
     ALL + comes(b'\x80\0\0\0'),
     HELLO + comes(READ[1:]),
     HELLO + comes(READ[1:], 2),
@@ -113,6 +120,9 @@ SG_IO = [
     command(REGISTERING, mode=IOCTL_ONLY), command(REGISTERING, mode=CLOSED),
     command(REGISTERING, mode=WO), command(mode=RO),
     command(pr_out(REGISTER, length=0x10018)),
+    *(command(b'\xff' + bytes(15), kind, mode) for kind in [DISK, FILE]
+      for mode in [RW, RO]),
+    command(b'\xff' + bytes(15), (0, 253, 1), sysfs=5),
     command(kind=NULL), command(kind=TAPE), command(kind=FILE),
     command(kind=NO_STATUS, errno=9),
     *(command(kind=(0, major, minor)) for major, minor in [
