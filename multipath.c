@@ -43,7 +43,10 @@ enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
        REGISTER_AND_IGNORE
 };
 
-enum { READ_RESERVATION = 1 }; /* of PERSISTENT RESERVE IN, SPC-4 6.15.1 */
+enum {
+    READ_KEYS,
+    READ_RESERVATION
+}; /* of PERSISTENT RESERVE IN, SPC-4 6.15.1 */
 
 enum { /* the parameter list of PERSISTENT RESERVE OUT, SPC-4 6.16.3 */
        LIST_SIZE = 24,
@@ -78,7 +81,7 @@ struct map {
     dev_t device;
     char name[16]; /* dm-N */
     char alias[ALIAS_SIZE];
-    char *suspended; /* see prhelper.h */
+    struct suspension *suspension;
     struct multipathd multipathd;
     struct path paths[PATHS_MOST];
     unsigned count;
@@ -225,9 +228,10 @@ static enum outcome path_send(struct map *map, struct path *path,
         if (!path_is_ready(map, path))
             break;
         command->fd = path->fd;
-        sg_io_execute(command, path->is_suspect || map->suspended[0] != '\0'
-                                   ? SHORT_TIMEOUT
-                                   : SG_IO_TIMEOUT);
+        sg_io_execute(command,
+                      path->is_suspect || map->suspension->alias[0] != '\0'
+                          ? SHORT_TIMEOUT
+                          : SG_IO_TIMEOUT);
         if (command->unreached) {
             map->is_lost = map->is_lost || command->is_lost;
             break;
@@ -350,6 +354,29 @@ static bool reservation_read(struct map *map, struct reservation *reservation)
     return true;
 }
 
+/* Is the key registered, through whatever path? False: as above. */
+static bool keys_have(struct map *map, uint64_t key, bool *has)
+{
+    static const uint8_t cdb[10] = { PERSISTENT_RESERVE_IN,
+                                     READ_KEYS, [7] = PROTOCOL_DATA_MAX >> 8 };
+    uint8_t data[PROTOCOL_DATA_MAX];
+    size_t at, end;
+
+    *has = false;
+    map->command->cdb = cdb;
+    map->command->data = data;
+    map->command->length = sizeof(data);
+    if (any_send(map, map->command) == NULL || map->command->status != GOOD)
+        return false;
+    end = 8 + (size_t)be32_get(data + 4); /* SPC-4 6.15.2 */
+    if (end > map->command->payload)
+        end = map->command->payload;
+    for (at = 8; at + 8 <= end; at += 8)
+        if (be64_get(data + at) == key)
+            *has = true;
+    return true;
+}
+
 /* ---- The suspended preemption of ourselves ---------------------------- */
 
 /* Those that do not work get a second chance: they may have come back. */
@@ -377,27 +404,27 @@ static bool paths_restore(struct map *map, const struct multipathd_key *key)
 }
 
 /* Until it works, or for a minute. Returns whether it did. */
-bool multipath_resume(const char *socket_path, char *suspended)
+static bool map_resume(const struct multipathd *multipathd,
+                       struct suspension *suspension)
 {
-    const struct multipathd multipathd = { .alias = suspended,
-                                           .socket_path = socket_path };
+    bool is_resumed = false;
     int tries;
 
     for (tries = 0; tries < RESUMES_MOST; tries++) {
-        if (multipathd_resume(&multipathd) == MULTIPATHD_DONE) {
-            suspended[0] = '\0';
-            return true;
-        }
+        is_resumed = multipathd_resume(multipathd) == MULTIPATHD_DONE;
+        if (is_resumed)
+            break;
         if (tries == 0)
             log_error("map %s is suspended and multipathd does not resume it, "
                       "trying again; by hand: dmsetup resume %s",
-                      suspended, suspended);
+                      suspension->alias, suspension->alias);
         nanosleep(&(struct timespec){ .tv_sec = 1 }, NULL);
     }
-    log_error("map %s stays suspended: dmsetup resume %s", suspended,
-              suspended);
-    suspended[0] = '\0';
-    return false;
+    if (!is_resumed)
+        log_error("map %s stays suspended: dmsetup resume %s",
+                  suspension->alias, suspension->alias);
+    suspension->alias[0] = '\0';
+    return is_resumed;
 }
 
 /*
@@ -412,10 +439,11 @@ static void preempt_suspended(struct map *map, const struct out *preempt,
     enum multipathd_said said;
     struct path *path;
 
-    memcpy(map->suspended, map->alias, sizeof(map->alias));
+    map->suspension->device = map->device;
+    memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_suspend(&map->multipathd);
     if (said == MULTIPATHD_REFUSED) {
-        map->suspended[0] = '\0';
+        map->suspension->alias[0] = '\0';
         fail(map, "multipathd refuses to suspend it");
         return;
     }
@@ -437,7 +465,7 @@ static void preempt_suspended(struct map *map, const struct out *preempt,
                 sg_io_good(map->command);
         }
     }
-    if (!multipath_resume(map->multipathd.socket_path, map->suspended))
+    if (!map_resume(&map->multipathd, map->suspension))
         fail(map, "it is still suspended");
 }
 
@@ -709,8 +737,10 @@ static void paths_unregister(struct map *map, const struct registration *r,
                         "not have",
                         map->name, map->alias, map->paths[i].name);
     if (r->is_given_up) {
+        const struct multipathd_key key = { r->previous, false };
+
         out_set(&out, RESERVE, r->scope_type, r->previous, 0, 0);
-        map_reserve(map, &r->old, &out);
+        map_reserve(map, &key, &out);
     }
     answer_give(map, &answer);
 }
@@ -758,22 +788,21 @@ static bool status_tell(struct map *map, const struct registration *r)
     return false;
 }
 
-/* Who unregisters gives up the reservation, also through a path that is gone.
- */
+/* Who unregisters gives up what it holds, also through a path that is gone. */
 static bool reservation_give_up(struct map *map, struct registration *r)
 {
+    const struct multipathd_key key = { r->previous, r->old.aptpl };
     struct reservation reservation;
     struct out release;
 
-    if (r->new.value != 0 || r->old.value == 0 || r->previous != r->old.value)
+    if (r->new.value != 0 || r->previous == 0)
         return true;
     if (!reservation_read(map, &reservation))
         return false;
-    if (!reservation.is_held || reservation.key != r->old.value
-        || multipathd_hold_get(&map->multipathd) != HOLD_SET)
+    if (!reservation.is_held || reservation.key != r->previous)
         return true;
-    out_set(&release, RELEASE, reservation.scope_type, r->old.value, 0, 0);
-    map_release(map, &r->old, &release);
+    out_set(&release, RELEASE, reservation.scope_type, r->previous, 0, 0);
+    map_release(map, &key, &release);
     r->is_given_up = map->command->status == GOOD;
     r->scope_type = reservation.scope_type;
     return r->is_given_up;
@@ -816,18 +845,26 @@ static void map_register(struct map *map, const struct multipathd_key *old,
     struct registration r = {
         .old = *old,
         .new = { be64_get(out->list + 8), (flags & APTPL) != 0 },
-        .previous = out->cdb[1] == REGISTER ? be64_get(out->list) : old->value
     };
-    bool is_told = false;
+    bool is_told = false, has = false;
 
-    if (key_announce(map, &r) && reservation_give_up(map, &r)) {
-        if (paths_register(map, out) && reservation_follow(map, &r)
-            && (is_told = status_tell(map, &r)) && paths_recheck(map, out)) {
+    if (out->cdb[1] == REGISTER) {
+        r.previous = be64_get(out->list);
+    } else if (old->value != 0) {
+        /* It may be one that multipathd is only configured to have. */
+        if (!keys_have(map, old->value, &has))
+            return;
+        r.previous = has ? old->value : 0;
+    }
+    if (reservation_give_up(map, &r) && key_announce(map, &r)
+        && paths_register(map, out) && reservation_follow(map, &r)) {
+        is_told = true;
+        if (status_tell(map, &r) && paths_recheck(map, out)) {
             sg_io_good(map->command);
             return;
         }
-        paths_unregister(map, &r, flags & (uint8_t)~SPEC_I_PT);
     }
+    paths_unregister(map, &r, flags & (uint8_t)~SPEC_I_PT);
     if (r.new.value != old->value || r.new.aptpl != old->aptpl)
         multipathd_key_set(&map->multipathd, old);
     if (is_told && old->value == 0)
@@ -889,40 +926,48 @@ static void map_out(struct map *map)
         map_preempt(map, &key, &out);
 }
 
-/* Of a device-mapper device that sg_io_vet() has let pass. */
-void multipath_execute(struct pr_command *command, const char *socket_path,
-                       char *suspended)
-{
-    struct map map = { .command = command, .suspended = suspended };
-    char uuid[ALIAS_SIZE + 8];
-    struct stat st;
+static const char not_a_map[] = "the descriptor is of a device-mapper device "
+                                "that is no multipath map";
 
-    map.multipathd.map = map.name;
-    map.multipathd.alias = map.alias;
-    map.multipathd.socket_path = socket_path;
-    if (fstat(command->fd, &st) < 0
-        || !sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))) {
-        sg_io_refuse(command, "cannot tell what device-mapper device this is");
-        return;
-    }
-    if (strncmp(uuid, "mpath-", 6) != 0) {
-        if (command->cdb[0] == PROTOCOL_CLEANUP)
-            sg_io_good(command);
-        else
-            sg_io_refuse(command, "the descriptor is of a device-mapper "
-                                  "device that is no multipath map");
-        return;
-    }
-    map.device = st.st_rdev;
+/* Returns NULL, or why the device is refused. Its paths are not listed yet. */
+static const char *map_begin(struct map *map, struct pr_command *command,
+                             dev_t device, const char *socket_path,
+                             struct suspension *suspension)
+{
+    char uuid[ALIAS_SIZE + 8];
+
+    memset(map, 0, sizeof(*map));
+    map->command = command;
+    map->suspension = suspension;
+    map->device = device;
+    map->multipathd.map = map->name;
+    map->multipathd.alias = map->alias;
+    map->multipathd.socket_path = socket_path;
+    if (!sysfs_read(device, "/dm/uuid", uuid, sizeof(uuid)))
+        return "cannot tell what device-mapper device this is";
+    if (strncmp(uuid, "mpath-", 6) != 0)
+        return not_a_map;
+    snprintf(map->name, sizeof(map->name), "dm-%u", minor(device));
+    if (!sysfs_read(device, "/dm/name", map->alias, sizeof(map->alias))
+        || map->alias[0] == '\0' || !is_word(map->alias))
+        return "the name of the multipath map cannot be told to multipathd";
+    return NULL;
+}
+
+/* Of a device-mapper device that sg_io_vet() has let pass. */
+void multipath_execute(struct pr_command *command, dev_t device,
+                       const char *socket_path, struct suspension *suspension)
+{
+    struct map map;
+    const char *refusal = map_begin(&map, command, device, socket_path,
+                                    suspension);
+
     command->payload = 0;
-    snprintf(map.name, sizeof(map.name), "dm-%u", minor(st.st_rdev));
-    if (!sysfs_read(map.device, "/dm/name", map.alias, sizeof(map.alias))
-        || map.alias[0] == '\0' || !is_word(map.alias)) {
-        sg_io_refuse(command, "the name of the multipath map cannot be told "
-                              "to multipathd");
-        return;
-    }
-    if (!sysfs_slaves(map.device, path_found, &map))
+    if (refusal == not_a_map && command->cdb[0] == PROTOCOL_CLEANUP)
+        sg_io_good(command);
+    else if (refusal != NULL)
+        sg_io_refuse(command, refusal);
+    else if (!sysfs_slaves(device, path_found, &map))
         fail(&map, "cannot list its paths");
     else if (command->cdb[0] == PERSISTENT_RESERVE_IN)
         any_send(&map, command);
@@ -930,5 +975,30 @@ void multipath_execute(struct pr_command *command, const char *socket_path,
         map_out(&map);
     else
         map_cleanup(&map);
+    paths_close(&map);
+}
+
+/*
+ * Somebody has died who had suspended the map to preempt its own key: does
+ * what is left to do. If the key is not there any more, it has been
+ * preempted by others, and must not come back.
+ */
+void multipath_recover(const char *socket_path, struct suspension *suspension)
+{
+    uint8_t sense[PROTOCOL_SENSE_SIZE];
+    struct pr_command command = { .sense = sense };
+    struct multipathd_key key;
+    struct map map;
+    bool has;
+
+    if (map_begin(&map, &command, suspension->device, socket_path, suspension)
+            == NULL
+        && strcmp(map.alias, suspension->alias) == 0
+        && sysfs_slaves(map.device, path_found, &map)
+        && multipathd_key_get(&map.multipathd, &key) && key.value != 0
+        && keys_have(&map, key.value, &has) && has)
+        paths_restore(&map, &key);
+    memcpy(map.alias, suspension->alias, sizeof(map.alias));
+    map_resume(&map.multipathd, suspension);
     paths_close(&map);
 }

@@ -185,6 +185,11 @@ static int exchange(const struct multipathd *multipathd, const char *command,
     return result;
 }
 
+static bool is_denial(const char *reply)
+{
+    return strncmp(reply, "permission deny", 15) == 0;
+}
+
 static enum multipathd_said ask(const struct multipathd *multipathd,
                                 char reply[REPLY_SIZE], const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -213,8 +218,7 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
     }
     length = (int)strcspn(reply, "\n");
     log_verbose("multipathd, '%.100s': %.*s", command, length, reply);
-    if (strncmp(reply, "permission deny", 15) == 0
-        || strcmp(reply, "timeout\n") == 0)
+    if (is_denial(reply) || strcmp(reply, "timeout\n") == 0)
         log_warning("multipathd, '%.100s': %.*s", command, length, reply);
     return strcmp(reply, "ok\n") == 0 ? MULTIPATHD_DONE : MULTIPATHD_REFUSED;
 }
@@ -301,12 +305,20 @@ void multipathd_hold_set(const struct multipathd *multipathd, bool holds)
         multipathd->map);
 }
 
-/* These two know maps by their alias only. */
+/*
+ * These two know maps by their alias only. What is neither yes nor no may
+ * mean that the map is suspended.
+ */
 enum multipathd_said multipathd_suspend(const struct multipathd *multipathd)
 {
     char reply[REPLY_SIZE];
+    enum multipathd_said said = ask(multipathd, reply, "suspend map %s",
+                                    multipathd->alias);
 
-    return ask(multipathd, reply, "suspend map %s", multipathd->alias);
+    if (said == MULTIPATHD_REFUSED && strcmp(reply, "fail\n") != 0
+        && !is_denial(reply))
+        return MULTIPATHD_SILENT;
+    return said;
 }
 
 enum multipathd_said multipathd_resume(const struct multipathd *multipathd)

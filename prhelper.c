@@ -130,7 +130,7 @@ static void server_set_up(struct server *server, const struct options *options)
         fatal("cannot make a queue: %s", strerror(errno));
     server->slots = slots;
     server->workers = table(slots * sizeof(pid_t), MAP_PRIVATE);
-    server->suspended = table((size_t)slots * ALIAS_SIZE, MAP_SHARED);
+    server->suspensions = table(slots * sizeof(struct suspension), MAP_SHARED);
     server->records = table(slots * sizeof(struct record), MAP_SHARED);
     log_rate_share(table(sizeof(struct log_rate), MAP_SHARED));
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);

@@ -161,13 +161,14 @@ void multipathd_hold_set(const struct multipathd *, bool holds);
 enum multipathd_said multipathd_suspend(const struct multipathd *);
 enum multipathd_said multipathd_resume(const struct multipathd *);
 
-/*
- * multipath.c: one command on a multipath map. *suspended, ALIAS_SIZE bytes,
- * is the alias of the map as long as somebody must resume it, or empty.
- */
-void multipath_execute(struct pr_command *, const char *socket_path,
-                       char *suspended);
-bool multipath_resume(const char *socket_path, char *suspended);
+/* multipath.c: one command on a multipath map. */
+struct suspension { /* of a map, as long as somebody must resume it */
+    dev_t device;
+    char alias[ALIAS_SIZE]; /* empty: there is none */
+};
+void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
+                       struct suspension *);
+void multipath_recover(const char *socket_path, struct suspension *);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
@@ -230,14 +231,14 @@ struct server {
     bool is_resume_due; /* some worker died with a map suspended */
     int session_rules;  /* a Landlock ruleset for sessions, -1: none */
     unsigned max_clients;
-    unsigned slots;           /* of the tables that follow */
-    struct session *sessions; /* main's alone, NULL elsewhere */
-    struct record *records;   /* shared with the sessions */
-    pid_t *workers;           /* main's alone; 0: free */
-    char *suspended;          /* shared with the workers: ALIAS_SIZE each */
-    unsigned used;            /* of the table that follows */
-    struct client *clients;   /* one in a session, all with --single-process */
-    struct pollfd *fds;       /* FDS_CLIENTS more than clients */
+    unsigned slots;                 /* of the tables that follow */
+    struct session *sessions;       /* main's alone, NULL elsewhere */
+    struct record *records;         /* shared with the sessions */
+    pid_t *workers;                 /* main's alone; 0: free */
+    struct suspension *suspensions; /* shared with the workers */
+    unsigned used;                  /* of the table that follows */
+    struct client *clients; /* one in a session, all with --single-process */
+    struct pollfd *fds;     /* FDS_CLIENTS more than clients */
 };
 
 enum { FDS_LISTENER, FDS_REPORT, FDS_QUEUE, FDS_CLIENTS };

@@ -166,7 +166,7 @@ static void session_begin(struct server *server, struct record *record)
     server->is_session = true;
     server->sessions = NULL;
     server->workers = NULL;
-    munmap(server->suspended, (size_t)server->slots * ALIAS_SIZE);
+    munmap(server->suspensions, server->slots * sizeof(struct suspension));
     server->signals_by = 0;
     server->used = 1;
     log_syslog_renew();

@@ -158,21 +158,18 @@ static int work_take(int queue, struct work *work)
  * One command on a map at a time: a lock on the byte of the queue that has
  * the map's number. Who dies gives it back.
  */
-static void map_lock(int queue, int map)
+static void map_lock(int queue, dev_t map)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
-    struct stat st;
 
-    if (fstat(map, &st) < 0 || !S_ISBLK(st.st_mode))
-        return;
-    lock.l_start = minor(st.st_rdev);
+    lock.l_start = minor(map);
     if (fcntl(queue, F_SETLKW, &lock) < 0)
         log_warning("commands on one map at the same time: %s",
                     strerror(errno));
 }
 
 static void work_do(const struct server *server, struct work *work,
-                    char *suspended)
+                    struct suspension *suspension)
 {
     struct pr_command command = {
         .fd = work->map,
@@ -182,12 +179,18 @@ static void work_do(const struct server *server, struct work *work,
         .sense = work->sense,
     };
     size_t size = ANSWER_HEAD;
+    struct stat st;
 
     /* What the session has found out already; but it is not to be trusted. */
     switch (sg_io_vet(&command)) {
     case VET_MAPPED:
-        multipath_execute(&command, server->listener.path, suspended);
-        break;
+        if (fstat(work->map, &st) == 0) {
+            map_lock(server->queue[QUEUE_OUT], st.st_rdev);
+            multipath_execute(&command, st.st_rdev, server->listener.path,
+                              suspension);
+            break;
+        }
+        /* fall through */
     case VET_SEND:
         sg_io_refuse(&command, "the descriptor is of no multipath map");
         break;
@@ -207,11 +210,12 @@ static void work_do(const struct server *server, struct work *work,
  * The child's side of worker_start(): never returns. Somebody's map is still
  * suspended, or else there is a command on the queue.
  */
-static void worker_run(const struct server *server, char *suspended)
+static void worker_run(const struct server *server,
+                       struct suspension *suspension)
 {
     struct work work = { .map = -1, .answer = -1 };
     int error = 0, queue = server->queue[QUEUE_OUT];
-    bool is_resumer = suspended[0] != '\0';
+    bool is_resumer = suspension->alias[0] != '\0';
 
     if (!is_resumer) {
         error = work_take(queue, &work);
@@ -229,19 +233,19 @@ static void worker_run(const struct server *server, char *suspended)
         _exit(EXIT_FAILURE);
     }
     if (is_resumer) {
-        multipath_resume(server->listener.path, suspended);
+        map_lock(queue, suspension->device);
+        multipath_recover(server->listener.path, suspension);
     } else {
-        map_lock(queue, work.map);
-        work_do(server, &work, suspended);
+        work_do(server, &work, suspension);
     }
     _exit(EXIT_SUCCESS);
 }
 
 /* ---- In main ---------------------------------------------------------- */
 
-static char *suspended_by(const struct server *server, unsigned i)
+static bool is_suspender(const struct server *server, unsigned i)
 {
-    return server->suspended + (size_t)i * ALIAS_SIZE;
+    return server->suspensions[i].alias[0] != '\0';
 }
 
 static pid_t worker_start(struct server *server, unsigned i, int64_t now)
@@ -249,7 +253,7 @@ static pid_t worker_start(struct server *server, unsigned i, int64_t now)
     pid_t pid = fork();
 
     if (pid == 0)
-        worker_run(server, suspended_by(server, i));
+        worker_run(server, &server->suspensions[i]);
     if (pid > 0) {
         server->workers[i] = pid;
         return pid;
@@ -267,7 +271,7 @@ void worker_spawn(struct server *server, int64_t now)
     unsigned i;
 
     for (i = 0; i < server->slots; i++)
-        if (server->workers[i] == 0 && suspended_by(server, i)[0] == '\0')
+        if (server->workers[i] == 0 && !is_suspender(server, i))
             break;
     if (i < server->slots)
         server->worker_pending = worker_start(server, i, now);
@@ -284,7 +288,7 @@ void worker_check(struct server *server, int64_t now)
         return;
     server->is_resume_due = false;
     for (i = 0; i < server->slots; i++)
-        if (server->workers[i] == 0 && suspended_by(server, i)[0] != '\0'
+        if (server->workers[i] == 0 && is_suspender(server, i)
             && worker_start(server, i, now) == 0)
             server->is_resume_due = true;
 }
@@ -306,9 +310,9 @@ void worker_ended(struct server *server, pid_t pid, int status)
     if (WIFSIGNALED(status))
         log_error("a command on a multipath map died of signal %d",
                   WTERMSIG(status));
-    if (suspended_by(server, i)[0] != '\0') {
+    if (is_suspender(server, i)) {
         log_error("map %.*s may be suspended: having it resumed",
-                  ALIAS_SIZE - 1, suspended_by(server, i));
+                  ALIAS_SIZE - 1, server->suspensions[i].alias);
         server->is_resume_due = true;
     }
 }
