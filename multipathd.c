@@ -288,7 +288,9 @@ enum multipathd_hold multipathd_hold_get(const struct multipathd *multipathd)
 {
     char reply[REPLY_SIZE];
 
-    ask(multipathd, reply, "getprhold map %s", multipathd->map);
+    if (ask(multipathd, reply, "getprhold map %s", multipathd->map)
+        != MULTIPATHD_REFUSED)
+        return HOLD_UNKNOWN;
     if (strcmp(reply, "set\n") == 0)
         return HOLD_SET;
     return strcmp(reply, "unset\n") == 0 ? HOLD_UNSET : HOLD_UNKNOWN;

@@ -16,7 +16,7 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 build=${BUILD:-$top/build}/fuzz
 engine=${1:-libfuzzer}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- client sg_io options listen decode
+[ $# -gt 0 ] || set -- client sg_io options listen decode multipathd
 
 if [ -z "${FUZZ_FETCHED:-}" ]; then
     packages='python3 binutils'

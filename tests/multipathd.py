@@ -138,7 +138,7 @@ class Multipathd:
         """Commands that match the pattern, but not the first skip ones, get
         this: a key of the tables above, 'deny', 'timeout', 'usage', 'no NUL',
         'trickle', seconds to wait before the usual answer, or a function that is called
-        with the command first; effect: after they have worked."""
+        with the command and says which of them; effect: after they have worked."""
         with self.lock:
             self.rules.append([re.compile(pattern), behaviour, effect, count,
                                skip])
@@ -208,7 +208,8 @@ class Multipathd:
             self.commands.append(Command(text, pid, events))
             behaviour, effect = self.rule(text)
         if callable(behaviour):
-            behaviour, effect = behaviour(self.commands[-1]), True
+            behaviour = behaviour(self.commands[-1])
+            effect = effect or behaviour is None
         if isinstance(behaviour, (int, float)):
             released.wait(behaviour)
             behaviour, effect = None, True

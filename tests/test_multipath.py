@@ -579,16 +579,32 @@ def test_a_path_fails_once(run_one):
 
 
 def test_the_answer_is_lost_once(run_one):
-    for path, fault, (name, action) in itertools.product(
-            PATHS, ('host 07', 'host 03', 'ENODEV'), ACTIONS.items()):
-        with run_one.scenario(name, fault, path) as lab:
+    for place, fault, (name, action) in itertools.product(
+            range(3), ('host 03', 'host 05', 'host 07', 'host 08', 'host 0b',
+                       'host 0e'), ACTIONS.items()):
+        if place and fault != 'host 07':
+            continue
+        with run_one.scenario(name, fault, place) as lab:
             prepare(lab, action)
-            FAILURES[fault](lab, path, count=1, after=True)
+            FAILURES[fault](lab, lab.order[place], count=1, after=True)
             answer = action.run(lab)
             if answer == GOOD:
                 action.after(lab)
-            else:
-                assert answer == CONFLICT and not action.is_register, answer
+            else:       # not what the other paths say of it, CONFLICT
+                assert answer == LOST and not action.is_register, answer
+                lab.is_consistent = name != 'clear'
+
+
+def test_a_fixed_key_does_not_say_that_we_are_registered(run):
+    """So a failed registration ends with none, and not with that key."""
+    for name in ('register', 'register and ignore'):
+        for place in range(3):
+            with run.scenario(name, place) as lab:
+                lab.known.key = lab.known.fixed = KEY
+                action = prepare(lab, ACTIONS[name])
+                REFUSALS['5/24/00'](lab, lab.order[place], count=1)
+                assert action.run(lab) == '5/24/00'
+                assert_unchanged(lab)
 
 
 @pytest.mark.parametrize('kind', ['attention', 'becoming ready'])
@@ -1082,7 +1098,8 @@ def assert_reservation_is_somebodys(lab, answer, action):
         action.after(lab)
         return
     holder = lab.holder()
-    assert holder in (None, lab.before[1]) or holder[0] in PATHS, holder
+    assert holder in (None, lab.before[1]) or holder[0] in (*PATHS, None), \
+        holder
     if 'preempt all' not in lab.name:
         assert lab.nexus(RIVALS).key in (0, lab.before[2])
 
@@ -1178,6 +1195,659 @@ def test_the_worker_is_killed_at_each_step(run, name):
             else:       # it had happened, and can happen only once
                 assert again == CONFLICT or name == 'preempt all', again
                 lab.is_consistent = name != 'clear'
+
+
+# ---- What sysfs says --------------------------------------------------------
+
+def assert_refused(lab, answer='5/20/00'):
+    """Neither a disk nor multipathd hears of it; CLEANUP is no reservation,
+    and is answered with GOOD by what is no map."""
+    for cdb, data in ((pr_in(READ_KEYS), b''), (
+            pr_out(REGISTER_AND_IGNORE), parameters(0, KEY))):
+        assert code(lab.request(cdb, data)) == answer
+    assert not lab.target.events and not lab.mpd.commands
+    lab.is_consistent = False
+
+
+@pytest.mark.parametrize('uuid', [
+    'LVM-x', 'part1-mpath-36001405a', 'CRYPT-LUKS2-mpath-x', 'mpath', 'MPATH-x',
+    ' mpath-x', 'xmpath-36001405a', ''])
+def test_other_device_mapper_devices_are_refused(run, uuid):
+    with run.scenario() as lab:
+        lab.root.write(lab.root.of_map(0, 'dm/uuid'), uuid + '\n')
+        assert_refused(lab)
+        assert code(lab.request(bytes([CLEANUP]) + bytes(15))) == GOOD
+        assert not lab.target.events and not lab.mpd.commands
+
+
+@pytest.mark.parametrize('file', ['dm/uuid', 'dm/name'])
+@pytest.mark.parametrize('what', ['missing', 'empty', 'directory', 'too long',
+                                  'NUL', 'no end'])
+def test_odd_files_of_a_map(run, file, what):
+    with run.scenario() as lab:
+        path = lab.root.of_map(0, file)
+        os.unlink(path)
+        if what == 'directory':
+            os.mkdir(path)
+        elif what != 'missing':
+            lab.root.write(path, {
+                'empty': b'', 'too long': b'mpath-' + b'a' * 5000 + b'\n',
+                'NUL': b'mpath-\0a\n', 'no end': b'mpath-36001405a'}[what])
+        if what == 'no end':        # may be good enough, but only one way
+            answer = code(lab.request(pr_in(READ_KEYS)))
+            assert answer in (GOOD, '5/20/00')
+            return
+        assert_refused(lab)
+
+
+@pytest.mark.parametrize('alias', [
+    'a b', 'a"b', "a'b", 'a\\b', 'a\tb', 'a\x01b', 'a\x7fb', 'a\nb', 'a\x80b',
+    'mpatha" key "', 'a' * 600, 'a/b', ' ', '', 'mpatha ', '\x1b[31m', '\xff'])
+def test_alias_that_is_no_word_for_multipathd(run, alias):
+    with run.scenario() as lab:
+        lab.root.write(lab.root.of_map(0, 'dm/name'),
+                       alias.encode('latin-1') + b'\n')
+        assert_refused(lab)
+
+
+@pytest.mark.parametrize('alias', ['a', 'mpath-1.2:3_4', 'a' * 127,
+                                   '36001405a', 'x' * 64, '@%+,=~#'])
+def test_alias_that_is_one(run, alias):
+    with run.scenario() as lab:
+        lab.root.write(lab.root.of_map(0, 'dm/name'), alias + '\n')
+        lab.known.alias = alias
+        action = prepare(lab, ACTIONS['preempt ourselves'])
+        assert action.run(lab) == GOOD
+        action.after(lab)
+        assert 'suspend map ' + alias in lab.mpd.texts()
+
+
+def another_device(lab, nexus, major, minor):
+    sim.device(lab.root.node(nexus), major, minor)
+
+
+def not_a_device(lab, nexus):
+    with open(lab.root.node(nexus), 'w') as f:
+        f.write('x')
+
+
+def a_fifo(lab, nexus):
+    os.unlink(lab.root.node(nexus))
+    os.mkfifo(lab.root.node(nexus))
+
+
+def without(name):
+    return lambda lab, nexus: os.unlink(lab.root.of_disk(nexus, name))
+
+
+# What makes a slave of the map one that no command may be sent to.
+STRANGERS = {
+    'the disk of another map': lambda lab, n: another_device(
+        lab, n, *sim.disk_number(OTHERS[0])),
+    'a disk of nobody': lambda lab, n: another_device(
+        lab, n, *sim.disk_number(ALONE)),
+    'a disk that sysfs lacks': lambda lab, n: another_device(lab, n, 8, 240),
+    'a partition': lambda lab, n: another_device(
+        lab, n, sim.disk_number(n)[0], sim.disk_number(n)[1] + 1),
+    'an NVMe disk': lambda lab, n: another_device(lab, n, 259, 0),
+    'a map': lambda lab, n: another_device(lab, n, 253, 1),
+    'a regular file': not_a_device,
+    'a FIFO': a_fifo,
+    'no holders link': lambda lab, n: os.unlink(lab.root.holder(0, n)),
+    'the holder is another map': lambda lab, n: os.rename(
+        lab.root.holder(0, n), lab.root.of_disk(n, 'holders/dm-1')),
+    'the holder has a longer name': lambda lab, n: os.rename(
+        lab.root.holder(0, n), lab.root.of_disk(n, 'holders/dm-00')),
+    'no state': lambda lab, n: os.unlink(
+        lab.root.of_disk(n, 'device/state')),
+    'no device': lambda lab, n: os.unlink(lab.root.of_disk(n, 'device')),
+    'a loop of links': lambda lab, n: (
+        os.unlink(lab.root.node(n)),
+        os.symlink(sim.disk_name(n), lab.root.node(n))),
+}
+
+
+@pytest.mark.parametrize('kind', STRANGERS)
+def test_slave_that_is_no_path(run_one, kind):
+    """No command is sent to it, whatever its name, and the others do."""
+    for path, name in itertools.product((0, 1), (
+            'register', 'release', 'read keys', 'unregister, holding',
+            'preempt ourselves', 'clean up')):
+        with run_one.scenario(kind, path, name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            STRANGERS[kind](lab, path)
+            lab.dead = {path}
+            lab.before = lab.state()
+            assert action.run(lab) == GOOD
+            action.after(lab)
+            assert not lab.nexus(path).commands
+
+
+def test_slaves_of_odd_names(run):
+    for name in ('dm-7', 'sd a', 'x' * 100, 'a"b', 'nvme0n1', 'sda1', '.sda',
+                 'loop0', 'sd\x1b'):
+        with run.scenario(name) as lab:
+            os.symlink('../../8:0', lab.root.slave(0, name))
+            answer = ACTIONS['register'].run(lab)
+            assert answer in (GOOD, LOST)
+            assert answer == LOST or name in ('dm-7', 'nvme0n1', 'sda1',
+                                              'loop0', '.sda')
+            if answer == GOOD:
+                lab.assert_registered(KEY)
+            assert not any(name in text for text in lab.mpd.texts())
+
+
+def test_no_slaves(run):
+    for how in ('none', 'no directory', 'a file'):
+        for name in ('register', 'read keys', 'reserve', 'release', 'clear'):
+            with run.scenario(how, name) as lab:
+                action = prepare(lab, ACTIONS[name])
+                directory = lab.root.of_map(0, 'slaves')
+                if how == 'none':
+                    for path in PATHS:
+                        lab.root.leave(0, path)
+                else:
+                    shutil.rmtree(directory)
+                if how == 'a file':
+                    lab.root.write(directory, '')
+                assert action.run(lab) == LOST
+                assert_unchanged(lab)
+
+
+def test_many_slaves(run_one):
+    """And a pathlist that does not fit into one command to multipathd."""
+    more = [*range(20, 40), *range(RIVALS + 1, sim.NEXUSES)]
+    for version in ('0.14', '0.9.4'):
+        with run_one.scenario(version) as lab:
+            lab.mpd.version = version
+            lab.strangers_allowed = True
+            for nexus in more:
+                lab.root.disk(nexus)
+                lab.root.join(0, nexus)
+            assert ACTIONS['register'].run(lab) == GOOD
+            lab.assert_registered(KEY)
+            assert {lab.nexus(n).key for n in more} == {KEY}
+            assert lab.out(RESERVE, KEY, 0, 1) == GOOD
+            assert lab.client.keys(lab.map) == [KEY] * (3 + len(more))
+            if version == '0.9.4':
+                continue
+            dead = lab.lun.holder
+            lab.dead = {dead}
+            lab.root.state(dead, 'offline')
+            assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+            assert lab.holder() is None
+            assert {lab.nexus(n).key for n in more + list(PATHS)
+                    if n != dead} == {KEY}
+            assert lab.known.prflag == 'set'
+
+
+def test_too_many_slaves(run):
+    """More than there is room for: it is not done by halves."""
+    with run.scenario() as lab:
+        for number in range(300):
+            os.symlink('../../8:0', lab.root.slave(0, 'sdx%d' % number))
+        assert ACTIONS['register'].run(lab) == LOST
+        assert not lab.sent(out=True)
+
+
+# ---- What changes under our hands -------------------------------------------
+
+def while_at_the_disk(lab, action, path, skip, change):
+    """change() happens while a command of the action is at the disk."""
+    nexus = lab.nexus(path)
+    with nexus.hanging(skip):
+        lab.client.send(action.cdb, [lab.map])
+        if action.data:
+            lab.client.sock.sendall(action.data)
+        nexus.wait_in_flight(1)
+        change()
+    return code(lab.client.reply())
+
+
+def test_path_that_leaves_the_map_between_two_commands(run):
+    """No command is sent to it any more."""
+    for name in ('register', 'release', 'preempt ourselves', 'clear'):
+        with run.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            first, second, third = lab.order
+            commands = []
+
+            def change():
+                lab.root.leave(0, second)
+                another_device(lab, second, *sim.disk_number(ALONE))
+                commands.append(lab.nexus(second).commands)
+            lab.dead = {second}
+            answer = while_at_the_disk(lab, action, first, 0, change)
+            assert answer == GOOD
+            if lab.holder() is None or lab.holder()[0] != second:
+                action.after(lab)
+            lab.wait_idle()
+            assert lab.nexus(second).commands == commands[0]
+
+
+def test_path_that_comes_while_registering(run):
+    """It is registered by us, or by multipathd, which knows the key."""
+    for name in ('register', 'register and ignore', 'change the key'):
+        with run.scenario(name) as lab:
+            lab.strangers_allowed = True
+            action = prepare(lab, ACTIONS[name])
+            while_at_the_disk(lab, action, lab.order[2], 0, lambda: (
+                lab.root.disk(50), lab.root.join(0, 50)))
+            action.after(lab)
+            assert lab.nexus(50).key == lab.known.key
+
+
+def test_path_that_returns_is_registered_by_multipathd(run):
+    """As long as we are registered, with the key that we have by then."""
+    with run.scenario() as lab:
+        lab.root.state(1, 'offline')
+        lab.dead = {1}
+        for step, key in (((REGISTER, 0, KEY), KEY),
+                          ((REGISTER, KEY, NEW), NEW),
+                          ((RESERVE, NEW, 0, 1), NEW),
+                          ((CLEAR, NEW), 0)):
+            assert lab.out(*step) == GOOD
+            lab.known.path_returns('sdb')
+            assert lab.nexus(1).key == key
+            lab.nexus(1).key = 0
+
+
+def test_alias_that_changes_while_suspended(run_one):
+    """What was suspended is resumed by the name it was suspended by."""
+    with run_one.scenario() as lab:
+        action = prepare(lab, ACTIONS['preempt ourselves'])
+        while_at_the_disk(lab, action, lab.order[0], 1, lambda: lab.root.write(
+            lab.root.of_map(0, 'dm/name'), 'other\n'))
+        lab.wait_idle()
+        assert lab.mpd.texts('resume') == ['resume map mpatha']
+
+
+# ---- Parameters -------------------------------------------------------------
+
+def test_allocation_lengths(run):
+    """Never more than was asked for, and the same beginning."""
+    with run.scenario() as lab:
+        lab.held()
+        for action in (READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES,
+                       READ_FULL_STATUS):
+            whole = lab.client.read_in(lab.map, action)
+            direct = lab.client.read_in(lab.rival, action)
+            assert whole == direct and whole.status == GOOD
+            for length in (0, 1, 4, 7, 8, 9, 23, 24, 100, 4096, 8192):
+                reply = lab.client.read_in(lab.map, action, length)
+                assert reply == (GOOD, bytes(96), whole.payload[:length])
+        assert code(lab.request(pr_in(9))) == '5/24/00'
+
+
+def test_parameter_lists_that_are_refused(run):
+    for name, action in ACTIONS.items():
+        if action.cdb[0] != 0x5f:
+            continue
+        for length in (0, 1, 8, 16, 23):
+            with run.scenario(name, length) as lab:
+                prepare(lab, action)
+                cdb = pr_out(action.cdb[1], action.cdb[2] & 15, length)
+                assert code(lab.request(cdb, action.data[:length])) \
+                    == '5/1A/00'
+                assert_unchanged(lab)
+                assert not lab.target.events
+    for service_action in (REGISTER_AND_MOVE, 8, 9, 31):
+        with run.scenario(service_action) as lab:
+            lab.held()
+            lab.before = lab.state()
+            assert lab.out(service_action, KEY, NEW) == '5/24/00'
+            assert_unchanged(lab)
+            assert not lab.target.events
+    for name in ('register', 'reserve'):
+        with run.scenario('longer', name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            cdb = pr_out(action.cdb[1], action.cdb[2] & 15, 28)
+            assert code(lab.request(cdb, action.data + bytes(4))) == '5/1A/00'
+            assert_unchanged(lab)
+
+
+def test_spec_i_pt_is_sent_once(run):
+    for dead in (None, 0, 1, 2):
+        with run.scenario(dead) as lab:
+            lab.strangers_allowed = True
+            if dead is not None:
+                lab.root.state(dead, 'offline')
+                lab.dead = {dead}
+            ids = sim.transport_id(200) + sim.transport_id(201)
+            data = parameters(0, KEY, 8) + struct.pack('>I', len(ids)) + ids
+            assert code(lab.request(pr_out(REGISTER, length=len(data)),
+                                    data)) == GOOD
+            lab.assert_registered(KEY)
+            assert lab.nexus(200).key == lab.nexus(201).key == KEY
+            lists = [(e.flags & 8, e.cdb[8]) for e in lab.sent(out=True)]
+            usable = len(lab.usable())
+            assert lists[:usable] == [(8, len(data))] + [(0, 24)] * (
+                usable - 1)
+
+
+def test_all_tg_pt_is_sent_once_for_each_host(run):
+    """sda and sdb are of host 1, sdc is of host 2."""
+    for dead, flags in itertools.product((None, 0, 1, 2), (4, 5)):
+        with run.scenario(dead, flags) as lab:
+            if dead is not None:
+                lab.root.state(dead, 'offline')
+                lab.dead = {dead}
+            assert lab.out(REGISTER, 0, KEY, flags=flags) == GOOD
+            lab.assert_registered(KEY)
+            sent = [e.nexus for e in lab.sent(out=True)]
+            assert len(sent) == len(set(sent)) == (1 if dead == 2 else 2)
+            assert lab.out(REGISTER, KEY, NEW, flags=flags) == GOOD
+            lab.assert_registered(NEW)
+            assert lab.out(REGISTER, NEW, 0, flags=flags) == GOOD
+            lab.assert_registered(0)
+
+
+def test_all_tg_pt_where_the_host_is_not_known(run):
+    """Then once for each path, which is no mistake."""
+    for kind in ('no device', 'odd'):
+        with run.scenario(kind) as lab:
+            for path in PATHS:
+                device = lab.root.of_disk(path, 'device')
+                target = os.path.join(lab.root.of_disk(path),
+                                      os.readlink(device))
+                os.rename(target, target + '-x' if kind == 'odd'
+                          else os.path.dirname(target) + '/x%d' % path)
+                os.unlink(device)
+                os.symlink('../../../devices/' + (
+                    'x%d' % path if kind == 'no device' else
+                    os.path.basename(target) + '-x'), device)
+            assert lab.out(REGISTER, 0, KEY, flags=4) == GOOD
+            lab.assert_registered(KEY)
+
+
+def test_read_only_descriptor(run):
+    with run.scenario() as lab:
+        lab.held()
+        lab.before = lab.state()
+        fd = lab.open(os.path.join(lab.dir, 'dm-0'), os.O_RDONLY)
+        for action in ACTIONS.values():
+            answer = code(lab.request(action.cdb, action.data, fd=fd))
+            assert answer == (GOOD if action.is_in else '5/20/00')
+        assert_unchanged(lab)
+        assert not lab.sent(out=True) and not lab.mpd.commands
+
+
+def test_clean_up(run):
+    cdb = bytes([CLEANUP]) + bytes(15)
+    with run.scenario() as lab:
+        lab.held()
+        lab.rival_registered()
+        assert code(lab.request(cdb)) == GOOD
+        cleaned(lab)
+        assert lab.nexus(RIVALS).key == RIVAL
+        assert code(lab.request(cdb)) == GOOD       # as often as one likes
+    with run.scenario('on anything else') as lab:
+        for fd in (lab.rival, lab.open(os.devnull),
+                   lab.open(os.path.join(lab.dir, 'log'), os.O_RDWR)):
+            assert code(lab.request(cdb, fd=fd)) == GOOD
+        read_only = lab.open(os.path.join(lab.dir, 'disk40'), os.O_RDONLY)
+        assert code(lab.request(cdb, fd=read_only)) == '5/20/00'
+        assert not lab.target.commands() and not lab.mpd.commands
+
+
+def test_features(module_lab):
+    for requested, works in ((0, True), (1, True), (2, False), (3, False),
+                             (1 << 31, False), (1 << 24, False)):
+        with module_lab.helper.client(hello=False) as client:
+            assert client.read(4) == bytes([0, 0, 0, 1])
+            client.send(struct.pack('>I', requested))
+            if works:
+                assert client.read_in(module_lab.rival,
+                                      READ_KEYS).status == GOOD
+            else:
+                assert client.closed()
+
+
+# ---- Life and death ---------------------------------------------------------
+
+@pytest.fixture
+def lab_of(request):
+    """Labs of a test's own."""
+    labs = []
+
+    def make(*args, **kwargs):
+        labs.append(Lab(*args, **kwargs))
+        return labs[-1]
+    yield make
+    for lab in labs:
+        lab.close()
+
+
+def send(client, action, fd):
+    client.send(action.cdb, [fd])
+    if action.data:
+        client.sock.sendall(action.data)
+
+
+SUSPENDED = 'preempt and abort ourselves'
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT,
+                                    signal.SIGHUP])
+def test_helper_is_stopped_while_a_map_is_suspended(lab_of, mode, number):
+    """The command ends as if nothing was, and then the helper does."""
+    lab = lab_of(mode)
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    nexus = lab.nexus(lab.order[1])
+    with nexus.hanging():
+        send(lab.client, action, lab.map)
+        nexus.wait_in_flight(1)
+        assert lab.known.suspended
+        for pid in [lab.helper.pid] + lab.helper.sessions():
+            os.kill(pid, number)
+        time.sleep(0.3)
+        assert lab.helper.process.poll() is None and lab.known.suspended
+    assert code(lab.client.reply()) == GOOD
+    assert lab.helper.process.wait(20) == 0
+    action.after(lab)
+    assert not lab.known.suspended
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_worker_is_killed_while_the_helper_stops(lab_of, mode):
+    """It does not leave before the map is resumed, though not at once."""
+    lab = lab_of(mode)
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    nexus = lab.nexus(lab.order[1])
+    lab.mpd.on('resume', 'fail', count=1)
+    with nexus.hanging():
+        send(lab.client, action, lab.map)
+        nexus.wait_in_flight(1)
+        worker, = lab.workers()
+        lab.helper.process.terminate()
+        time.sleep(0.1)
+        kill(worker)
+        assert code(lab.client.reply()) == LOST
+    assert lab.helper.process.wait(20) == 0
+    assert not lab.known.suspended
+    assert len(lab.mpd.texts('resume')) == 2
+
+
+def test_the_manual_way_out_is_in_the_log(lab_of):
+    lab = lab_of()
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    lab.mpd.on('resume', 'fail', count=2)
+    assert action.run(lab) == GOOD
+    assert 'dmsetup resume mpatha' in lab.helper.log()
+    assert len(lab.mpd.texts('resume')) == 3
+
+
+def test_resumer_is_killed_too(lab_of):
+    """And the next one; main starts another until the map is resumed."""
+    lab = lab_of()
+    action = prepare(lab, ACTIONS[SUSPENDED])
+
+    def behaviour(command):
+        kill(command.pid)
+        return 'close'
+    lab.mpd.on('resume', behaviour, count=3)
+    assert action.run(lab) == LOST
+    wait_until(lambda: not lab.known.suspended and not lab.workers())
+    assert len(lab.mpd.texts('resume')) == 4
+    assert 'suspended' in lab.helper.log()
+
+
+@pytest.mark.parametrize('who', ['session', 'client'])
+def test_worker_goes_on_without_its(lab_of, who):
+    """It does what it has begun, and nobody else is the worse for it."""
+    lab = lab_of()
+    for name in ('register', 'release', SUSPENDED):
+        lab.reset()
+        action = ACTIONS[name]
+        prepare_dead(lab, action, SUSPENDING.get(name, ()))
+        path = next(n for n in lab.order if n not in lab.dead)
+        nexus = lab.nexus(path)
+        with nexus.hanging():
+            send(lab.client, action, lab.map)
+            nexus.wait_in_flight(1)
+            session, = lab.sessions
+            if who == 'session':
+                kill(session)
+                with pytest.raises(Closed):
+                    lab.client.reply()
+            lab.client.close()
+            wait_until(lambda: session not in lab.helper.sessions()
+                       or who == 'client')
+        lab.sessions = set()
+        wait_until(lambda: not lab.workers())
+        action.after(lab)
+        lab.client = None
+        lab.known.suspended = lab.known.suspended and pytest.fail('suspended')
+        lab.helper.wait_sessions(0)
+
+
+def test_main_is_killed_while_a_map_is_suspended(lab_of):
+    """The worker is nobody's child then, and ends what it has begun."""
+    lab = lab_of('sessions')
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    nexus = lab.nexus(lab.order[1])
+    with nexus.hanging():
+        send(lab.client, action, lab.map)
+        nexus.wait_in_flight(1)
+        worker, = lab.workers()
+        kill(lab.helper.pid)
+        lab.helper.process.wait(20)
+    lab.mode = 'killed'
+    wait_until(lambda: not os.path.exists('/proc/%d' % worker)
+               or not lab.known.suspended)
+    wait_until(lambda: lab.keys() == [KEY] * 3)
+    action.after(lab)
+
+
+# ---- Many at a time ---------------------------------------------------------
+
+@pytest.mark.parametrize('mode', MODES)
+def test_a_hanging_path_delays_nobody_elses_disk(lab_of, mode):
+    lab = lab_of(mode)
+    lab.strangers_allowed = True
+    lab.registered()
+    for nexus in OTHERS:
+        lab.nexus(nexus).key = NEW
+    lab.mpd.maps[1].key = NEW
+    begin = time.monotonic()
+    with lab.nexus(lab.order[0]).hanging():
+        with lab.helper.client() as waiting, lab.helper.client() as other:
+            waiting.send(pr_in(READ_KEYS), [lab.map])
+            lab.nexus(lab.order[0]).wait_in_flight(1)
+            for _ in range(20):
+                assert other.read_in(lab.rival, READ_KEYS).status == GOOD
+                assert other.keys(lab.other_map) == [NEW, NEW]
+                assert other.out(lab.other_map, RESERVE, NEW, 0,
+                                 1).status == GOOD
+            assert time.monotonic() - begin < 10
+            lab.nexus(lab.order[0]).hold = 0
+            assert waiting.reply().status == GOOD
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_many_clients_on_two_maps(lab_of, mode):
+    """Commands on one map follow one another; on two they do not mix."""
+    lab = lab_of(mode)
+    lab.strangers_allowed = True
+    lab.is_consistent = False
+    wrong = []
+
+    def work(number, fd, base):
+        try:
+            with lab.helper.client() as client:
+                for i in range(8):
+                    key = base + number * 100 + i
+                    reply = client.out(fd, REGISTER_AND_IGNORE, 0, key)
+                    assert code(reply) == GOOD
+                    keys = set(client.keys(fd))
+                    assert len(keys) == 1 and keys.pop() // 10000 \
+                        == base // 10000, keys
+        except Exception as error:      # pylint: disable=broad-except
+            wrong.append(repr(error))
+    threads = [threading.Thread(target=work, args=(n, *where))
+               for n in range(6)
+               for where in ((lab.map, 10000), (lab.other_map, 20000))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong, wrong
+    lab.wait_sessions = None
+    for lun, paths in ((0, PATHS), (1, OTHERS)):
+        sent = [e for e in lab.target.log() if e.lun == lun
+                and e.cdb[0] == 0x5f]
+        assert len(sent) == 6 * 8 * len(paths)
+        for i in range(0, len(sent), len(paths)):
+            group = sent[i:i + len(paths)]
+            assert len({e.sa_key for e in group}) == 1, 'two at a time'
+            assert {e.nexus for e in group} == set(paths)
+
+
+def test_more_commands_than_helpers_table_has_room_for(lab_of):
+    """They wait for their turn, and nobody is refused."""
+    lab = lab_of(options=('--max-clients=40',))
+    lab.registered()
+    clients = [lab.helper.client() for _ in range(39)]
+    with lab.nexus(lab.order[0]).hanging():
+        for client in clients:
+            client.send(pr_in(READ_KEYS), [lab.map])
+        lab.nexus(lab.order[0]).wait_in_flight(1)
+    for client in clients:
+        assert client.reply().status == GOOD
+        client.close()
+
+
+# ---- Which socket is multipathd's -------------------------------------------
+
+@pytest.mark.parametrize('where', ['/run', 'beside', 'abstract', '@given'])
+def test_where_multipathd_is_looked_for(where):
+    lab = Lab()
+    try:
+        names = {'/run': lab.root.path('run/multipathd.socket'),
+                 'beside': os.path.join(lab.dir, 'multipathd.socket'),
+                 'abstract': '@' + lab.root.directory,
+                 '@given': '@prhelper-test-%d' % os.getpid()}
+        lab.mpd.stop()
+        lab.mpd.address = names[where]
+        lab.client.close()
+        lab.client = None
+        assert lab.helper.stop() == 0
+        env = dict(lab.env, MULTIPATH_SOCKET_NAME=names[where])
+        if where != '@given':
+            del env['MULTIPATH_SOCKET_NAME']
+        lab.helper = Helper(lab.dir, SIM_HELPER, ('-v',), env=env)
+        lab.helper.wait_sessions(0)
+        lab.mpd.start()
+        run = Scenarios(lab)
+        for name in ('register', 'release'):
+            with run.scenario(where, name):
+                action = prepare(lab, ACTIONS[name])
+                assert action.run(lab) == GOOD
+                action.after(lab)
+        run.done()
+    finally:
+        lab.close()
 
 
 def test_multipathd_hangs_in_background(background):

@@ -26,6 +26,8 @@ int fuzz_clock_gettime(clockid_t clock, struct timespec *now);
 
 enum {
     SOCKET = 1000,
+    ANSWER, /* where a worker's answer comes */
+    QUEUE,
     FIRST_FD = 2000, /* descriptors are numbers from here on, each used once */
     FDS = 16384,     /* more than messages in the longest input */
     HEAD = 104,      /* of a reply */
@@ -41,7 +43,7 @@ static struct peer {
     uint8_t cdb[16];
     uint8_t bytes[HEAD + DATA]; /* of the frame, if it is not the CDB */
     int fd;                     /* of the request in progress, -1: none */
-    bool vetted;
+    bool vetted, asked;         /* asked: for a worker's answer */
     bool over; /* nothing may be read, executed or sent any more */
     bool socket_closed;
     int sent, closed; /* descriptors */
@@ -57,23 +59,26 @@ static void frame_begin(enum frame frame, size_t size)
 
 static size_t data_length(void)
 {
+    if (peer.cdb[0] == 0xff)
+        return 0;
     return (size_t)peer.cdb[7] * 256 + peer.cdb[8];
 }
 
 static void frame_end(void)
 {
-    static const uint8_t no_features[4];
-
     switch (peer.frame) {
     case HELLO_OUT:
         frame_begin(HELLO_IN, 4);
         break;
     case HELLO_IN:
-        peer.over = memcmp(peer.bytes, no_features, 4) != 0;
+        peer.over = peer.bytes[0] != 0 || peer.bytes[1] != 0
+                    || peer.bytes[2] != 0 || peer.bytes[3] > 1;
         frame_begin(CDB, 16);
         break;
     case CDB:
-        peer.over = peer.fd < 0 || (peer.cdb[0] != 0x5e && peer.cdb[0] != 0x5f)
+        peer.over = peer.fd < 0
+                    || (peer.cdb[0] != 0x5e && peer.cdb[0] != 0x5f
+                        && peer.cdb[0] != 0xff)
                     || data_length() > DATA;
         if (peer.cdb[0] == 0x5f && data_length() > 0)
             frame_begin(PARAMETERS, data_length());
@@ -220,6 +225,11 @@ int fuzz_close(int fd)
         peer.socket_closed = true;
         return 0;
     }
+    if (fd == ANSWER) {
+        MUST(peer.asked && peer.over);
+        peer.asked = false;
+        return 0;
+    }
     MUST(fd >= FIRST_FD && fd < FIRST_FD + peer.sent);
     MUST(!peer.is_closed[fd - FIRST_FD]);
     peer.is_closed[fd - FIRST_FD] = true;
@@ -235,15 +245,11 @@ int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
     return 0;
 }
 
-/* Any result, and the reply that must come of it. */
-static void answer(struct pr_command *command)
+/* The reply that must come of the result. */
+static void reply_expect(const struct pr_command *command)
 {
     uint8_t *reply = peer.bytes;
-    size_t payload = input_number(2);
-
-    command->status = (uint8_t)input_number(1);
-    command->payload = payload;
-    memset(command->sense, (int)input_number(1), 96);
+    size_t payload = command->payload;
 
     if (peer.cdb[0] != 0x5e || command->status != 0)
         payload = 0;
@@ -260,28 +266,88 @@ static void answer(struct pr_command *command)
     frame_begin(REPLY, HEAD + payload);
 }
 
-const char *sg_io_vet(struct pr_command *command)
+/* Any result. */
+static void answer(struct pr_command *command)
 {
-    MUST(!peer.over && peer.frame == REQUEST && !peer.vetted);
+    command->payload = input_number(2);
+    command->status = (uint8_t)input_number(1);
+    memset(command->sense, (int)input_number(1), 96);
+    reply_expect(command);
+}
+
+static void command_check(const struct pr_command *command)
+{
+    MUST(!peer.over && peer.frame == REQUEST);
     MUST(command->fd == peer.fd && !peer.is_closed[peer.fd - FIRST_FD]);
     MUST(memcmp(command->cdb, peer.cdb, 10) == 0);
     MUST(command->length == data_length());
     if (peer.cdb[0] == 0x5f)
         MUST(memcmp(command->data, peer.bytes, data_length()) == 0);
-    peer.vetted = true;
-    if (input_number(1) % 4 != 3)
-        return NULL;
-    answer(command);
-    return "refused";
 }
 
-void sg_io_execute(struct pr_command *command)
+enum vet sg_io_vet(struct pr_command *command)
 {
-    MUST(peer.vetted && command->fd == peer.fd);
+    command_check(command);
+    MUST(!peer.vetted);
+    peer.vetted = true;
+    command->refusal = NULL;
+    switch (input_number(1) % 4) {
+    case 3:
+        answer(command);
+        command->refusal = "refused";
+        return VET_ANSWERED;
+    case 2:
+        return VET_MAPPED;
+    default:
+        return VET_SEND;
+    }
+}
+
+static void data_fill(struct pr_command *command)
+{
     if (peer.cdb[0] == 0x5e)
         memset(command->data, (int)input_number(1),
                command->length + OVERSHOOT);
+}
+
+void sg_io_execute(struct pr_command *command, unsigned timeout)
+{
+    MUST(peer.vetted && command->fd == peer.fd && timeout >= 1000);
+    data_fill(command);
     answer(command);
+}
+
+int worker_ask(int queue, const struct pr_command *command)
+{
+    MUST(queue == QUEUE && peer.vetted && !peer.asked);
+    command_check(command);
+    if (input_number(1) == 255)
+        return -1; /* for whatever reason */
+    peer.asked = true;
+    return ANSWER;
+}
+
+void worker_answer(int fd, struct pr_command *command)
+{
+    MUST(fd == ANSWER && peer.asked);
+    command_check(command);
+    peer.asked = false;
+    data_fill(command);
+    answer(command);
+}
+
+/* For a command that could not be asked for. */
+void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
+               uint8_t ascq)
+{
+    MUST(peer.vetted && !peer.asked);
+    MUST(key == 0xb && asc == 8 && ascq == 0);
+    command->payload = 0;
+    command->status = 2;
+    memset(command->sense, 0, 96);
+    command->sense[2] = key;
+    command->sense[12] = asc;
+    reply_expect(command);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
@@ -295,22 +361,31 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     memset(&peer, 0, sizeof(peer));
     peer.fd = -1;
     frame_begin(HELLO_OUT, 4);
+    peer.bytes[3] = 1; /* the feature that there is */
     input_begin(bytes, size);
 
-    client_begin(client, SOCKET, &record, 1000);
+    client_begin(client, SOCKET, QUEUE, &record, 1000);
     while (client_work(client)) {
         bool sending = peer.frame == HELLO_OUT || peer.frame == REPLY;
         bool idle = peer.frame == CDB && peer.done == 0;
+        struct pollfd fds = { .fd = -1 };
 
         MUST(!peer.over);
-        MUST(client_events(client) == (sending ? POLLOUT : POLLIN));
-        MUST(client_is_in_flight(client) == (peer.frame == REPLY));
-        MUST(client_expire(client, NEVER - 1) == !idle);
-        MUST(!(idle && record.busy));
+        client_poll(client, &fds);
+        MUST(fds.fd == (peer.asked ? ANSWER : SOCKET));
+        MUST(fds.events == (sending ? POLLOUT : POLLIN));
+        MUST(client_is_in_flight(client)
+             == (peer.asked || peer.frame == REPLY));
+        MUST(client_expire(client, NEVER - 1) == !(idle || peer.asked));
+        MUST(!(idle && record.busy) && !(peer.asked && !record.busy));
+        if (peer.asked && input_number(1) == 255) {
+            peer.over = true; /* somebody has this client leave */
+            break;
+        }
     }
     MUST(peer.over);
     client_close(client);
-    MUST(peer.socket_closed && peer.closed == peer.sent);
+    MUST(peer.socket_closed && peer.closed == peer.sent && !peer.asked);
 end:
     free(client);
     return 0;

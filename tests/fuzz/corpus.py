@@ -54,6 +54,13 @@ CLIENT = [
     HELLO + comes(pr_in(READ_KEYS, 8), 1) + result(65535, fill=b'k') + ALL,
     HELLO + comes(pr_in(READ_KEYS, 0), 1) + result(1, fill=b'k') + ALL,
     HELLO + READ + result(0, 2, sense=0x70, vet=3) + ALL,
+    # a multipath map: asked for, and answered; given up; not to be asked for
+    HELLO + READ + b'\2\0\0' + result(8192, fill=b'k')[1:] + ALL,
+    HELLO + WRITE + b'\2\0\0' + result(status=0x18)[1:] + ALL,
+    HELLO + WRITE + b'\2\0\xff', HELLO + WRITE + b'\2\xff' + ALL,
+    HELLO + comes(b'\xff' + bytes(15), 1) + b'\2\0\0' + result()[1:] + ALL,
+    HELLO + comes(b'\xff' + bytes(15), 1) + result() + ALL,
+    HELLO + comes(b'\xff' + bytes(6) + b'\xff' + bytes(8), 1) + result() + ALL,
     # in pieces
     b'\1' + b'\2' + ALL + comes(b'\0', size=1) + comes(bytes(3))
     + comes(READ[1:6], 1, 5) + comes(READ[6:]) + result(100, fill=b'k')
@@ -64,7 +71,7 @@ CLIENT = [
     HELLO + READ + result(8192, fill=b'k') + BROKEN_PIPE,
     # against the rules
     ALL + comes(bytes(4), 1),
-    ALL + comes(b'\0\0\0\1'),
+    ALL + comes(b'\0\0\0\1') + READ + READ_DONE, ALL + comes(b'\0\0\0\2'),
     ALL + comes(b'\x80\0\0\0'),
     HELLO + comes(READ[1:]),
     HELLO + comes(READ[1:], 2),
@@ -113,6 +120,9 @@ SG_IO = [
     command(REGISTERING, mode=IOCTL_ONLY), command(REGISTERING, mode=CLOSED),
     command(REGISTERING, mode=WO), command(mode=RO),
     command(pr_out(REGISTER, length=0x10018)),
+    *(command(b'\xff' + bytes(15), kind, mode) for kind in [DISK, FILE]
+      for mode in [RW, RO]),
+    command(b'\xff' + bytes(15), (0, 253, 1), sysfs=5),
     command(kind=NULL), command(kind=TAPE), command(kind=FILE),
     command(kind=NO_STATUS, errno=9),
     *(command(kind=(0, major, minor)) for major, minor in [
@@ -207,9 +217,59 @@ DECODE = [
 ]
 
 
+# What multipathd answers, see multipathd.c: once it has been found, and has
+# been asked.
+GETPRKEY, SETPRKEY, UNSETPRKEY, SETPRSTATUS, UNSETPRSTATUS = range(5)
+GETPRHOLD, SETPRHOLD, UNSETPRHOLD, SUSPEND, RESUME = range(5, 10)
+FOUND = bytes([0, 0, 0])        # socket, connect, getsockopt
+READY, ASKED = b'\0', b'\0\0'    # of ppoll; send, twice
+
+
+def packet(text, size=None):
+    """ppoll and recv of the size, ppoll and recv of the text."""
+    size = len(text) if size is None else size
+    return (READY + b'\0' + struct.pack('@N', size % 2 ** 64) + READY + b'\0'
+            + text)
+
+
+def asked(what, reply, name=1):
+    return bytes([what, name]) + FOUND + ASKED + reply
+
+
+MULTIPATHD = [
+    b'', b'\0', b'\0\1' + FOUND,
+    *(asked(GETPRKEY, packet(text)) for text in [
+        b'0xa11ce\n\0', b'none\n\0', b'0xa11ce:aptpl\n\0', b'0x\n\0',
+        b'0x0\n\0', b'0xffffffffffffffff\n\0', b'0x10000000000000000\n\0',
+        b'0x-1\n\0', b'a11ce\n\0', b'0xa11ce', b'0xa11ce:x\n\0', b'fail\n\0',
+        b'0x' + 70 * b'0' + b'1\n\0', b'0xA\n\0']),
+    *(asked(what, packet(text)) for what in range(1, 10) for text in [
+        b'ok\n\0', b'fail\ntimeout\n\0']),
+    *(asked(GETPRHOLD, packet(text)) for text in [
+        b'set\n\0', b'unset\n\0', b'unknown\n\0', b'set\0']),
+    asked(SETPRSTATUS, packet(b'fail\n\0') + READY + FOUND + ASKED
+          + packet(b'ok\n\0')),
+    # by other names, and not at all
+    *(asked(SUSPEND, packet(b'ok\n\0'), name) for name in range(5)),
+    b'\x08\0' + b'\0\1\0' * 2 + FOUND + ASKED + packet(b'ok\n\0'),
+    b'\x08\0' + b'\0\0\1\0' + FOUND + ASKED + packet(b'ok\n\0'),
+    b'\x08\1' + b'\0' + b'\2' * 300, b'\x08\1\1', b'\x08\1\0\0\3',
+    # in pieces, late, too much and too little
+    b'\x08\1' + FOUND + b'\3\xff\0\5\1\2' + b'\0' * 4
+    + b'\0\1\4\0\0\7' + bytes(7) + b'\0\1o\0\2k\n\0\0\0',
+    asked(SUSPEND, packet(b'ok\n\0', 0)), asked(SUSPEND, packet(b'ok\n\0', 1)),
+    asked(SUSPEND, packet(b'ok\n\0', 3)), asked(SUSPEND, packet(b'ok\n\0', 9)),
+    asked(SUSPEND, packet(b'ok\n\0', -1)), asked(SUSPEND, packet(70 * b'x')),
+    asked(SUSPEND, b'\xff'), asked(SUSPEND, b'\xfe'),
+    asked(SUSPEND, b'\0\xfd'), asked(SUSPEND, b'\0\xfe'),
+    b'\x08\1' + FOUND + b'\xfe', b'\x08\1' + FOUND + b'\xff\xff',
+]
+
+
 def main(directory):
     targets = {'client': CLIENT, 'sg_io': SG_IO, 'options': OPTIONS,
-               'listen': LISTEN, 'decode': DECODE}
+               'listen': LISTEN, 'decode': DECODE,
+               'multipathd': MULTIPATHD}
     for target, inputs in targets.items():
         os.makedirs(os.path.join(directory, target), exist_ok=True)
         for number, data in enumerate(inputs):

@@ -25,10 +25,9 @@
 
 int fuzz_fcntl(int fd, int command, ...);
 int fuzz_fstat(int fd, struct stat *st);
-int fuzz_stat(const char *path, struct stat *st);
 int fuzz_ioctl(int fd, unsigned long request, ...);
 
-enum { FD = 1000, DATA = 8192, OVERSHOOT = 64, SENSE = 96 };
+enum { FD = 1000, DATA = 8192, OVERSHOOT = 64, SENSE = 96, TIMEOUT = 5000 };
 
 static const struct {
     int flags, error;
@@ -85,7 +84,8 @@ static void input_read(void)
     system_.is_partition = input_number(1) & 1;
     system_.is_in_sysfs = input_number(1) & 1;
     input_take(system_.cdb, sizeof(system_.cdb));
-    system_.cdb[0] = system_.cdb[0] % 2 == 0 ? 0x5e : 0x5f;
+    if (system_.cdb[0] != 0xff)
+        system_.cdb[0] = system_.cdb[0] % 2 == 0 ? 0x5e : 0x5f;
     system_.error = (int)input_number(1);
     system_.host = input_number(2);
     system_.driver = input_number(2);
@@ -115,27 +115,17 @@ int fuzz_fstat(int fd, struct stat *st)
     return kinds[system_.kind] == 0 && system_.error != 0 ? -1 : 0;
 }
 
-int fuzz_stat(const char *path, struct stat *st)
+/* sysfs.c's, which is not linked. */
+bool sysfs_has(dev_t device, const char *file)
 {
-    char device[64];
-    int length = snprintf(device, sizeof(device), "/sys/dev/block/%u:%u",
-                          system_.major, system_.minor);
-    const char *name = path + length;
-    bool there;
-
     MUST(kinds[system_.kind] == S_IFBLK && !is_disk_major());
-    MUST(strncmp(path, device, (size_t)length) == 0);
-    if (strcmp(name, "/dm") == 0)
-        there = system_.is_dm;
-    else if (strcmp(name, "/partition") == 0)
-        there = system_.is_partition;
-    else {
-        MUST(*name == '\0');
-        there = system_.is_in_sysfs || system_.is_dm || system_.is_partition;
-    }
-    memset(st, 0, sizeof(*st));
-    errno = ENOENT;
-    return there ? 0 : -1;
+    MUST(device == makedev(system_.major, system_.minor));
+    if (strcmp(file, "/dm") == 0)
+        return system_.is_dm;
+    if (strcmp(file, "/partition") == 0)
+        return system_.is_partition;
+    MUST(*file == '\0');
+    return system_.is_in_sysfs || system_.is_dm || system_.is_partition;
 }
 
 static void header_check(const struct sg_io_hdr *hdr)
@@ -145,7 +135,7 @@ static void header_check(const struct sg_io_hdr *hdr)
     MUST(hdr->interface_id == 'S' && hdr->cmd_len == 10);
     MUST(memcmp(hdr->cmdp, system_.cdb, 10) == 0);
     MUST(hdr->sbp == system_.command->sense && hdr->mx_sb_len <= SENSE);
-    MUST(hdr->timeout >= 1000 && hdr->iovec_count == 0 && hdr->flags == 0);
+    MUST(hdr->timeout == TIMEOUT && hdr->iovec_count == 0 && hdr->flags == 0);
     MUST(hdr->dxfer_len == system_.length);
     if (system_.length == 0)
         MUST(hdr->dxfer_direction == SG_DXFER_NONE);
@@ -211,30 +201,52 @@ static void failure_check(bool is_conflict, bool is_full, bool is_busy)
 }
 
 /* Returns whether the command has to be served. */
-static bool vet_check(const char *reason)
+static bool vet_check(enum vet vet)
 {
+    const struct pr_command *command = system_.command;
     bool is_block = kinds[system_.kind] == S_IFBLK;
+    bool is_refused = vet == VET_ANSWERED && command->refusal != NULL;
 
     if (is_out() && (system_.cdb[5] | system_.cdb[6]) != 0) {
-        MUST(reason != NULL && made_up() == 0x52400);
-    } else if (is_out() && !is_writable()) {
-        MUST(reason != NULL && made_up() == 0x52000);
+        MUST(is_refused && made_up() == 0x52400);
+    } else if (system_.cdb[0] != 0x5e && !is_writable()) {
+        MUST(is_refused && made_up() == 0x52000);
     } else if (kinds[system_.kind] == 0 && system_.error != 0) {
-        MUST(reason != NULL);
+        MUST(is_refused);
         failure_check(system_.error == EBADE, system_.error == EDOM, false);
+    } else if (is_block && !is_disk_major() && system_.is_dm) {
+        MUST(vet == VET_MAPPED && command->refusal == NULL);
+    } else if (system_.cdb[0] == 0xff) {
+        MUST(vet == VET_ANSWERED && command->refusal == NULL);
+        MUST(command->status == 0 && command->payload == 0);
+        MUST(zero_from(command->sense, 0, SENSE));
     } else if (is_block
                    ? is_disk_major() && system_.minor % 16 == 0
                    : kinds[system_.kind] == S_IFCHR && system_.major == 21) {
-        MUST(reason == NULL);
+        MUST(vet == VET_SEND && command->refusal == NULL);
         return true;
     } else if (is_block
-               && (is_disk_major() || system_.is_dm || system_.is_partition
+               && (is_disk_major() || system_.is_partition
                    || !system_.is_in_sysfs)) {
-        MUST(reason != NULL && made_up() == 0x52000);
+        MUST(is_refused && made_up() == 0x52000);
     } else {
-        MUST(reason != NULL && made_up() == 0xb0006);
+        MUST(is_refused && made_up() == 0xb0006);
     }
     return false;
+}
+
+/* Another path may try: the device has not said anything of its own. */
+static void unreached_check(void)
+{
+    const struct pr_command *command = system_.command;
+    bool is_answer = system_.host >= 0x10 && system_.host <= 0x13;
+
+    if (system_.error != 0)
+        MUST(command->unreached
+             == (system_.error == ENODEV || system_.error == ENXIO));
+    else
+        MUST(command->unreached == (system_.host != 0 && !is_answer));
+    MUST(command->unreached || !command->is_lost);
 }
 
 static void result_check(void)
@@ -243,6 +255,7 @@ static void result_check(void)
     size_t length = system_.length, expected = length;
 
     MUST(system_.commands == 1);
+    unreached_check();
     if (!is_out())
         MUST(zero_from(command->data, system_.data, length));
     if (system_.error != 0) {
@@ -284,7 +297,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     command.length = system_.length;
 
     if (vet_check(sg_io_vet(&command))) {
-        sg_io_execute(&command);
+        sg_io_execute(&command, TIMEOUT);
         result_check();
     }
 end:
