@@ -75,6 +75,12 @@ $(BUILD)/static/qemu-pr-client: $(CLIENT_SOURCES) $(HEADERS) Makefile
 	$(STATIC) -o $@ $(CLIENT_SOURCES)
 	$(STRIP) $@
 
+# A container image of the static helper.
+image: $(BUILD)/image.tar
+
+$(BUILD)/image.tar: $(BUILD)/static/qemu-pr-helper contrib/image.sh
+	contrib/image.sh $< $(VERSION) $@
+
 # The helper with a simulated SCSI target in place of the devices, so that
 # all of it runs as an ordinary user.
 SIMULATED = connect fstat fstat64 getsockopt ioctl open open64 prctl readlink \
@@ -125,7 +131,7 @@ $(FAULT)/%.o: %.c $(HEADERS) Makefile
 	$(CC) $(COMPILE) -O0 -c -o $@ $<
 
 # Everything that needs no root and no SCSI, and in User-mode Linux the rest.
-check: $(HELPER) $(CLIENT) sim fault
+check: $(HELPER) $(CLIENT) sim fault $(if $(shell command -v $(STATIC_CC)),image)
 	tests/run.sh
 
 # A virtual machine's reservations through QEMU and the helper, on a disk and
@@ -199,7 +205,7 @@ lint:
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
-	shellcheck .ci/run tests/*.sh tests/*/*.sh
+	shellcheck .ci/run contrib/*.sh tests/*.sh tests/*/*.sh
 	mandoc -Tlint man/*.[18]
 
 # The helper, the stock one and the least that there could be, side by side.
@@ -272,6 +278,7 @@ clean:
 distclean:
 	rm -rf qemu-pr-helper qemu-pr-client build
 
-.PHONY: all static sim fault check check-hostile check-static check-sanitized \
-	check-aarch64 cross-check check-multipath check-reproducible check-qemu \
-	fuzz soak coverage lint bench demo install uninstall dist clean distclean
+.PHONY: all static image sim fault check check-hostile check-static \
+	check-sanitized check-aarch64 cross-check check-multipath \
+	check-reproducible check-qemu fuzz soak coverage lint bench demo install \
+	uninstall dist clean distclean

@@ -2,9 +2,10 @@
 # reproducible.sh
 #
 # Shows that the same source makes the same bytes: the tar file of `make dist`
-# twice, and from it everything that is installed, in two directories, at two
-# times, under two umasks, languages and time zones. Then runs the tests that
-# need no SCSI on what was built from the tar file, where no git is.
+# twice, and from it the helper, the static one and the container image, in
+# two directories, at two times, under two umasks, languages and time zones.
+# Then runs the tests that need no SCSI on what was built from the tar file,
+# where no git is.
 #
 # What is committed is what is tested. Must write nothing outside the build
 # directory and the temporary one, and must not fetch what is in the former
@@ -43,15 +44,15 @@ unpack one
 unpack another/directory/with-a-longer-name
 other=$work/another/directory/with-a-longer-name
 cd "$work/one"
-make -s CFLAGS='-O2 -g' all static
+make -s CFLAGS='-O2 -g' all static image
 cd "$other"
 find . -exec touch -d '2001-02-03' {} +
 (
     umask 077
-    export TZ=Pacific/Chatham LC_ALL=C.UTF-8 SOURCE_DATE_EPOCH=1
-    make -s CFLAGS='-O2 -g' all static
+    export TZ=Pacific/Chatham LC_ALL=C.UTF-8
+    make -s CFLAGS='-O2 -g' all static image
 )
-for built in qemu-pr-helper build/static/qemu-pr-helper; do
+for built in qemu-pr-helper build/static/qemu-pr-helper build/image.tar; do
     same "$work/one/$built" "$other/$built"
 done
 
