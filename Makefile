@@ -167,6 +167,10 @@ cross-check:
 check-reproducible:
 	tests/reproducible.sh
 
+# The Debian package, into a Debian of its own and out of it; as root.
+check-deb:
+	tests/deb.sh
+
 # The tests that need no other kernel, with the sanitizers.
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
@@ -205,7 +209,8 @@ lint:
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
-	shellcheck .ci/run contrib/*.sh tests/*.sh tests/*/*.sh
+	shellcheck .ci/run contrib/*.sh contrib/debian/prhelper.p* tests/*.sh \
+		tests/*/*.sh
 	mandoc -Tlint man/*.[18]
 
 # The helper, the stock one and the least that there could be, side by side.
@@ -241,7 +246,7 @@ demo: $(HELPER) $(CLIENT)
 # build/static/qemu-pr-helper build/static/qemu-pr-client'.
 PROGRAMS = $(HELPER) $(CLIENT)
 MANUALS = $(wildcard man/*.[18])
-UNITS = $(wildcard contrib/*.service contrib/*.socket)
+UNITS = $(wildcard contrib/systemd/*.service contrib/systemd/*.socket)
 TEXTS = $(MANUALS) $(UNITS) LICENSE
 INSTALLED_PROGRAMS = $(addprefix $(BINDIR)/,$(notdir $(PROGRAMS)))
 INSTALLED_TEXTS = $(foreach page,$(MANUALS),\
@@ -270,6 +275,18 @@ dist:
 		--prefix=$(DIST)/ -o build/$(DIST).tar HEAD
 	gzip -9nf build/$(DIST).tar
 
+# A Debian package that takes the place of qemu-system-common's helper, and
+# its sources, in build/deb.
+DEB = build/deb/$(DIST)
+deb:
+	rm -rf build/deb
+	mkdir -p $(DEB)
+	tar --exclude=./.git --exclude=./build $(PROGRAMS:%=--exclude=./%) \
+		-czf build/deb/prhelper_$(VERSION).orig.tar.gz .
+	tar -C $(DEB) -xzf build/deb/prhelper_$(VERSION).orig.tar.gz
+	cp -r contrib/debian $(DEB)/debian
+	cd $(DEB) && env -u MAKEFLAGS dpkg-buildpackage -us -uc
+
 # What was fetched stays; distclean takes that, too.
 clean:
 	rm -rf qemu-pr-helper qemu-pr-client \
@@ -280,5 +297,5 @@ distclean:
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath \
-	check-reproducible check-qemu fuzz soak coverage lint bench demo install \
-	uninstall dist clean distclean
+	check-reproducible check-deb check-qemu fuzz soak coverage lint \
+	bench demo install uninstall dist deb clean distclean

@@ -97,7 +97,7 @@ suite() {
     build >"$results/$machine.log" 2>&1 || return 0
     status=0
     HELPER=$run/qemu-pr-helper SIM_HELPER=$run/sim/qemu-pr-helper \
-        SIM_BYTE_ORDER=$order timeout --foreground -s INT -k 10 250 \
+        SIM_BYTE_ORDER=$order timeout --foreground -s INT -k 10 480 \
         "$PYTHON" -m pytest -p no:cacheprovider -q --tb=short --color=no \
         --junit-prefix="$machine" --durations=3 \
         --junitxml="$results/$machine.xml" "$@" \

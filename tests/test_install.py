@@ -28,7 +28,7 @@ FILES = [
     ('DOCDIR', 'LICENSE', 0o644),
     *(('UNITDIR', os.path.basename(path), 0o644)
       for kind in ('service', 'socket')
-      for path in glob.glob('%s/contrib/*.%s' % (TOP, kind))),
+      for path in glob.glob('%s/contrib/systemd/*.%s' % (TOP, kind))),
 ]
 
 
