@@ -171,6 +171,10 @@ check-reproducible:
 check-deb:
 	tests/deb.sh
 
+# The recipes of contrib/, as far as that goes without their distributions.
+check-recipes:
+	tests/recipes.sh
+
 # The tests that need no other kernel, with the sanitizers.
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
@@ -209,6 +213,7 @@ lint:
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
+	shellcheck -s sh -e SC2034,SC2154 contrib/alpine/APKBUILD
 	shellcheck .ci/run contrib/*.sh contrib/debian/prhelper.p* tests/*.sh \
 		tests/*/*.sh
 	mandoc -Tlint man/*.[18]
@@ -297,5 +302,5 @@ distclean:
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath \
-	check-reproducible check-deb check-qemu fuzz soak coverage lint \
+	check-reproducible check-deb check-recipes check-qemu fuzz soak coverage lint \
 	bench demo install uninstall dist deb clean distclean
