@@ -52,8 +52,9 @@ suite() {
     name=$1
     shift
     rm -f "$results/$name".*
-    seconds=170
+    seconds=900
     case $name in
+    kernel) seconds=170 ;;
     multipath | reference) seconds=420 ;;
     esac
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
