@@ -867,7 +867,7 @@ static void map_register(struct map *map, const struct multipathd_key *old,
     paths_unregister(map, &r, flags & (uint8_t)~SPEC_I_PT);
     if (r.new.value != old->value || r.new.aptpl != old->aptpl)
         multipathd_key_set(&map->multipathd, old);
-    if (is_told && old->value == 0)
+    if (is_told && r.previous == 0)
         multipathd_unregistered(&map->multipathd);
     else if (is_told && r.new.value == 0)
         multipathd_registered(&map->multipathd, "");

@@ -54,14 +54,14 @@ suite() {
     rm -f "$results/$name".*
     seconds=900
     case $name in
-    kernel) seconds=170 ;;
+    kernel) seconds=400 ;;
     multipath | reference) seconds=420 ;;
     esac
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
         --junitxml="$results/$name.xml" "$@"
     case $name in
-    kernel) set -- env UML_TIMEOUT=175 tests/uml.sh "$@" ;;
+    kernel) set -- env UML_TIMEOUT=410 tests/uml.sh "$@" ;;
     multipath | reference)
         set -- env UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
             tests/multipath/setup.sh "$@"
