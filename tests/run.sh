@@ -55,6 +55,7 @@ suite() {
     rm -f "$results/$name".*
     seconds=170
     case $name in
+    host) seconds=420 ;;
     multipath | reference) seconds=420 ;;
     esac
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \

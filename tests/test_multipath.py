@@ -522,6 +522,9 @@ def test_each_action_with_one_dead_path(run_one):
     faults = {**FAILURES, **STATES}
     for number, ((fault, kill), (name, action)) in enumerate(
             itertools.product(faults.items(), ACTIONS.items())):
+        if fault.startswith('host') and number % 3 and name not in (
+                'register', 'reserve', 'release', 'read keys'):
+            continue
         path = PATHS[number % 3] if fault in STATES else 0
         with run_one.scenario(name, fault, path) as lab:
             prepare(lab, action)
@@ -583,7 +586,7 @@ def test_the_answer_is_lost_once(run_one):
             range(3), ('host 03', 'host 05', 'host 07', 'host 08', 'host 0b',
                        'host 0e'), ACTIONS.items()):
         if place and fault != 'host 07':
-            continue
+            continue        # most are decided by the first
         with run_one.scenario(name, fault, place) as lab:
             prepare(lab, action)
             FAILURES[fault](lab, lab.order[place], count=1, after=True)
@@ -1104,7 +1107,8 @@ def assert_reservation_is_somebodys(lab, answer, action):
         assert lab.nexus(RIVALS).key in (0, lab.before[2])
 
 
-@pytest.mark.parametrize('name', SUSPENDING)
+@pytest.mark.parametrize('name', [
+    name for name in SUSPENDING if name != 'unregister and ignore, holding'])
 def test_the_disk_fails_at_each_step_of_a_suspended_preempt(run_one, name):
     action, dead = ACTIONS[name], SUSPENDING[name]
     steps = learn(run_one.lab, action, dead)[1]
@@ -1194,7 +1198,8 @@ def test_the_worker_is_killed_at_each_step(run, name):
                 action.after(lab)
             else:       # it had happened, and can happen only once
                 assert again == CONFLICT or name == 'preempt all', again
-                lab.is_consistent = name != 'clear'
+                # multipathd may not have heard that nobody is registered.
+                lab.is_consistent = lab.keys() != [0] * len(lab.keys())
 
 
 # ---- What sysfs says --------------------------------------------------------
