@@ -605,8 +605,17 @@ def test_a_fixed_key_does_not_say_that_we_are_registered(run):
             with run.scenario(name, place) as lab:
                 lab.known.key = lab.known.fixed = KEY
                 action = prepare(lab, ACTIONS[name])
-                REFUSALS['5/24/00'](lab, lab.order[place], count=1)
+                REFUSALS['5/24/00'](lab, lab.order[place], count=1,
+                                    only=action.cdb[:2])
                 assert action.run(lab) == '5/24/00'
+                assert_unchanged(lab)
+        for behaviour, effect in (('close', False), ('close', True),
+                                  ('fail', False)):
+            with run.scenario(name, behaviour, effect) as lab:
+                lab.known.key = lab.known.fixed = KEY
+                action = prepare(lab, ACTIONS[name])
+                lab.mpd.on('^setprstatus', behaviour, effect=effect)
+                assert action.run(lab) == LOST
                 assert_unchanged(lab)
 
 
@@ -1057,6 +1066,31 @@ def test_the_order_of_things(run):
                         < times['resume'] <= registers[-1]
             else:
                 assert 'suspend' not in times
+
+
+def test_how_long_a_command_may_take(run):
+    """A minute; but not where a path has failed, or the map is suspended."""
+    with run.scenario('first') as lab:
+        assert ACTIONS['register'].run(lab) == GOOD
+        assert {e.timeout for e in lab.sent()} == {60000}
+    for name in ('register', 'release'):
+        with run.scenario('again', name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            FAILURES['host 07'](lab, 0, count=1)
+            assert action.run(lab) == GOOD
+            times = [e.timeout for e in lab.sent() if e.nexus == 0]
+            assert times[0] == 60000 and len(times) > 1
+            assert all(1000 <= t <= 10000 for t in times[1:])
+    for name, dead in SUSPENDING.items():
+        with run.scenario('suspended', name) as lab:
+            prepare_dead(lab, ACTIONS[name], dead)
+            assert ACTIONS[name].run(lab) == GOOD
+            begin, end = (
+                [c.events for c in lab.mpd.commands if c.text.startswith(t)][0]
+                for t in ('suspend', 'resume'))
+            events = list(lab.target.log())[begin:end]
+            assert len(events) >= len(lab.usable())
+            assert all(1000 <= e.timeout <= 10000 for e in events)
 
 
 def test_what_multipathd_is_told(run):
