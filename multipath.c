@@ -262,18 +262,16 @@ static enum outcome path_send(struct map *map, struct path *path,
  */
 static struct path *any_send(struct map *map, struct pr_command *command)
 {
-    bool is_last[PATHS_MOST];
-    unsigned i;
+    bool is_last[PATHS_MOST] = { false };
+    unsigned i, turn;
 
     for (i = 0; i < map->count; i++)
         is_last[i] = map->paths[i].is_suspect;
-    for (i = 0; i < 2 * map->count; i++) {
-        struct path *path = &map->paths[i % map->count];
-
-        if (is_last[i % map->count] == (i >= map->count)
-            && path_send(map, path, command) != UNUSABLE)
-            return path;
-    }
+    for (turn = 0; turn < 2; turn++)
+        for (i = 0; i < map->count; i++)
+            if (is_last[i] == (turn == 1)
+                && path_send(map, &map->paths[i], command) != UNUSABLE)
+                return &map->paths[i];
     fail(map, "no path is usable");
     return NULL;
 }
@@ -384,21 +382,22 @@ static bool paths_restore(struct map *map, const struct multipathd_key *key)
 {
     bool is_due[PATHS_MOST], is_restored = true;
     struct out out;
-    unsigned i;
+    unsigned i, turn;
 
     memset(is_due, true, sizeof(is_due));
     out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value,
             key->aptpl ? APTPL : 0);
-    for (i = 0; i < 2 * map->count; i++) {
-        unsigned n = i % map->count;
-        enum outcome outcome;
+    for (turn = 0; turn < 2; turn++) {
+        for (i = 0; i < map->count; i++) {
+            enum outcome outcome;
 
-        if (!is_due[n])
-            continue;
-        outcome = path_out(map, &map->paths[n], &out);
-        is_due[n] = outcome == UNUSABLE;
-        if (outcome >= CONFLICT)
-            is_restored = false;
+            if (!is_due[i])
+                continue;
+            outcome = path_out(map, &map->paths[i], &out);
+            is_due[i] = outcome == UNUSABLE;
+            if (outcome >= CONFLICT)
+                is_restored = false;
+        }
     }
     return is_restored;
 }

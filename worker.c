@@ -46,9 +46,9 @@ int worker_ask(int queue, const struct pr_command *command)
         char bytes[CMSG_SPACE(2 * sizeof(int))];
     } control;
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+    uint8_t cdb[PROTOCOL_CDB_SIZE];
     struct iovec parts[2] = {
-        { .iov_base = (void *)(uintptr_t)command->cdb,
-          .iov_len = PROTOCOL_CDB_SIZE },
+        { .iov_base = cdb, .iov_len = sizeof(cdb) },
         { .iov_base = command->data, .iov_len = is_out ? command->length : 0 },
     };
     struct msghdr message = { .msg_iov = parts,
@@ -61,6 +61,7 @@ int worker_ask(int queue, const struct pr_command *command)
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return -1;
+    memcpy(cdb, command->cdb, sizeof(cdb));
     memset(&control, 0, sizeof(control));
     header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
