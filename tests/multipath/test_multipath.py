@@ -224,6 +224,21 @@ def test_all_tg_pt_reaches_every_path(us):
     assert view() == EMPTY
 
 
+@pytest.mark.parametrize('end', ['preempted', 'cleaned up'])
+def test_all_tg_pt_is_remembered_by_the_disk_alone(us, multipathd, end):
+    """What the helper registers by itself, as part of another command."""
+    all_tg_pt = 4
+    reply = us.client.out(us.fd, pr.REGISTER, 0, A, flags=all_tg_pt)
+    assert reply.status == pr.GOOD
+    if end == 'preempted':
+        assert us.out(pr.PREEMPT, A, A, type_=pr.WRITE_EXCLUSIVE) == GOOD
+        assert view() == View(BOTH, None, set())
+    else:
+        assert us.client.request(CLEANUP, us.fd).status == pr.GOOD
+        assert view() == EMPTY
+        assert multipathd.key() == 'none'
+
+
 # What needs more than mpathpersist 0.9.4 does. ------------------------------
 
 def test_preempting_our_own_key_leaves_all_paths_registered(us, rival):
