@@ -805,12 +805,13 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
     uint32_t number;
     int error;
 
-    __atomic_add_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
     if (n->call)
         make_call(n);
     lock();
     number = record(n, hdr);
     unlock();
+    /* From here on, who hangs may be killed. */
+    __atomic_add_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
     wait_for_device(n, number);
     if (!header_valid(hdr)) {
         error = EINVAL;
