@@ -148,6 +148,10 @@ check-multipath: $(HELPER)
 check-hostile: sim
 	tests/run.sh hostile
 
+# The units and scripts of contrib/ under their supervisors.
+check-supervisors: $(HELPER)
+	tests/run.sh supervisors
+
 # All tests of the static binary.
 check-static: static $(BUILD)/static/sim/qemu-pr-helper
 	HELPER=$(BUILD)/static/qemu-pr-helper \
@@ -207,6 +211,8 @@ coverage:
 
 # The sources without a word from those who read them most closely.
 LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(TEST_SOURCES)
+CONTRIB_SCRIPTS = contrib/openrc/qemu-pr-helper \
+	$(wildcard contrib/runit/*/* contrib/s6/*/run contrib/s6/*/data/check)
 lint:
 	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
@@ -215,7 +221,7 @@ lint:
 		$(DEFINES) || exit 1; done
 	shellcheck -s sh -e SC2034,SC2154 contrib/alpine/APKBUILD
 	shellcheck .ci/run contrib/*.sh contrib/debian/prhelper.p* tests/*.sh \
-		tests/*/*.sh
+		tests/*/*.sh $(CONTRIB_SCRIPTS)
 	mandoc -Tlint man/*.[18]
 
 # The helper, the stock one and the least that there could be, side by side.
@@ -301,6 +307,6 @@ distclean:
 	rm -rf qemu-pr-helper qemu-pr-client build
 
 .PHONY: all static image sim fault check check-hostile check-static \
-	check-sanitized check-aarch64 cross-check check-multipath \
+	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
 	check-reproducible check-deb check-recipes check-qemu fuzz soak coverage lint \
 	bench demo install uninstall dist deb clean distclean

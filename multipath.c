@@ -310,10 +310,31 @@ static void out_aim(struct map *map, const struct out *out)
     map->command->length = out->length;
 }
 
+/*
+ * A target may want a registration for ALL_TG_PT to be changed in that way
+ * only (LIO does). Of the client's own commands that is for it to know.
+ */
 static enum outcome path_out(struct map *map, struct path *path,
                              const struct out *out)
 {
+    enum outcome outcome;
+    struct out all;
+    uint16_t code;
+    uint8_t key;
+
     out_aim(map, out);
+    outcome = path_send(map, path, map->command);
+    if (outcome != FAILED || out->list != out->own_list
+        || out->cdb[1] != REGISTER_AND_IGNORE
+        || (out->list[LIST_FLAGS] & ALL_TG_PT) != 0)
+        return outcome;
+    sense_get(map->command->sense, &key, &code);
+    if (key != ILLEGAL_REQUEST)
+        return outcome;
+    all = *out;
+    all.list = all.own_list;
+    all.list[LIST_FLAGS] |= ALL_TG_PT;
+    out_aim(map, &all);
     return path_send(map, path, map->command);
 }
 

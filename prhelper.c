@@ -200,9 +200,11 @@ static nfds_t server_interest(struct server *server, int64_t now, int64_t *wake)
     return i + FDS_CLIENTS;
 }
 
+/* A session has nothing to wait for but its client. */
 static void server_wait(struct server *server, nfds_t count, int64_t now,
                         int64_t wake)
 {
+    nfds_t first = server->is_session ? FDS_CLIENTS : 0;
     struct timespec timeout, *until = NULL;
     bool interrupted = false;
     sigset_t none;
@@ -220,7 +222,8 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
         server->signals_by = now + SIGNALS_WITHIN;
         interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;
     }
-    if (!interrupted && ppoll(server->fds, count, until, &none) >= 0)
+    if (!interrupted
+        && ppoll(server->fds + first, count - first, until, &none) >= 0)
         return;
     if (errno != EINTR) /* short of memory: do not spin */
         nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);

@@ -6,8 +6,9 @@
  * it promises.
  *
  * It must never send a command to the device by itself, send PERSISTENT
- * RESERVE OUT without being asked to or twice, wait without a limit, or
- * believe what the helper and the disk say about the length of anything.
+ * RESERVE OUT without being asked to or twice, hand the device to a stranger,
+ * wait without a limit, or believe what the helper and the disk say about the
+ * length of anything.
  */
 #include "decode.h"
 #include "prhelper.h"
@@ -115,6 +116,7 @@ struct arguments {
 
 struct helper {
     int socket;
+    struct ucred peer;
     int64_t timeout; /* for a command */
 };
 
@@ -399,6 +401,26 @@ static const char *no_helper(int error)
     }
 }
 
+/*
+ * Who listens there gets the device from us. The directory of a socket may
+ * belong to virtual machines, so that must be root, or ourselves.
+ */
+static void helper_trust(struct helper *helper, const char *path)
+{
+    socklen_t size = sizeof(helper->peer);
+
+    if (getsockopt(helper->socket, SOL_SOCKET, SO_PEERCRED, &helper->peer,
+                   &size)
+        < 0)
+        die(EXIT_OTHER, "cannot tell who listens on %s: %s", path,
+            strerror(errno));
+    if (helper->peer.uid != 0 && helper->peer.uid != geteuid())
+        die(EXIT_NO_HELPER,
+            "who listens on %s is not trusted with the device: process %ld of "
+            "user %lu",
+            path, (long)helper->peer.pid, (unsigned long)helper->peer.uid);
+}
+
 /* Connects, and says hello: no feature is requested. */
 static void helper_open(struct helper *helper, const char *path)
 {
@@ -424,6 +446,7 @@ static void helper_open(struct helper *helper, const char *path)
         die(EXIT_NO_HELPER, "cannot connect to %s: %s%s", path, strerror(error),
             no_helper(error));
     }
+    helper_trust(helper, path);
     helper_read(helper, features, sizeof(features), by, EXIT_NO_HELPER);
     memset(features, 0, sizeof(features));
     helper_send(helper, features, sizeof(features), -1);
@@ -642,18 +665,6 @@ static int write_out(const struct helper *helper,
 
 /* ---- Is all well? ------------------------------------------------------ */
 
-static void helper_print(const struct helper *helper, const char *path,
-                         int64_t took)
-{
-    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
-    socklen_t size = sizeof(peer);
-
-    getsockopt(helper->socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
-    printf("The helper at %s answers: process %ld of user %lu, in %" PRId64
-           " us.\n",
-           path, (long)peer.pid, (unsigned long)peer.uid, took);
-}
-
 /* What a cluster cannot do without; true if all is there. */
 static bool capabilities_suffice(const struct reply *reply)
 {
@@ -677,7 +688,10 @@ static int check(const struct helper *helper, const struct arguments *arguments,
     struct reply reply;
     int fd, status, finding = EXIT_GOOD;
 
-    helper_print(helper, arguments->socket_path, took);
+    printf("The helper at %s answers: process %ld of user %lu, in %" PRId64
+           " us.\n",
+           arguments->socket_path, (long)helper->peer.pid,
+           (unsigned long)helper->peer.uid, took);
     fd = device_open(arguments->device, O_RDONLY);
     status = read_in(helper, command_find("keys"), fd, &reply);
     if (status != EXIT_GOOD)

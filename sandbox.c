@@ -108,10 +108,9 @@ static const struct permission session_permissions[] = {
 #ifdef SYS_fcntl64
     CALL_WITH(fcntl64, 1, F_GETFL),
 #endif
-#ifdef SYS_socketcall /* what i386 and s390x have for the calls named below */
+#ifdef SYS_socketcall /* glibc's way to those below, on i386 and s390x */
     CALL_WITH(socketcall, 0, SYS_RECVMSG),
-    CALL_WITH(socketcall, 0, SYS_SEND),
-    CALL_WITH(socketcall, 0, SYS_SENDTO),
+    CALL_WITH(socketcall, 0, SYS_SEND), /* to no address */
     CALL_WITH(socketcall, 0, SYS_SENDMSG),
     CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
 #endif

@@ -169,6 +169,7 @@ static void session_begin(struct server *server, struct record *record)
     munmap(server->suspensions, server->slots * sizeof(struct suspension));
     server->signals_by = 0;
     server->used = 1;
+    memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     log_syslog_renew();
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
                  server->options->client_timeout);

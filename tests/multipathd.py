@@ -19,7 +19,9 @@ import struct
 import threading
 import time
 
-SIZE = struct.Struct('@N')      # a native size_t
+# A size_t of the machine that the helper is built for, and what it is not.
+SIZE = struct.Struct(os.environ.get('SIM_SIZE_T', '@N'))
+OTHER_SIZE = struct.Struct('=Q' if SIZE.size == 4 else '=I')
 COMMAND_MOST = 512              # a longer command closes the connection
 
 # How much has been done on the disks when a command came: Target.events.
@@ -42,9 +44,9 @@ CLOSING = {
     'length 0, ok': SIZE.pack(0) + b'ok\n\0',
     'length 1': SIZE.pack(1) + b'ok\n\0',
     'length too long': SIZE.pack(5) + b'ok\n\0',
-    'length huge': SIZE.pack(1 << 60) + b'ok\n\0',
+    'length huge': SIZE.pack(1 << 8 * SIZE.size - 4) + b'ok\n\0',
     'length most': b'\xff' * SIZE.size + b'ok\n\0',
-    'length of 32 bits': struct.pack('=I', 4) + b'ok\n\0',
+    'length of another size': OTHER_SIZE.pack(4) + b'ok\n\0',
     'length swapped': SIZE.pack(4)[::-1] + b'ok\n\0',
 }
 HANGING = {

@@ -1,13 +1,14 @@
 #!/bin/sh
-# run.sh [host] [kernel] [hostile] [multipath] [reference]
+# run.sh [host] [kernel] [hostile] [multipath] [reference] [supervisors]
 #
 # The tests, host and kernel at the same time unless others are named: host,
 # which is tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode
 # Linux, as root, what is in tests/kernel, and again the host's tests in which
 # root makes a difference; hostile is tests/hostile; multipath and reference,
-# each in a User-mode Linux, are the two files of tests/multipath.  Ends with
-# the line "N passed, N failed, N skipped"; see tests/summary.py for what
-# counts.  The programs under test must have been built; what the tests
+# each in a User-mode Linux, are the two files of tests/multipath; supervisors
+# is what is in contrib/ under systemd, OpenRC, runit and s6, there as well.
+# Ends with the line "N passed, N failed, N skipped"; see tests/summary.py for
+# what counts.  The programs under test must have been built; what the tests
 # themselves need is fetched into the build directory.
 #
 # Must not need root, must write nothing outside the build directory and the
@@ -36,6 +37,11 @@ if [ -z "${RUN_FETCHED:-}" ]; then
             $("$top/tests/multipath/setup.sh" packages)"
         ;;
     esac
+    case " $* " in
+    *' supervisors '*)
+        packages="$packages user-mode-linux kmod systemd openrc runit s6"
+        ;;
+    esac
     # shellcheck disable=SC2086 # a list of words
     RUN_FETCHED=1 exec "$top/tests/fetch.sh" $packages -- "$0" "$@"
 fi
@@ -54,14 +60,13 @@ suite() {
     rm -f "$results/$name".*
     seconds=900
     case $name in
-    kernel) seconds=400 ;;
-    multipath | reference) seconds=420 ;;
+    kernel | multipath | reference | supervisors) seconds=420 ;;
     esac
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
         --junitxml="$results/$name.xml" "$@"
     case $name in
-    kernel) set -- env UML_TIMEOUT=410 tests/uml.sh "$@" ;;
+    kernel | supervisors) set -- env UML_TIMEOUT=430 tests/uml.sh "$@" ;;
     multipath | reference)
         set -- env UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
             tests/multipath/setup.sh "$@"
@@ -74,7 +79,7 @@ suite() {
 
 for name; do
     case $name in
-    host | kernel | hostile | multipath | reference) ;;
+    host | kernel | hostile | multipath | reference | supervisors) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
         exit 1
@@ -98,6 +103,9 @@ case " $* " in
 esac
 case " $* " in
 *' hostile '*) suite hostile tests/hostile ;;
+esac
+case " $* " in
+*' supervisors '*) suite supervisors tests/supervisors ;;
 esac
 wait
 exec "$PYTHON" tests/summary.py "$results" "$@"

@@ -143,7 +143,7 @@ class Target(Fields):
     def log(self, begin=0):
         """The commands that have ended, from that number on."""
         for i in range(begin, self.events):
-            fields = struct.unpack_from('=QQIIIiI10sBB', self.pages,
+            fields = struct.unpack_from(ORDER + 'QQIIIiI10sBB', self.pages,
                                         LOG + i % EVENTS * EVENT)
             yield Event(*fields)
 

@@ -22,7 +22,7 @@ from collections import namedtuple
 import pytest
 
 from conftest import program
-from launch import become
+from launch import NOBODY, become, needs_root
 from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
                       TASK_SET_FULL, parameters, pr_in, pr_out)
 from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
@@ -589,6 +589,21 @@ def test_no_helper(tmp_path):
     done = run('-k', path, 'keys', '/dev/null',
                preexec_fn=become(without=(1, 2)))       # CAP_DAC_*
     assert done.status == 2 and 'Permission denied' in done.err
+
+
+@needs_root
+def test_a_stranger_does_not_get_the_device(fake):
+    """A socket's credentials are those of who called listen() last."""
+    impostor = fake(reply(listing()))
+    os.seteuid(NOBODY.pw_uid)
+    try:
+        impostor.listener.listen()
+    finally:
+        os.seteuid(0)
+    done = ask(impostor, 'keys')
+    assert done.status == 2 and 'not trusted with the device' in done.err
+    assert 'user %d' % NOBODY.pw_uid in done.err
+    assert impostor.requests == []
 
 
 def test_a_socket_by_a_relative_path(fake, tmp_path):

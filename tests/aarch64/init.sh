@@ -33,7 +33,7 @@ suite() {
         --durations=5 --basetemp="/tmp/$name" \
         --junitxml="/results/$name.xml" tests/test_sandbox.py \
         tests/test_protocol.py tests/test_daemon.py tests/test_startup.py \
-        tests/test_options.py >"/results/$name.log" 2>&1
+        tests/test_options.py tests/test_client.py >"/results/$name.log" 2>&1
     status=$?
     if find "/tmp/$name" -name log -exec grep -H 'sandbox refused' {} + |
         grep -v '/test_forbidden_call'; then

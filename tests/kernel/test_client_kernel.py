@@ -103,7 +103,7 @@ def test_it_speaks_to_qemus_own_helper(stock):
     ['check'], ['keys'], ['register', '--new-key=1']])
 def test_what_the_helper_refuses_is_said(client, linear, words):
     for path, reason in [('/dev/sda1', 'the descriptor is of a partition'),
-                         ('/dev/dm-0', 'of a device-mapper device')]:
+                         ('/dev/dm-0', 'a device-mapper device is served only')]:
         done = client(*words, path)
         assert done.status == 9, done
         assert '(5/20/00)' in done.err and reason in done.err, done

@@ -193,9 +193,15 @@ class Relay:
                 return
 
     def close(self):
-        self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
-        os.unlink(self.path)
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+            self.sock.shutdown(socket.SHUT_RDWR)
+            self.sock.close()
+
+
+def is_suspended():
+    with open('/sys/block/dm-0/dm/suspended') as f:
+        return f.read() == '1\n'
 
 
 # What the target holds, as the rival's nexus sees it. ------------------------
@@ -249,8 +255,9 @@ def reset(multipathd):
     """No key, no reservation, all paths there, and multipathd knows it."""
     for path in PATHS:
         set_state(path, 'running')
-    if multipathd.process.poll() is None:
-        multipathd.forget()
+    if is_suspended():
+        ask('resume map mpatha')
+    multipathd.forget()
     rival = Rival()
     assert rival.out(pr.REGISTER_AND_IGNORE, 0, 1) == GOOD
     assert rival.out(pr.CLEAR, 1) == GOOD

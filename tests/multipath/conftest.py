@@ -9,7 +9,8 @@ import shutil
 
 import pytest
 
-from cluster import FILE, PATHS, Helper, Multipathd, Rival, reset, set_state
+from cluster import (FILE, PATHS, Helper, Multipathd, Relay, Rival, reset,
+                     set_state)
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -83,3 +84,17 @@ def us(multipathd, serve):
 @pytest.fixture
 def rival():
     return Rival()
+
+
+@pytest.fixture
+def relay():
+    """A function that puts a Relay before multipathd; gone after the test."""
+    relays = []
+
+    def begin(path, **kwargs):
+        relays.append(Relay(path, **kwargs))
+        return relays[-1]
+
+    yield begin
+    for one in relays:
+        one.close()

@@ -16,9 +16,9 @@ import os
 import pytest
 
 import prclient as pr
-from cluster import (A, A2, ALL_REGISTRANTS, B, BOTH, CONFLICT, FAILED, GOOD,
-                     TYPES, Mpathpersist, View, direct, other_than, reset,
-                     set_state, view, wait_until)
+from cluster import (A, A2, ALL_REGISTRANTS, B, BOTH, CONFLICT, FAILED, FILE,
+                     FIXED, GOOD, TYPES, Mpathpersist, View, direct,
+                     other_than, reset, set_state, view, wait_until)
 
 
 class Us:
@@ -180,6 +180,22 @@ def all_offline():
     ]
 
 
+def with_a_fixed_key():
+    return [
+        register(),
+        Us(pr.RESERVE, A, type_=pr.WRITE_EXCLUSIVE),
+        Us(pr.RELEASE, A, type_=pr.WRITE_EXCLUSIVE),
+        Us(pr.REGISTER, A, 0),
+        Us(pr.REGISTER_AND_IGNORE, 0, A2, want=FAILED),
+        Path('sda', 'offline'),
+        Us(pr.REGISTER_AND_IGNORE, 0, A),
+        Path('sda', 'running', BOTH),
+        Us(pr.CLEAR, A),
+        Path('sda', 'offline'),
+        Path('sda', 'running', {}),
+    ]
+
+
 SEQUENCES = {
     'register': every_way_to_register(),
     **{TYPES[t]: get_and_give_up(t) for t in TYPES},
@@ -190,7 +206,10 @@ SEQUENCES = {
     'another-key-while-offline': another_key_while_offline(),
     'unregister-while-offline': unregister_while_offline(),
     'all-offline': all_offline(),
+    'fixed-key': with_a_fixed_key(),
 }
+CONFIGURATIONS = [(FIXED if name == 'fixed-key' else FILE, name)
+                  for name in SEQUENCES]
 
 
 def play(subject, rival, multipathd, steps):
@@ -207,7 +226,8 @@ def play(subject, rival, multipathd, steps):
     return done
 
 
-@pytest.mark.parametrize('name', SEQUENCES)
+@pytest.mark.parametrize('multipathd, name', CONFIGURATIONS,
+                         indirect=['multipathd'], ids=SEQUENCES)
 def test_the_rival_sees_what_it_sees_of_mpathpersist(multipathd, serve, rival,
                                                      name):
     steps = SEQUENCES[name]
