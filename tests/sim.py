@@ -115,6 +115,13 @@ class Nexus(Fields):
             time.sleep(0.002)
         return True
 
+    def wait_held(self, seconds=20):
+        """Until a command hangs; those before have gone by."""
+        end = time.monotonic() + seconds
+        while self.commands < self.hold_from or self.in_flight == 0:
+            assert time.monotonic() < end, self.commands
+            time.sleep(0.002)
+
     @contextlib.contextmanager
     def hanging(self, skip=0):
         """Commands of this nexus, but the next skip ones, hang while the

@@ -77,7 +77,7 @@ class Lab:
                         MULTIPATH_SOCKET_NAME=self.mpd.address, **env or {})
         self.helper = Helper(self.dir, SIM_HELPER, ('-v', *options),
                              env=self.env)
-        self.fds, self.client = [], None
+        self.fds, self.client, self.is_broken = [], None, False
         self.map = self.open(sim.device(os.path.join(self.dir, 'dm-0'),
                                         sim.Root.MAJOR, 0))
         self.other_map = self.open(sim.device(os.path.join(self.dir, 'dm-1'),
@@ -160,11 +160,14 @@ class Lab:
         """No worker is left, not even one that has answered."""
         if self.client is None:
             return
+        assert not self.is_broken, 'this helper has had a worker that hangs'
         end = time.monotonic() + seconds
+        self.is_broken = True
         sessions = self.mode == 'sessions'
         while len(self.helper.sessions()) > sessions:
             assert time.monotonic() < end, self.helper.log()[-2000:]
             time.sleep(0.0005)
+        self.is_broken = False
 
     @property
     def lun(self):
@@ -1180,7 +1183,7 @@ def run_and_kill_at_the_disk(lab, action, path, skip):
         lab.client.send(action.cdb, [lab.map])
         if action.data:
             lab.client.sock.sendall(action.data)
-        nexus.wait_in_flight(1)
+        nexus.wait_held()
         worker, = lab.workers()
         kill(worker)
         answer = code(lab.client.reply())
@@ -1449,7 +1452,7 @@ def while_at_the_disk(lab, action, path, skip, change):
         lab.client.send(action.cdb, [lab.map])
         if action.data:
             lab.client.sock.sendall(action.data)
-        nexus.wait_in_flight(1)
+        nexus.wait_held()
         change()
     return code(lab.client.reply())
 
@@ -1687,7 +1690,7 @@ def test_helper_is_stopped_while_a_map_is_suspended(lab_of, mode, number):
     nexus = lab.nexus(lab.order[1])
     with nexus.hanging():
         send(lab.client, action, lab.map)
-        nexus.wait_in_flight(1)
+        nexus.wait_held()
         assert lab.known.suspended
         for pid in [lab.helper.pid] + lab.helper.sessions():
             os.kill(pid, number)
@@ -1708,7 +1711,7 @@ def test_worker_is_killed_while_the_helper_stops(lab_of, mode):
     lab.mpd.on('resume', 'fail', count=1)
     with nexus.hanging():
         send(lab.client, action, lab.map)
-        nexus.wait_in_flight(1)
+        nexus.wait_held()
         worker, = lab.workers()
         lab.helper.process.terminate()
         time.sleep(0.1)
@@ -1755,7 +1758,7 @@ def test_worker_goes_on_without_its(lab_of, who):
         nexus = lab.nexus(path)
         with nexus.hanging():
             send(lab.client, action, lab.map)
-            nexus.wait_in_flight(1)
+            nexus.wait_held()
             session, = lab.sessions
             if who == 'session':
                 kill(session)
@@ -1779,7 +1782,7 @@ def test_main_is_killed_while_a_map_is_suspended(lab_of):
     nexus = lab.nexus(lab.order[1])
     with nexus.hanging():
         send(lab.client, action, lab.map)
-        nexus.wait_in_flight(1)
+        nexus.wait_held()
         worker, = lab.workers()
         kill(lab.helper.pid)
         lab.helper.process.wait(20)
