@@ -148,7 +148,7 @@ static int multipathd_connect(const struct multipathd *multipathd,
     if (fd < 0 && own != NULL) {
         snprintf(beside, sizeof(beside), "%.*s/%s",
                  (int)(strrchr(own, '/') - own), own, name);
-        fd = name_connect(beside, deadline);
+        fd = name_connect(beside, 0); /* whoever made it may keep it full */
         if (fd < 0 && errno == EPERM)
             log_warning("%s is not root's: not taken for multipathd", beside);
     }
