@@ -240,7 +240,7 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
     if (hdr->host_status != 0) {
         outcome_set(command, host_outcomes, hdr->host_status);
         command->unreached = hdr->host_status < 0x10 || hdr->host_status > 0x13;
-        command->is_lost = hdr->host_status != NO_CONNECT
+        command->is_lost = command->unreached && hdr->host_status != NO_CONNECT
                            && hdr->host_status != BUS_BUSY
                            && hdr->host_status != BAD_TARGET
                            && hdr->host_status != TRANSPORT_FAILFAST;

@@ -187,8 +187,7 @@ LARGE(WRAP, setrlimit, (int which, const struct rlimit *limit), (which, limit))
 WRAP_AS(getgrnam, struct group *, NULL, (const char *name), (name))
 WRAP_AS(getppid, pid_t, -1, (void), ())
 WRAP_AS(getpwnam, struct passwd *, NULL, (const char *name), (name))
-WRAP_AS(sendmsg, ssize_t, -1,
-        (int fd, const struct msghdr *message, int flags),
+WRAP_AS(sendmsg, ssize_t, -1, (int fd, const struct msghdr *message, int flags),
         (fd, message, flags))
 WRAP_AS(setsid, pid_t, -1, (void), ())
 WRAP_AS(signal, sighandler_t, SIG_ERR, (int number, sighandler_t handler),
