@@ -271,22 +271,23 @@ static enum outcome path_send(struct map *map, struct path *path,
 static struct path *any_send(struct map *map, struct pr_command *command,
                              bool is_out)
 {
-    bool is_last[PATHS_MOST], conflicts = false;
-    unsigned i;
+    bool is_last[PATHS_MOST] = { false }, conflicts = false;
+    unsigned i, turn;
 
     for (i = 0; i < map->count; i++)
         is_last[i] = map->paths[i].is_suspect;
-    for (i = 0; i < 2 * map->count; i++) {
-        struct path *path = &map->paths[i % map->count];
-        enum outcome outcome;
+    for (turn = 0; turn < 2; turn++) {
+        for (i = 0; i < map->count; i++) {
+            enum outcome outcome;
 
-        if (is_last[i % map->count] != (i >= map->count))
-            continue;
-        outcome = path_send(map, path, command);
-        if (outcome == CONFLICT && is_out)
-            conflicts = true;
-        else if (outcome != UNUSABLE)
-            return path;
+            if (is_last[i] != (turn == 1))
+                continue;
+            outcome = path_send(map, &map->paths[i], command);
+            if (outcome == CONFLICT && is_out)
+                conflicts = true;
+            else if (outcome != UNUSABLE)
+                return &map->paths[i];
+        }
     }
     map->is_conflict = conflicts;
     if (!conflicts)
@@ -428,17 +429,14 @@ static enum restored paths_restore(struct map *map, struct path *witness,
     enum outcome outcomes[PATHS_MOST] = { UNTRIED };
     enum restored restored = RESTORED;
     struct out out, proof;
-    unsigned i;
+    unsigned i, turn;
 
     out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value, flags);
     out_set(&proof, REGISTER, 0, key->value, key->value, flags);
-    for (i = 0; i < 2 * map->count; i++) {
-        struct path *path = &map->paths[i % map->count];
-        enum outcome *outcome = &outcomes[i % map->count];
-
-        if (path != witness && *outcome != DONE)
-            *outcome = path_out(map, path, &out);
-    }
+    for (turn = 0; turn < 2; turn++)
+        for (i = 0; i < map->count; i++)
+            if (&map->paths[i] != witness && outcomes[i] != DONE)
+                outcomes[i] = path_out(map, &map->paths[i], &out);
     for (i = 0; i < map->count; i++)
         if (outcomes[i] >= CONFLICT)
             restored = NOT_RESTORED;

@@ -34,7 +34,7 @@ enum {
     COMMAND_SIZE = 512,    /* multipathd's own limit, MAX_CMD_LEN + NUL */
     REPLY_SIZE = 64,       /* as much as we look at */
     REPLY_MOST = 16 << 20, /* more is no reply */
-    RETRY_US = 50 * 1000   /* while its backlog is full */
+    RETRY_NS = 50000000    /* while its backlog is full */
 };
 
 /* Waits until the socket is ready for events; returns -1 and errno if not. */
@@ -115,7 +115,7 @@ static int name_connect(const char *name, int64_t deadline)
     while (connect(fd, (struct sockaddr *)&address, length) < 0) {
         if (errno != EAGAIN || clock_us() > deadline)
             goto failed;
-        nanosleep(&(struct timespec){ .tv_nsec = RETRY_US * 1000 }, NULL);
+        nanosleep(&(struct timespec){ .tv_nsec = RETRY_NS }, NULL);
     }
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
         goto failed;

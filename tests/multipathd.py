@@ -139,8 +139,9 @@ class Multipathd:
     def on(self, pattern, behaviour, count=1 << 30, skip=0, effect=False):
         """Commands that match the pattern, but not the first skip ones, get
         this: a key of the tables above, 'deny', 'timeout', 'usage', 'no NUL',
-        'trickle', seconds to wait before the usual answer, or a function that is called
-        with the command and says which of them; effect: after they have worked."""
+        'trickle', seconds to wait before the usual answer, or a function that
+        is called with the command and says which of them; effect: after they
+        have worked."""
         with self.lock:
             self.rules.append([re.compile(pattern), behaviour, effect, count,
                                skip])

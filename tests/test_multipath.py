@@ -1259,8 +1259,8 @@ def assert_refused(lab, answer='5/20/00'):
 
 
 @pytest.mark.parametrize('uuid', [
-    'LVM-x', 'part1-mpath-36001405a', 'CRYPT-LUKS2-mpath-x', 'mpath', 'MPATH-x',
-    ' mpath-x', 'xmpath-36001405a', ''])
+    'LVM-x', 'part1-mpath-36001405a', 'CRYPT-LUKS2-mpath-x', 'mpath',
+    'MPATH-x', ' mpath-x', 'xmpath-36001405a', ''])
 def test_other_device_mapper_devices_are_refused(run, uuid):
     with run.scenario() as lab:
         lab.root.write(lab.root.of_map(0, 'dm/uuid'), uuid + '\n')
@@ -1315,6 +1315,12 @@ def another_device(lab, nexus, major, minor):
     sim.device(lab.root.node(nexus), major, minor)
 
 
+def path_that_is_no_disk(lab, nexus, number):
+    """But for that, sysfs has it as a path of this map."""
+    another_device(lab, nexus, *number)
+    os.symlink('%d:%d' % sim.disk_number(nexus), lab.root.block(number)[:-1])
+
+
 def not_a_device(lab, nexus):
     with open(lab.root.node(nexus), 'w') as f:
         f.write('x')
@@ -1339,6 +1345,9 @@ STRANGERS = {
     'a partition': lambda lab, n: another_device(
         lab, n, sim.disk_number(n)[0], sim.disk_number(n)[1] + 1),
     'an NVMe disk': lambda lab, n: another_device(lab, n, 259, 0),
+    'an NVMe path': lambda lab, n: path_that_is_no_disk(lab, n, (259, 0)),
+    'a partition of a path': lambda lab, n: path_that_is_no_disk(
+        lab, n, (sim.disk_number(n)[0], sim.disk_number(n)[1] + 1)),
     'a map': lambda lab, n: another_device(lab, n, 253, 1),
     'a regular file': not_a_device,
     'a FIFO': a_fifo,

@@ -34,10 +34,9 @@ int fuzz_close(int fd);
 
 enum { FD = 1000, CALLS_MOST = 100000, TEXT = 63, COMMAND = 512 };
 
-static const char *const names[] = { NULL, "/run/m", "@m", "",
-                                     "/a/name/that/is/much/too/long/for/the/"
-                                     "address/of/a/socket/which/is/108/bytes/"
-                                     "long/at/most/but/this/one/is/longer" };
+/* 107 bytes would fit into an address. */
+static char too_long[109];
+static char *const names[] = { NULL, "/run/m", "@m", "", too_long };
 
 static const char *const verbs[] = {
     "getprkey map dm-3",    "setprkey map dm-3 key ", "unsetprkey map dm-3",
@@ -64,7 +63,7 @@ static unsigned answer(void)
 char *fuzz_getenv(const char *name)
 {
     MUST(strcmp(name, "MULTIPATH_SOCKET_NAME") == 0);
-    return (char *)(uintptr_t)names[system_.name];
+    return names[system_.name];
 }
 
 int fuzz_socket(int domain, int type, int protocol)
@@ -106,6 +105,7 @@ int fuzz_getsockopt(int fd, int level, int option, void *value, socklen_t *size)
         return -1;
     peer.uid = uids[which];
     system_.is_root = which == 0;
+    *size = sizeof(peer);
     memcpy(value, &peer, sizeof(peer));
     return 0;
 }
@@ -152,7 +152,9 @@ int fuzz_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout,
 
     MUST(count == 1 && fds->fd == FD && system_.is_open);
     MUST(timeout != NULL && mask == NULL);
-    fds->revents = how < 254 ? fds->events : 0;
+    fds->revents = fds->events;
+    if (how >= 254)
+        fds->revents = 0;
     system_.us += 1000;
     errno = EINTR;
     if (how != 255)
@@ -223,7 +225,7 @@ static void reply_get(char text[TEXT + 1])
 /* 0x, digits, and perhaps :aptpl. Returns whether it is a key. */
 static bool key_parse(const char *text, uint64_t *key, bool *aptpl)
 {
-    static const char digits[] = "0123456789abcdef";
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
 
     *key = 0;
     *aptpl = false;
@@ -232,14 +234,13 @@ static bool key_parse(const char *text, uint64_t *key, bool *aptpl)
     if (strncmp(text, "0x", 2) != 0)
         return false;
     for (text += 2; *text != '\0'; text++) {
-        char lower = *text >= 'A' && *text <= 'F' ? (char)(*text + 32) : *text;
-        const char *digit = strchr(digits, lower);
+        const char *digit = strchr(digits, *text);
 
         if (digit == NULL)
             break;
         if (*key >> 60 != 0)
             return false;
-        *key = *key << 4 | (uint64_t)(digit - digits);
+        *key = *key << 4 | (uint64_t)(digit - digits) % 16;
     }
     *aptpl = strcmp(text, ":aptpl\n") == 0;
     return *key != 0 && (*aptpl || strcmp(text, "\n") == 0);
@@ -278,6 +279,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     char text[TEXT + 1];
 
     memset(&system_, 0, sizeof(system_));
+    memset(too_long, 'n', sizeof(too_long) - 1);
     input_begin(bytes, size);
     system_.verb = input_number(1) % (sizeof(verbs) / sizeof(verbs[0]));
     system_.name = input_number(1) % (sizeof(names) / sizeof(names[0]));
