@@ -60,7 +60,8 @@ int daemon_background(void)
     if (got == 1)
         _exit(EXIT_SUCCESS);
     if (got < 0) {
-        kill(pid, SIGKILL);
+        if (kill(pid, SIGKILL) == 0)
+            waitpid(pid, NULL, 0);
         fatal("cannot hear from the background: %s", strerror(errno));
     }
     if (waitpid(pid, &status, 0) == pid && WIFEXITED(status))

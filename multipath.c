@@ -28,9 +28,10 @@
 
 enum {
     PATHS_MOST = 256,
-    REPEATS = 5,          /* of a command that met a unit attention */
-    SHORT_TIMEOUT = 5000, /* ms, for a path that failed, or while suspended */
-    RESUMES_MOST = 60     /* tries, a second apart */
+    REPEATS = 5,               /* of a command that met a unit attention */
+    SHORT_TIMEOUT = 5000,      /* ms, for a path that has failed */
+    SUSPENDED_TIMEOUT = 20000, /* while all I/O waits for us */
+    RESUMES_MOST = 60          /* tries, a second apart */
 };
 
 enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
@@ -74,6 +75,8 @@ struct path {
     dev_t device;
     bool is_suspect;      /* it has failed us before */
     enum outcome outcome; /* of REGISTER */
+    bool is_lost;         /* an answer to it: it may have been done */
+    bool was_other;       /* it had another key than the client said */
 };
 
 struct map {
@@ -85,7 +88,9 @@ struct map {
     struct multipathd multipathd;
     struct path paths[PATHS_MOST];
     unsigned count;
-    bool is_lost; /* an answer: a disk may have done what a path reports not */
+    /* Of the last command that went to any path: */
+    bool is_lost;     /* one has lost its answer, and may have done it */
+    bool is_conflict; /* one has said so */
 };
 
 /* A PERSISTENT RESERVE OUT on its way to paths. */
@@ -228,10 +233,10 @@ static enum outcome path_send(struct map *map, struct path *path,
         if (!path_is_ready(map, path))
             break;
         command->fd = path->fd;
-        sg_io_execute(command,
-                      path->is_suspect || map->suspension->alias[0] != '\0'
-                          ? SHORT_TIMEOUT
-                          : SG_IO_TIMEOUT);
+        sg_io_execute(command, path->is_suspect ? SHORT_TIMEOUT
+                               : map->suspension->alias[0] != '\0'
+                                   ? SUSPENDED_TIMEOUT
+                                   : SG_IO_TIMEOUT);
         if (command->unreached) {
             map->is_lost = map->is_lost || command->is_lost;
             break;
@@ -258,21 +263,39 @@ static enum outcome path_send(struct map *map, struct path *path,
 
 /*
  * The first path that answers the command, or NULL: the command has failed.
- * Those that have failed before come last.
+ * Those that have failed before come last. With is_out, a conflict is not the
+ * answer unless it is everybody's: nothing was done, and the path may have
+ * come back without having been registered yet. Nor is it where a path has
+ * lost its answer and may have done it: tried again, it is.
  */
-static struct path *any_send(struct map *map, struct pr_command *command)
+static struct path *any_send(struct map *map, struct pr_command *command,
+                             bool is_out)
 {
-    bool is_last[PATHS_MOST] = { false };
+    bool is_last[PATHS_MOST] = { false }, conflicts = false;
     unsigned i, turn;
 
     for (i = 0; i < map->count; i++)
         is_last[i] = map->paths[i].is_suspect;
-    for (turn = 0; turn < 2; turn++)
-        for (i = 0; i < map->count; i++)
-            if (is_last[i] == (turn == 1)
-                && path_send(map, &map->paths[i], command) != UNUSABLE)
+    for (turn = 0; turn < 2; turn++) {
+        for (i = 0; i < map->count; i++) {
+            enum outcome outcome;
+
+            if (is_last[i] != (turn == 1))
+                continue;
+            outcome = path_send(map, &map->paths[i], command);
+            if (outcome == CONFLICT && is_out)
+                conflicts = true;
+            else if (outcome != UNUSABLE)
                 return &map->paths[i];
-    fail(map, "no path is usable");
+        }
+    }
+    map->is_conflict = conflicts;
+    if (!conflicts)
+        fail(map, "no path is usable");
+    else if (map->is_lost)
+        fail(map, "a path's answer was lost");
+    else
+        conflict(map);
     return NULL;
 }
 
@@ -338,20 +361,11 @@ static enum outcome path_out(struct map *map, struct path *path,
     return path_send(map, path, map->command);
 }
 
-/*
- * If a path has carried it out and its answer was lost, others have nothing
- * left to do: that is no conflict. (Tried again, it is.)
- */
 static struct path *any_out(struct map *map, const struct out *out)
 {
-    struct path *path;
-
     map->is_lost = false;
     out_aim(map, out);
-    path = any_send(map, map->command);
-    if (map->is_lost && map->command->status == RESERVATION_CONFLICT)
-        fail(map, "a path's answer was lost");
-    return path;
+    return any_send(map, map->command, true);
 }
 
 /* False: nobody answered, or with an error, which is now the answer. */
@@ -364,7 +378,8 @@ static bool reservation_read(struct map *map, struct reservation *reservation)
     map->command->cdb = cdb;
     map->command->data = data;
     map->command->length = sizeof(data);
-    if (any_send(map, map->command) == NULL || map->command->status != GOOD)
+    if (any_send(map, map->command, false) == NULL
+        || map->command->status != GOOD)
         return false;
     /* SPC-4 6.15.3: ADDITIONAL LENGTH is 0 or 16. */
     reservation->is_held = map->command->payload >= 22 && data[7] >= 14;
@@ -385,7 +400,8 @@ static bool keys_have(struct map *map, uint64_t key, bool *has)
     map->command->cdb = cdb;
     map->command->data = data;
     map->command->length = sizeof(data);
-    if (any_send(map, map->command) == NULL || map->command->status != GOOD)
+    if (any_send(map, map->command, false) == NULL
+        || map->command->status != GOOD)
         return false;
     end = 8 + (size_t)be32_get(data + 4); /* SPC-4 6.15.2 */
     if (end > map->command->payload)
@@ -398,40 +414,53 @@ static bool keys_have(struct map *map, uint64_t key, bool *has)
 
 /* ---- The suspended preemption of ourselves ---------------------------- */
 
-/* Those that do not work get a second chance: they may have come back. */
-static bool paths_restore(struct map *map, const struct multipathd_key *key)
+enum restored { RESTORED, NOT_RESTORED, FENCED };
+
+/*
+ * Registers the other paths again. What fails gets a second chance: the path
+ * may have come back. The witness is the path that has kept its key all the
+ * time; if it has lost it when all is done, somebody has preempted us
+ * meanwhile, and our keys must not come back. (NULL: there is no such path.)
+ */
+static enum restored paths_restore(struct map *map, struct path *witness,
+                                   const struct multipathd_key *key)
 {
-    bool is_due[PATHS_MOST], is_restored = true;
-    struct out out;
+    const uint8_t flags = key->aptpl ? APTPL : 0;
+    enum outcome outcomes[PATHS_MOST] = { UNTRIED };
+    enum restored restored = RESTORED;
+    struct out out, proof;
     unsigned i, turn;
 
-    memset(is_due, true, sizeof(is_due));
-    out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value,
-            key->aptpl ? APTPL : 0);
-    for (turn = 0; turn < 2; turn++) {
-        for (i = 0; i < map->count; i++) {
-            enum outcome outcome;
-
-            if (!is_due[i])
-                continue;
-            outcome = path_out(map, &map->paths[i], &out);
-            is_due[i] = outcome == UNUSABLE;
-            if (outcome >= CONFLICT)
-                is_restored = false;
-        }
-    }
-    return is_restored;
+    out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value, flags);
+    out_set(&proof, REGISTER, 0, key->value, key->value, flags);
+    for (turn = 0; turn < 2; turn++)
+        for (i = 0; i < map->count; i++)
+            if (&map->paths[i] != witness && outcomes[i] != DONE)
+                outcomes[i] = path_out(map, &map->paths[i], &out);
+    for (i = 0; i < map->count; i++)
+        if (outcomes[i] >= CONFLICT)
+            restored = NOT_RESTORED;
+    if (witness == NULL || path_out(map, witness, &proof) != CONFLICT)
+        return restored;
+    out_set(&out, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+    for (i = 0; i < map->count; i++)
+        if (outcomes[i] == DONE)
+            path_out(map, &map->paths[i], &out);
+    return FENCED;
 }
 
 /* Until it works, or for a minute. Returns whether it did. */
 static bool map_resume(const struct multipathd *multipathd,
                        struct suspension *suspension)
 {
+    struct multipathd now = *multipathd;
+    char alias[ALIAS_SIZE];
     bool is_resumed = false;
     int tries;
 
+    now.alias = suspension->alias;
     for (tries = 0; tries < RESUMES_MOST; tries++) {
-        is_resumed = multipathd_resume(multipathd) == MULTIPATHD_DONE;
+        is_resumed = multipathd_resume(&now) == MULTIPATHD_DONE;
         if (is_resumed)
             break;
         if (tries == 0)
@@ -439,6 +468,10 @@ static bool map_resume(const struct multipathd *multipathd,
                       "trying again; by hand: dmsetup resume %s",
                       suspension->alias, suspension->alias);
         nanosleep(&(struct timespec){ .tv_sec = 1 }, NULL);
+        /* It may have been renamed. */
+        if (sysfs_read(suspension->device, "/dm/name", alias, sizeof(alias))
+            && alias[0] != '\0' && is_word(alias))
+            memcpy(suspension->alias, alias, sizeof(alias));
     }
     if (!is_resumed)
         log_error("map %s stays suspended: dmsetup resume %s",
@@ -448,16 +481,19 @@ static bool map_resume(const struct multipathd *multipathd,
 }
 
 /*
- * Preempts action_key from one path, where that takes our other paths'
- * registrations along: so that no I/O meets them in that state, the map is
- * suspended until they are registered again with key. With release, gives
- * up the reservation that has thereby moved to that path.
+ * Preempts from one path, where that takes our other paths' registrations
+ * along: so that no I/O meets them in that state, the map is suspended until
+ * they are registered again with key. If that path takes over a reservation,
+ * it has a key all the time. With release, it then gives up the reservation.
  */
 static void preempt_suspended(struct map *map, const struct out *preempt,
-                              const struct multipathd_key *key, bool release)
+                              const struct multipathd_key *key, bool takes_over,
+                              bool release)
 {
     enum multipathd_said said;
-    struct path *path;
+    struct path *path = NULL;
+    bool has, is_released = true;
+    struct out out;
 
     map->suspension->device = map->device;
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
@@ -467,23 +503,30 @@ static void preempt_suspended(struct map *map, const struct out *preempt,
         fail(map, "multipathd refuses to suspend it");
         return;
     }
-    if (said == MULTIPATHD_SILENT) {
+    if (said == MULTIPATHD_SILENT)
         fail(map, "multipathd does not say whether it is suspended");
-    } else {
+    else
         path = any_out(map, preempt);
-        if (path != NULL && map->command->status == GOOD) {
-            struct out out;
-            bool is_released = true;
-
-            out_set(&out, RELEASE, preempt->cdb[2], key->value, 0, 0);
-            if (release)
-                is_released = path_out(map, path, &out) == DONE;
-            if (!paths_restore(map, key) || !is_released)
-                fail(map, is_released ? "a path did not get its key back"
-                                      : "the reservation is not released");
-            else
-                sg_io_good(map->command);
+    if (path != NULL && map->command->status == GOOD) {
+        out_set(&out, RELEASE, preempt->cdb[2], key->value, 0, 0);
+        if (release)
+            is_released = path_out(map, path, &out) == DONE;
+        switch (paths_restore(map, takes_over ? path : NULL, key)) {
+        case FENCED:
+            conflict(map);
+            break;
+        case NOT_RESTORED:
+            fail(map, "a path did not get its key back");
+            break;
+        default:
+            sg_io_good(map->command);
+            if (!is_released)
+                fail(map, "the reservation is not released");
         }
+    } else if (said == MULTIPATHD_DONE && map->is_lost) {
+        if (keys_have(map, key->value, &has) && has)
+            paths_restore(map, NULL, key);
+        fail(map, "a path's answer was lost");
     }
     if (!map_resume(&map->multipathd, map->suspension))
         fail(map, "it is still suspended");
@@ -540,7 +583,7 @@ static void map_release(struct map *map, const struct multipathd_key *key,
         break;
     case HOLD_SET:
         out_set(&preempt, PREEMPT, out->cdb[2], key->value, key->value, 0);
-        preempt_suspended(map, &preempt, key, true);
+        preempt_suspended(map, &preempt, key, true, true);
         if (map->command->status == GOOD)
             multipathd_hold_set(&map->multipathd, false);
         break;
@@ -551,53 +594,71 @@ static void map_release(struct map *map, const struct multipathd_key *key,
 }
 
 /*
+ * Tells multipathd that this host holds the reservation before the disk makes
+ * it so: if a path dies with it, it is known. *was is what it thought before;
+ * if that is nothing, because it was started anew, it is told afterwards only,
+ * as nobody could make it forget again.
+ */
+static bool hold_announce(struct map *map, enum multipathd_hold *was)
+{
+    *was = multipathd_hold_get(&map->multipathd);
+    if (*was != HOLD_UNSET
+        || multipathd_hold_set(&map->multipathd, true) != MULTIPATHD_SILENT)
+        return true;
+    multipathd_hold_set(&map->multipathd, false);
+    fail(map, "multipathd does not take note of the reservation");
+    return false;
+}
+
+/* The disk has made it so; or has not, for sure. */
+static void hold_settle(struct map *map, enum multipathd_hold was, bool holds)
+{
+    if (was == (holds ? HOLD_UNKNOWN : HOLD_UNSET))
+        multipathd_hold_set(&map->multipathd, holds);
+}
+
+/*
  * To one path; but a conflict there is not the answer yet, as another one
- * may be the holder, who may repeat RESERVE.
+ * may be the holder, who may repeat RESERVE; and that may be gone.
  */
 static void map_reserve(struct map *map, const struct multipathd_key *key,
                         const struct out *out)
 {
-    bool is_lost, unusable = false, conflicts = false, is_ours;
+    bool is_lost, is_conflict, is_known, is_ours;
     struct reservation reservation;
-    unsigned i;
+    enum multipathd_hold was;
+    struct answer answer;
 
-    map->is_lost = false;
-    for (i = 0; i < map->count; i++) {
-        switch (path_out(map, &map->paths[i], out)) {
-        case DONE:
-            multipathd_hold_set(&map->multipathd, true);
-            return;
-        case CONFLICT:
-            conflicts = true;
-            break;
-        case UNUSABLE:
-            unusable = true;
-            break;
-        default:
-            return;
-        }
-    }
-    if (!conflicts) {
-        fail(map, "no path is usable");
+    if (!hold_announce(map, &was))
+        return;
+    if (any_out(map, out) != NULL) {
+        if (map->command->status == GOOD || !map->is_lost)
+            hold_settle(map, was, map->command->status == GOOD);
         return;
     }
-    /* The path that holds it may be gone. */
+    answer_keep(&answer, map);
     is_lost = map->is_lost;
-    is_ours = unusable && reservation_read(map, &reservation)
-              && reservation.is_held && reservation.key == key->value
+    is_conflict = map->is_conflict;
+    is_known = reservation_read(map, &reservation);
+    is_ours = is_known && reservation.is_held && reservation.key == key->value
               && reservation.scope_type == out->cdb[2];
-    if (is_ours && multipathd_hold_get(&map->multipathd) == HOLD_SET)
+    if (is_ours && was == HOLD_SET) {
         sg_io_good(map->command);
-    else if (is_ours && is_lost)
-        fail(map, "a path's answer was lost");
-    else
+        return;
+    }
+    if (is_known && !is_ours && is_conflict)
         conflict(map);
+    else
+        answer_give(map, &answer);
+    if (!is_lost || (is_known && !is_ours))
+        hold_settle(map, was, false);
 }
 
 static void map_preempt(struct map *map, const struct multipathd_key *key,
                         const struct out *out)
 {
     uint64_t preempted = be64_get(out->list + 8);
+    enum multipathd_hold was = HOLD_SET;
     struct reservation reservation;
     bool takes_over, is_own;
 
@@ -608,12 +669,14 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
              || (preempted == 0 && takes_over
                  && (reservation.scope_type & 0x0f)
                         >= WRITE_EXCLUSIVE_ALL_REGISTRANTS);
+    if (takes_over && !hold_announce(map, &was))
+        return;
     if (is_own)
-        preempt_suspended(map, out, key, false);
+        preempt_suspended(map, out, key, takes_over, false);
     else
         any_out(map, out);
-    if (map->command->status == GOOD && takes_over)
-        multipathd_hold_set(&map->multipathd, true);
+    if (takes_over && (map->command->status == GOOD || !map->is_lost))
+        hold_settle(map, was, map->command->status == GOOD);
 }
 
 /*
@@ -622,11 +685,14 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
  */
 static bool key_forget(struct map *map)
 {
-    static const struct multipathd_key none = { 0, false };
+    struct multipathd_key none = { 0, false }, now;
     enum multipathd_said said = multipathd_key_set(&map->multipathd, &none);
 
-    return said != MULTIPATHD_SILENT
-           && multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE;
+    if (said == MULTIPATHD_SILENT
+        || (said == MULTIPATHD_REFUSED
+            && (!multipathd_key_get(&map->multipathd, &now) || now.value == 0)))
+        return false;
+    return multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE;
 }
 
 static void map_clear(struct map *map, const struct out *out)
@@ -682,8 +748,10 @@ static bool path_register(struct map *map, struct path *path, struct out *out)
         path->outcome = COVERED;
         return true;
     }
+    map->is_lost = false;
     path->outcome = path_out(map, path, out);
-    if (path->outcome == DONE)
+    path->is_lost = path->is_lost || map->is_lost;
+    if (path->outcome == DONE || path->is_lost)
         out_cut(out);
     return path->outcome != FAILED;
 }
@@ -710,11 +778,14 @@ static bool paths_register(struct map *map, struct out *out)
         return false;
     }
     out->cdb[1] = REGISTER_AND_IGNORE;
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].outcome == CONFLICT
-            && (!path_register(map, &map->paths[i], out)
-                || map->paths[i].outcome == CONFLICT))
+    for (i = 0; i < map->count; i++) {
+        struct path *path = &map->paths[i];
+
+        path->was_other = path->outcome == CONFLICT;
+        if (path->was_other
+            && (!path_register(map, path, out) || path->outcome == CONFLICT))
             return false;
+    }
     return true;
 }
 
@@ -748,14 +819,22 @@ static void paths_unregister(struct map *map, const struct registration *r,
     struct out out;
     unsigned i;
 
+    flags &= ALL_TG_PT;
+    if (r->old.aptpl)
+        flags |= APTPL;
     answer_keep(&answer, map);
-    out_set(&out, REGISTER_AND_IGNORE, 0, 0, r->previous, flags);
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].outcome == DONE
-            && path_out(map, &map->paths[i], &out) != DONE)
+    for (i = 0; i < map->count; i++) {
+        struct path *path = &map->paths[i];
+
+        if (path->outcome != DONE && !path->is_lost)
+            continue;
+        out_set(&out, REGISTER_AND_IGNORE, 0, 0,
+                path->was_other ? r->old.value : r->previous, flags);
+        if (path_out(map, path, &out) != DONE)
             log_warning("%s (%s): %s may have kept a key that the others do "
                         "not have",
-                        map->name, map->alias, map->paths[i].name);
+                        map->name, map->alias, path->name);
+    }
     if (r->is_given_up) {
         const struct multipathd_key key = { r->previous, false };
 
@@ -798,8 +877,9 @@ static bool status_tell(struct map *map, const struct registration *r)
     for (i = 0; i < map->count; i++)
         if (map->paths[i].outcome == DONE)
             length += (size_t)snprintf(names + length, sizeof(names) - length,
-                                       "%s%s", length > 0 ? " " : "",
-                                       map->paths[i].name);
+                                       "%s%u:%u", length > 0 ? " " : "",
+                                       major(map->paths[i].device),
+                                       minor(map->paths[i].device));
     if (r->new.value != 0
             ? multipathd_registered(&map->multipathd, names) == MULTIPATHD_DONE
             : multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE)
@@ -839,15 +919,25 @@ static bool reservation_follow(struct map *map, const struct registration *r)
 
     if (r->new.value == 0 || r->new.value == r->previous)
         return true;
-    if (r->previous == 0) {
+    if (!reservation_read(map, &reservation))
+        return false;
+    if (reservation.is_held && reservation.key == r->new.value)
+        return true;
+    if (!reservation.is_held || r->previous == 0
+        || reservation.key != r->previous) {
         multipathd_hold_set(&map->multipathd, false);
         return true;
     }
-    if (!reservation_read(map, &reservation))
-        return false;
-    if (!reservation.is_held || reservation.key != r->previous
-        || multipathd_hold_get(&map->multipathd) != HOLD_SET)
+    switch (multipathd_hold_get(&map->multipathd)) {
+    case HOLD_UNSET: /* another host with the same key */
         return true;
+    case HOLD_SET:
+        break;
+    default:
+        fail(map, "the path that may hold the reservation is gone, and "
+                  "multipathd does not know whether one does");
+        return false;
+    }
     out_set(&preempt, PREEMPT, reservation.scope_type, r->new.value,
             r->previous, 0);
     any_out(map, &preempt);
@@ -884,7 +974,7 @@ static void map_register(struct map *map, const struct multipathd_key *old,
             return;
         }
     }
-    paths_unregister(map, &r, flags & (uint8_t)~SPEC_I_PT);
+    paths_unregister(map, &r, flags);
     if (r.new.value != old->value || r.new.aptpl != old->aptpl)
         multipathd_key_set(&map->multipathd, old);
     if (is_told && r.previous == 0)
@@ -990,7 +1080,7 @@ void multipath_execute(struct pr_command *command, dev_t device,
     else if (!sysfs_slaves(device, path_found, &map))
         fail(&map, "cannot list its paths");
     else if (command->cdb[0] == PERSISTENT_RESERVE_IN)
-        any_send(&map, command);
+        any_send(&map, command, false);
     else if (command->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_out(&map);
     else
@@ -1017,7 +1107,7 @@ void multipath_recover(const char *socket_path, struct suspension *suspension)
         && sysfs_slaves(map.device, path_found, &map)
         && multipathd_key_get(&map.multipathd, &key) && key.value != 0
         && keys_have(&map, key.value, &has) && has)
-        paths_restore(&map, &key);
+        paths_restore(&map, NULL, &key);
     memcpy(map.alias, suspension->alias, sizeof(map.alias));
     map_resume(&map.multipathd, suspension);
     paths_close(&map);

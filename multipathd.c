@@ -148,7 +148,7 @@ static int multipathd_connect(const struct multipathd *multipathd,
     if (fd < 0 && own != NULL) {
         snprintf(beside, sizeof(beside), "%.*s/%s",
                  (int)(strrchr(own, '/') - own), own, name);
-        fd = name_connect(beside, deadline);
+        fd = name_connect(beside, 0); /* whoever made it may keep it full */
         if (fd < 0 && errno == EPERM)
             log_warning("%s is not root's: not taken for multipathd", beside);
     }
@@ -185,9 +185,11 @@ static int exchange(const struct multipathd *multipathd, const char *command,
     return result;
 }
 
-static bool is_denial(const char *reply)
+/* Since 0.9.9 "fail" precedes the reason. */
+static const char *reason_find(const char *reply)
 {
-    return strncmp(reply, "permission deny", 15) == 0;
+    return strncmp(reply, "fail\n", 5) == 0 && reply[5] != '\0' ? reply + 5
+                                                                : reply;
 }
 
 static enum multipathd_said ask(const struct multipathd *multipathd,
@@ -203,6 +205,7 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
 {
     char command[COMMAND_SIZE];
     va_list arguments;
+    const char *why;
     int length;
 
     va_start(arguments, format);
@@ -216,10 +219,12 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
                     strerror(errno));
         return MULTIPATHD_SILENT;
     }
-    length = (int)strcspn(reply, "\n");
-    log_verbose("multipathd, '%.100s': %.*s", command, length, reply);
-    if (is_denial(reply) || strcmp(reply, "timeout\n") == 0)
-        log_warning("multipathd, '%.100s': %.*s", command, length, reply);
+    why = reason_find(reply);
+    length = (int)strcspn(why, "\n");
+    log_verbose("multipathd, '%.100s': %.*s", command, length, why);
+    if (strncmp(why, "permission deny", 15) == 0
+        || strncmp(why, "timeout", 7) == 0)
+        log_warning("multipathd, '%.100s': %.*s", command, length, why);
     return strcmp(reply, "ok\n") == 0 ? MULTIPATHD_DONE : MULTIPATHD_REFUSED;
 }
 
@@ -296,13 +301,14 @@ enum multipathd_hold multipathd_hold_get(const struct multipathd *multipathd)
     return strcmp(reply, "unset\n") == 0 ? HOLD_UNSET : HOLD_UNKNOWN;
 }
 
-/* That it does, or does not. No failure: older versions need not know. */
-void multipathd_hold_set(const struct multipathd *multipathd, bool holds)
+/* That it does, or does not; older versions refuse, and need not know. */
+enum multipathd_said multipathd_hold_set(const struct multipathd *multipathd,
+                                         bool holds)
 {
     char reply[REPLY_SIZE];
 
-    ask(multipathd, reply, "%ssetprhold map %s", holds ? "" : "un",
-        multipathd->map);
+    return ask(multipathd, reply, "%ssetprhold map %s", holds ? "" : "un",
+               multipathd->map);
 }
 
 /*
@@ -315,8 +321,8 @@ enum multipathd_said multipathd_suspend(const struct multipathd *multipathd)
     enum multipathd_said said = ask(multipathd, reply, "suspend map %s",
                                     multipathd->alias);
 
-    if (said == MULTIPATHD_REFUSED && strcmp(reply, "fail\n") != 0
-        && !is_denial(reply))
+    if (said == MULTIPATHD_REFUSED && strncmp(reply, "fail\n", 5) != 0
+        && strncmp(reply, "permission deny", 15) != 0)
         return MULTIPATHD_SILENT;
     return said;
 }

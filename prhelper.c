@@ -31,6 +31,13 @@
 #include <time.h>
 #include <unistd.h>
 
+/*
+ * What a session has for the queue: no number that it can get for anything
+ * else, see session_begin(). As many descriptors can be on their way to
+ * workers (too_many_unix_fds(), net/core/scm.c in the kernel).
+ */
+enum { QUEUE_NUMBER = 511 };
+
 /* How long a client that always has a request may keep signals waiting. */
 #define SIGNALS_WITHIN (SECOND / 100)
 
@@ -110,14 +117,15 @@ static void server_set_up(struct server *server, const struct options *options)
                          ? clients_limit(options->max_clients)
                          : options->max_clients;
     unsigned clients = slots;
+    int high;
 
     server->options = options;
     server->pid = getpid();
     server->stop_by = NEVER;
     server->max_clients = slots;
+    slots = slots * 2 + 16;
     if (!options->single_process) {
         clients = 1;
-        slots = slots * 2 + 16;
         server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
         /* What a session does not see it need not have a copy of. */
         madvise(server->sessions, slots * sizeof(struct session),
@@ -125,9 +133,17 @@ static void server_set_up(struct server *server, const struct options *options)
     }
     if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
         fatal("cannot make a pipe: %s", strerror(errno));
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, server->queue)
+    if (socketpair(AF_UNIX,
+                   SOCK_SEQPACKET | SOCK_CLOEXEC
+                       | (options->single_process ? SOCK_NONBLOCK : 0),
+                   0, server->queue)
         < 0)
         fatal("cannot make a queue: %s", strerror(errno));
+    high = fcntl(server->queue[QUEUE_IN], F_DUPFD_CLOEXEC, QUEUE_NUMBER);
+    if (high >= 0) {
+        close(server->queue[QUEUE_IN]);
+        server->queue[QUEUE_IN] = high;
+    }
     server->slots = slots;
     server->workers = table(slots * sizeof(pid_t), MAP_PRIVATE);
     server->suspensions = table(slots * sizeof(struct suspension), MAP_SHARED);

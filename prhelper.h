@@ -157,7 +157,7 @@ enum multipathd_said multipathd_registered(const struct multipathd *,
                                            const char *paths);
 enum multipathd_said multipathd_unregistered(const struct multipathd *);
 enum multipathd_hold multipathd_hold_get(const struct multipathd *);
-void multipathd_hold_set(const struct multipathd *, bool holds);
+enum multipathd_said multipathd_hold_set(const struct multipathd *, bool holds);
 enum multipathd_said multipathd_suspend(const struct multipathd *);
 enum multipathd_said multipathd_resume(const struct multipathd *);
 

@@ -123,7 +123,7 @@ static const struct permission session_permissions[] = {
     CALL(close),                       /* every descriptor that came */
     CALL(fstat),
 #ifdef SYS_newfstatat
-    CALL(newfstatat), /* fstat() of some, and stat() in vet_other_block() */
+    CALL(newfstatat), /* fstat() of some, and stat() in refuse_other_block() */
 #endif
 #ifdef SYS_stat
     CALL(stat),
@@ -191,6 +191,10 @@ static const struct permission main_permissions[] = {
     CALL(gettid),
     CALL(getppid), /* session_begin() and what it calls */
     CALL(munmap),
+    CALL(prlimit64),
+#ifdef SYS_setrlimit
+    CALL(setrlimit),
+#endif
     CALL(accept4),
     CALL(close_range),
     CALL(landlock_restrict_self),

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -149,6 +150,7 @@ void fds_close_except(int a, int b, int c)
  */
 static void session_begin(struct server *server, struct record *record)
 {
+    struct rlimit descriptors;
     int socket;
     ssize_t sent;
 
@@ -181,6 +183,11 @@ static void session_begin(struct server *server, struct record *record)
     server->report[0] = -1;
     server->queue[QUEUE_OUT] = -1;
     fds_close_except(socket, server->queue[QUEUE_IN], server->session_rules);
+    /* The filter tells the queue by its number: it shall name nothing else. */
+    descriptors.rlim_cur = (rlim_t)server->queue[QUEUE_IN];
+    descriptors.rlim_max = descriptors.rlim_cur;
+    if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0)
+        _exit(EXIT_FAILURE);
     if (sandbox_session(server) < 0) {
         log_error("no sandbox for a session: %s", strerror(errno));
         _exit(EXIT_FAILURE);

@@ -151,6 +151,14 @@ bool sg_io_is_disk(const struct stat *st)
            && minor(st->st_rdev) % SCSI_DISK_MINORS == 0;
 }
 
+/* O_PATH descriptors of a device can be had without the right to open it. */
+static bool is_open(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    return flags >= 0 && (flags & O_PATH) == 0;
+}
+
 static bool is_open_for_writing(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -204,8 +212,14 @@ enum vet sg_io_vet(struct pr_command *command)
         return VET_ANSWERED;
     }
     if (S_ISBLK(st.st_mode) && !is_scsi_disk_major(major(st.st_rdev))
-        && sysfs_has(st.st_rdev, "/dm"))
-        return VET_MAPPED;
+        && sysfs_has(st.st_rdev, "/dm")) {
+        /* Nobody but us asks if the client could open what this is of. */
+        if (is_open(command->fd))
+            return VET_MAPPED;
+        outcome_set(command, errno_outcomes, EBADF);
+        command->refusal = "the descriptor is not open";
+        return VET_ANSWERED;
+    }
     if (!is_in && !is_out) {
         sg_io_good(command); /* PROTOCOL_CLEANUP concerns maps only */
         return VET_ANSWERED;
@@ -226,7 +240,7 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
     if (hdr->host_status != 0) {
         outcome_set(command, host_outcomes, hdr->host_status);
         command->unreached = hdr->host_status < 0x10 || hdr->host_status > 0x13;
-        command->is_lost = hdr->host_status != NO_CONNECT
+        command->is_lost = command->unreached && hdr->host_status != NO_CONNECT
                            && hdr->host_status != BUS_BUSY
                            && hdr->host_status != BAD_TARGET
                            && hdr->host_status != TRANSPORT_FAILFAST;

@@ -2,8 +2,9 @@
 /*
  * worker.c - a process for each command on a multipath map.
  *
- *	session: puts the command, the map's descriptor and one end of a
- *	         fresh pair of sockets on the queue, and waits at the other
+ *	session: puts the map's descriptor and one end of a fresh pair of
+ *	         sockets on the queue, and waits at the other, where it has
+ *	         put the command
  *	main:    queue readable? fork --->  worker: takes one command from the
  *	                                    queue, carries it out on the map's
  *	                                    paths (multipath.c), answers, exits
@@ -35,42 +36,56 @@ enum { ANSWER_HEAD = 1 + PROTOCOL_SENSE_SIZE }; /* before the payload */
 
 /* ---- In a session ----------------------------------------------------- */
 
-/*
- * Asks for a command to be carried out. Returns where worker_answer() will
- * find the result once that is readable, or -1 if it cannot be asked for.
- */
-int worker_ask(int queue, const struct pr_command *command)
+/* Puts a byte and two descriptors on the queue. */
+static ssize_t queue_put(int queue, int map, int answer)
 {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(2 * sizeof(int))];
     } control;
-    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    uint8_t cdb[PROTOCOL_CDB_SIZE];
-    struct iovec parts[2] = {
-        { .iov_base = cdb, .iov_len = sizeof(cdb) },
-        { .iov_base = command->data, .iov_len = is_out ? command->length : 0 },
-    };
-    struct msghdr message = { .msg_iov = parts,
-                              .msg_iovlen = 2,
+    char byte = 0;
+    struct iovec part = { .iov_base = &byte, .iov_len = 1 };
+    struct msghdr message = { .msg_iov = &part,
+                              .msg_iovlen = 1,
                               .msg_control = control.bytes,
                               .msg_controllen = sizeof(control.bytes) };
-    int ends[2], fds[2], error;
+    const int fds[2] = { map, answer };
     struct cmsghdr *header;
-    ssize_t sent;
 
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
-        return -1;
-    memcpy(cdb, command->cdb, sizeof(cdb));
     memset(&control, 0, sizeof(control));
     header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof(fds));
-    fds[0] = command->fd;
-    fds[1] = ends[1];
     memcpy(CMSG_DATA(header), fds, sizeof(fds));
-    sent = sendmsg(queue, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return sendmsg(queue, &message, MSG_NOSIGNAL);
+}
+
+/*
+ * Asks for a command to be carried out: it is put into the worker's end of
+ * the pair, so that on the queue, which all share, each takes little room.
+ * Waits for that room (but with --single-process: nobody else would make
+ * any). Returns where worker_answer() will find the result once that is
+ * readable, or -1 and errno if it cannot be asked for.
+ */
+int worker_ask(int queue, const struct pr_command *command)
+{
+    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+    uint8_t request[PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
+    size_t size = PROTOCOL_CDB_SIZE;
+    int ends[2], error;
+    ssize_t sent;
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return -1;
+    memcpy(request, command->cdb, PROTOCOL_CDB_SIZE);
+    if (is_out && command->length > 0) {
+        memcpy(request + size, command->data, command->length);
+        size += command->length;
+    }
+    sent = send(ends[0], request, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent >= 0)
+        sent = queue_put(queue, command->fd, ends[1]);
     error = errno;
     close(ends[1]);
     if (sent >= 0)
@@ -113,22 +128,19 @@ struct work {
     uint8_t data[PROTOCOL_DATA_MAX + 64];
 };
 
-/* Returns 0, or errno if there is nothing that could be answered. */
-static int work_take(int queue, struct work *work)
+/* Takes the descriptors off the queue. Returns 0 or errno. */
+static int queue_take(int queue, struct work *work)
 {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(2 * sizeof(int))];
     } control;
-    struct iovec parts[2] = {
-        { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },
-        { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
-    };
-    struct msghdr message = { .msg_iov = parts,
-                              .msg_iovlen = 2,
+    char byte;
+    struct iovec part = { .iov_base = &byte, .iov_len = 1 };
+    struct msghdr message = { .msg_iov = &part,
+                              .msg_iovlen = 1,
                               .msg_control = control.bytes,
                               .msg_controllen = sizeof(control.bytes) };
-    size_t length = sizeof(work->cdb);
     struct cmsghdr *header;
     ssize_t bytes;
     int fds[2];
@@ -147,6 +159,22 @@ static int work_take(int queue, struct work *work)
     memcpy(fds, CMSG_DATA(header), sizeof(fds));
     work->map = fds[0];
     work->answer = fds[1];
+    return 0;
+}
+
+/* Takes the command itself. Returns 0 or errno. */
+static int work_take(struct work *work)
+{
+    struct iovec parts[2] = {
+        { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },
+        { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
+    };
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
+    size_t length = sizeof(work->cdb);
+    ssize_t bytes = recvmsg(work->answer, &message, MSG_DONTWAIT);
+
+    if (bytes < 0)
+        return errno;
     if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
         length += protocol_data_length(work->cdb);
     return (size_t)bytes == length
@@ -156,15 +184,15 @@ static int work_take(int queue, struct work *work)
 }
 
 /*
- * One command on a map at a time: a lock on the byte of the queue that has
- * the map's number. Who dies gives it back.
+ * One command on a map at a time: a lock on the byte of the pipe to main that
+ * has the map's number. Who dies gives it back.
  */
-static void map_lock(int queue, dev_t map)
+static void map_lock(int report, dev_t map)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
 
     lock.l_start = minor(map);
-    if (fcntl(queue, F_SETLKW, &lock) < 0)
+    if (fcntl(report, F_SETLKW, &lock) < 0)
         log_warning("commands on one map at the same time: %s",
                     strerror(errno));
 }
@@ -186,7 +214,7 @@ static void work_do(const struct server *server, struct work *work,
     switch (sg_io_vet(&command)) {
     case VET_MAPPED:
         if (fstat(work->map, &st) == 0) {
-            map_lock(server->queue[QUEUE_OUT], st.st_rdev);
+            map_lock(server->report[1], st.st_rdev);
             multipath_execute(&command, st.st_rdev, server->listener.path,
                               suspension);
             break;
@@ -215,15 +243,22 @@ static void worker_run(const struct server *server,
                        struct suspension *suspension)
 {
     struct work work = { .map = -1, .answer = -1 };
-    int error = 0, queue = server->queue[QUEUE_OUT];
     bool is_resumer = suspension->alias[0] != '\0';
+    int error = 0;
 
     if (!is_resumer) {
-        error = work_take(queue, &work);
+        error = queue_take(server->queue[QUEUE_OUT], &work);
         while (write(server->report[1], "w", 1) < 0 && errno == EINTR)
             ;
     }
-    fds_close_except(queue, work.map, work.answer);
+    /* Without close_range() (Linux 5.9) these would hold up others. */
+    close(server->listener.fd);
+    close(server->report[0]);
+    close(server->queue[QUEUE_OUT]);
+    close(server->queue[QUEUE_IN]);
+    fds_close_except(server->report[1], work.map, work.answer);
+    if (error == 0 && !is_resumer)
+        error = work_take(&work);
     if (error != 0 && error != EAGAIN)
         log_warning("cannot take a command on a multipath map: %s",
                     strerror(error));
@@ -234,7 +269,7 @@ static void worker_run(const struct server *server,
         _exit(EXIT_FAILURE);
     }
     if (is_resumer) {
-        map_lock(queue, suspension->device);
+        map_lock(server->report[1], suspension->device);
         multipath_recover(server->listener.path, suspension);
     } else {
         work_do(server, &work, suspension);
@@ -315,6 +350,7 @@ void worker_ended(struct server *server, pid_t pid, int status)
         log_error("map %.*s may be suspended: having it resumed",
                   ALIAS_SIZE - 1, server->suspensions[i].alias);
         server->is_resume_due = true;
+        server->worker_retry = clock_us() + RETRY_AFTER;
     }
 }
 

@@ -415,6 +415,11 @@ FAILURES.update({'ENODEV': fails(errno.ENODEV), 'ENXIO': fails(errno.ENXIO),
                  'becoming ready for ever': senses(BECOMING)})
 
 
+# These may be answers that were lost.
+LOSSES = set(FAILURES) & {'host %02x' % n for n in range(3, 0x20)} - {
+    'host 04', 'host 0f'}
+
+
 # ... or before any is.
 def unplug(lab, n, **_):
     os.unlink(lab.root.node(n))
@@ -565,6 +570,8 @@ def test_each_action_with_no_path_left(run):
                 for path, fault in zip(PATHS, kind):
                     faults[fault](lab, path, count=EVER)
                 assert action.run(lab) == LOST
+                if name.startswith('reserve') and LOSSES & set(kind):
+                    lab.known.prhold = lab.before[-1]   # it may be so
                 if name != 'clean up':
                     assert_unchanged(lab)
                 lab.dead = set(PATHS)
@@ -1095,7 +1102,7 @@ def test_how_long_a_command_may_take(run):
                 for t in ('suspend', 'resume'))
             events = list(lab.target.log())[begin:end]
             assert len(events) >= len(lab.usable())
-            assert all(1000 <= e.timeout <= 10000 for e in events)
+            assert all(1000 <= e.timeout <= 20000 for e in events)
 
 
 def test_what_multipathd_is_told(run):
@@ -1103,22 +1110,23 @@ def test_what_multipathd_is_told(run):
             'register': ['getprkey map dm-0', 'setprkey map dm-0 key a11ce'],
             'register with APTPL': ['getprkey map dm-0',
                                     'setprkey map dm-0 key a11ce:aptpl'],
-            'reserve': ['getprkey map dm-0', 'setprhold map dm-0'],
+            'reserve': ['getprkey map dm-0', 'getprhold map dm-0',
+                        'setprhold map dm-0'],
             'release': ['getprkey map dm-0', 'unsetprhold map dm-0']}.items():
         with run.scenario(name) as lab:
             action = prepare(lab, ACTIONS[name])
             assert action.run(lab) == GOOD
             assert [t.replace('key 0x', 'key ')
-                    for t in lab.mpd.texts()[:2]] == texts
+                    for t in lab.mpd.texts()[:len(texts)]] == texts
             if action.is_register:
-                assert sorted(lab.known.pathlist.split()) == ['sda', 'sdb',
-                                                              'sdc']
+                assert sorted(lab.known.pathlist.split()) == ['8:0', '8:16',
+                                                              '8:32']
                 assert lab.known.aptpl == (name != 'register')
     with run.scenario('pathlist without the dead') as lab:
         lab.root.state(1, 'offline')
         lab.dead = {1}
         assert ACTIONS['register'].run(lab) == GOOD
-        assert sorted(lab.known.pathlist.split()) == ['sda', 'sdc']
+        assert sorted(lab.known.pathlist.split()) == ['8:0', '8:32']
         lab.root.state(1, 'running')
         lab.known.path_returns('sdb')
         lab.dead = set()

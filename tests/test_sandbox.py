@@ -8,6 +8,7 @@ what must be possible is shown by all other tests, which run under the filter.
 import ctypes
 import errno
 import os
+import re
 import struct
 import subprocess
 
@@ -58,7 +59,7 @@ CALLS = {
 # Main forks, accepts and ends sessions; its workers open devices and talk to
 # multipathd. So it may do these.
 MAINS = {'clone', 'kill', 'accept4', 'unlinkat', 'write to another descriptor',
-         'openat', 'socket', 'connect'}
+         'openat', 'socket', 'connect', 'prlimit64'}
 
 # e_machine of the program's ELF header, in the order of the numbers above.
 MACHINES = [62, 183, 3]     # x86-64, aarch64, i386
@@ -129,6 +130,20 @@ def test_forbidden_call_fails_in_main_and_is_logged(helper, target, disks,
         assert nexus.call_errno == errno.ENOSYS
         assert main.wait_log('sandbox refused system call %d' % number(call))
         assert client.read_in(fd, READ_KEYS).status == GOOD
+
+
+def test_a_session_gets_no_descriptor_of_the_queues_number(helper, disks):
+    """Of any other, sendmsg() could talk to anybody."""
+    main, fd = helper(), disks.open()
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+        main.wait_sessions(1)
+        session, = main.sessions()
+        numbers = sorted(map(int, os.listdir('/proc/%d/fd' % session)))
+        with open('/proc/%d/limits' % session) as f:
+            limit = re.search('Max open files +(\\d+) +(\\d+)', f.read())
+        assert list(map(int, limit.groups())) == [numbers[-1]] * 2
+        assert numbers[-1] >= 500 and len(numbers) == 5
 
 
 def landlock_version():
