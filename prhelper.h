@@ -259,7 +259,7 @@ int worker_ask(int queue, const struct pr_command *);
 void worker_answer(int answer, struct pr_command *);
 void worker_spawn(struct server *, int64_t now);
 void worker_check(struct server *, int64_t now);
-void worker_ended(struct server *, pid_t, int status);
+void worker_ended(struct server *, pid_t, int status, int64_t now);
 bool worker_any(const struct server *);
 
 /* sandbox.c */

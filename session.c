@@ -282,7 +282,7 @@ void session_reap(struct server *server, int64_t now)
         if (i < server->slots)
             session_ended(server, i, status, now);
         else
-            worker_ended(server, pid, status);
+            worker_ended(server, pid, status, now);
     }
 }
 

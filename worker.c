@@ -330,7 +330,7 @@ void worker_check(struct server *server, int64_t now)
 }
 
 /* A child of main's that is no session has ended. */
-void worker_ended(struct server *server, pid_t pid, int status)
+void worker_ended(struct server *server, pid_t pid, int status, int64_t now)
 {
     unsigned i;
 
@@ -350,7 +350,7 @@ void worker_ended(struct server *server, pid_t pid, int status)
         log_error("map %.*s may be suspended: having it resumed",
                   ALIAS_SIZE - 1, server->suspensions[i].alias);
         server->is_resume_due = true;
-        server->worker_retry = clock_us() + RETRY_AFTER;
+        server->worker_retry = now + RETRY_AFTER;
     }
 }
 
