@@ -1173,6 +1173,34 @@ def test_the_disk_fails_at_each_step_of_a_suspended_preempt(run_one, name):
             assert_reservation_is_somebodys(lab, answer, action)
 
 
+@pytest.mark.parametrize('name', [
+    name for name in SUSPENDING if name != 'preempt all'])
+def test_a_rival_preempts_us_at_each_step_of_it(run_one, name):
+    """Then we are fenced, and none of our keys may come back."""
+    action, dead = ACTIONS[name], SUSPENDING[name]
+    for path, skip in learn(run_one.lab, action, dead)[1]:
+        with run_one.scenario(name, path, skip) as lab:
+            prepare_dead(lab, action, dead)
+            lab.rival_registered()
+            nexus = lab.nexus(path)
+            with nexus.hanging(skip), lab.helper.client() as rival:
+                lab.client.send(action.cdb, [lab.map])
+                lab.client.sock.sendall(action.data)
+                nexus.wait_held()
+                was_held = lab.holder() is not None
+                lab.nexus(RIVALS).attention = (0, 0, 0, 0)
+                rival.out(lab.rival, PREEMPT, RIVAL, KEY, 1)
+            answer = code(lab.client.reply())
+            lab.wait_idle()
+            assert [lab.nexus(n).key for n in PATHS] == [0, 0, 0]
+            assert lab.nexus(RIVALS).key == RIVAL
+            assert lab.holder() == ((RIVALS, 1) if was_held else None)
+            # Who unregisters need not mind; nor who finds that it is not the
+            # holder any more.
+            assert answer in (CONFLICT, LOST) or action.is_register \
+                or not lab.mpd.texts('suspend'), answer
+
+
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
 
