@@ -45,6 +45,7 @@ CLOSING = {
     'length 1': SIZE.pack(1) + b'ok\n\0',
     'length too long': SIZE.pack(5) + b'ok\n\0',
     'length huge': SIZE.pack(1 << 8 * SIZE.size - 4) + b'ok\n\0',
+    'length huge, much': SIZE.pack(1 << 60) + b'ok\n\0' + bytes(100),
     'length most': b'\xff' * SIZE.size + b'ok\n\0',
     'length of another size': OTHER_SIZE.pack(4) + b'ok\n\0',
     'length swapped': SIZE.pack(4)[::-1] + b'ok\n\0',
@@ -139,9 +140,9 @@ class Multipathd:
     def on(self, pattern, behaviour, count=1 << 30, skip=0, effect=False):
         """Commands that match the pattern, but not the first skip ones, get
         this: a key of the tables above, 'deny', 'timeout', 'usage', 'no NUL',
-        'trickle', seconds to wait before the usual answer, or a function that
-        is called with the command and says which of them; effect: after they
-        have worked."""
+        'cut', 'trickle', seconds to wait before the usual answer, or a
+        function that is called with the command and says which of them;
+        effect: after they have worked."""
         with self.lock:
             self.rules.append([re.compile(pattern), behaviour, effect, count,
                                skip])
@@ -227,6 +228,9 @@ class Multipathd:
             connection.shutdown(socket.SHUT_RDWR)
         elif behaviour == 'no NUL':     # can be taken for an answer
             connection.sendall(SIZE.pack(len(reply) - 1) + reply[:-1])
+        elif behaviour == 'cut':        # all but the end of the answer
+            connection.sendall(SIZE.pack(len(reply)) + reply[:-1])
+            connection.shutdown(socket.SHUT_RDWR)
         elif behaviour == 'trickle':
             for byte in SIZE.pack(len(reply)) + reply:
                 connection.sendall(bytes([byte]))

@@ -808,14 +808,16 @@ def test_type_mismatch_is_never_a_reason_to_preempt(run):
 
 
 @pytest.mark.parametrize('hold, answer', [('unset', GOOD), ('unknown', LOST),
-                                          ('fail', LOST), ('0.9.4', LOST)])
+                                          ('fail', LOST), ('cut', LOST),
+                                          ('0.9.4', LOST)])
 def test_release_when_multipathd_does_not_know_us_as_the_holder(run, hold,
                                                                 answer):
     with run.scenario() as lab:
         lab.held()
-        lab.known.prhold = 'set' if hold == 'fail' else hold
-        if hold == 'fail':
-            lab.mpd.on('getprhold', 'fail')
+        if hold in ('fail', 'cut'):
+            lab.mpd.on('getprhold', hold, effect=hold == 'cut')
+        else:
+            lab.known.prhold = hold
         if hold == '0.9.4':
             lab.mpd.version, lab.known.prhold = hold, 'unknown'
         lab.root.state(0, 'offline')
@@ -1103,6 +1105,18 @@ def test_how_long_a_command_may_take(run):
             events = list(lab.target.log())[begin:end]
             assert len(events) >= len(lab.usable())
             assert all(1000 <= e.timeout <= 20000 for e in events)
+
+
+def test_how_often_a_command_is_sent(run):
+    """One that a path does not take is not sent there again, but where it
+    says that it is about to work."""
+    for fault, times in (('not ready', 1), ('becoming ready for ever', 6),
+                         ('host 01', 1), ('ENODEV', 1)):
+        with run.scenario(fault) as lab:
+            path = lab.order[0]
+            FAILURES[fault](lab, path, count=EVER)
+            assert ACTIONS['read keys'].run(lab) == GOOD
+            assert lab.nexus(path).commands == times
 
 
 def test_what_multipathd_is_told(run):
