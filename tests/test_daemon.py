@@ -778,9 +778,9 @@ def test_client_that_stops_inside_a_frame_is_closed_after_the_timeout(
     register = pr_out(REGISTER_AND_IGNORE)
     with helper.client() as idle:
         assert idle.read_in(disk, READ_KEYS).status == GOOD
+        start = time.monotonic()
         stalled = [helper.client(hello=False) for _ in range(2)]
         stalled += [helper.client() for _ in range(5)]
-        start = time.monotonic()
         stalled[1].send(b'\0\0')
         stalled[2].send(register[:1])
         stalled[3].send(register[:15], [disk])
