@@ -156,7 +156,8 @@ check-supervisors: $(HELPER)
 check-static: static $(BUILD)/static/sim/qemu-pr-helper
 	HELPER=$(BUILD)/static/qemu-pr-helper \
 		CLIENT=$(BUILD)/static/qemu-pr-client \
-		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper tests/run.sh
+		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper \
+		tests/run.sh host kernel multipath
 
 # The tests on an emulated aarch64 machine, with glibc and with musl.
 check-aarch64:

@@ -152,8 +152,10 @@ static const struct permission session_permissions[] = {
 static const struct permission worker_permissions[] = {
     CALL_WITH(socket, 0, AF_UNIX),
     CALL_WITH(fcntl, 1, F_SETLKW),
+    CALL_WITH(fcntl, 1, F_SETFD), /* musl's open() for O_CLOEXEC */
 #ifdef SYS_fcntl64
     CALL_WITH(fcntl64, 1, F_SETLKW),
+    CALL_WITH(fcntl64, 1, F_SETFD),
 #endif
 #ifdef SYS_socketcall
     CALL_WITH(socketcall, 0, SYS_SOCKET),
