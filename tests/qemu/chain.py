@@ -318,6 +318,9 @@ def a_path_goes_and_comes(multipathd, guest, rival):
     check('the guest may write', guest.write(), GOOD)
     cluster.set_state('sda', 'running')
     multipathd.wait_path('sda', 'active ready running')
+    # multipathd 0.9.4 would not know whether the other path holds it.
+    check('the guest releases', guest.out(
+        '--release --prout-type=5 --param-rk=' + GUEST_KEY), GOOD)
     cluster.set_state('sdb', 'offline')
     multipathd.wait_path('sdb', 'failed faulty offline')
     check('with the other path gone the guest may write',
