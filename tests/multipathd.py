@@ -45,7 +45,7 @@ CLOSING = {
     'length 1': SIZE.pack(1) + b'ok\n\0',
     'length too long': SIZE.pack(5) + b'ok\n\0',
     'length huge': SIZE.pack(1 << 8 * SIZE.size - 4) + b'ok\n\0',
-    'length huge, much': SIZE.pack(1 << 60) + b'ok\n\0' + bytes(100),
+    'length huge, much': SIZE.pack(1 << 8 * SIZE.size - 4) + b'ok\n\0' + bytes(100),
     'length most': b'\xff' * SIZE.size + b'ok\n\0',
     'length of another size': OTHER_SIZE.pack(4) + b'ok\n\0',
     'length swapped': SIZE.pack(4)[::-1] + b'ok\n\0',
