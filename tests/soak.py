@@ -457,7 +457,7 @@ class Guest:
                 self.ended(epoch)
                 continue
             client.epoch = epoch
-            ensure(client.features in (None, 0), client.features)
+            ensure(client.features in (None, 1), client.features)
             self.count('connects')
             return client
 
@@ -792,7 +792,7 @@ class Guest:
                 client.send(cdb, [fd] * rand.choice((2, 3, 4, 253)))
             elif kind == 5:
                 code = rand.choice([c for c in range(256)
-                                    if c not in (0x5e, 0x5f)])
+                                    if c not in (0x5e, 0x5f, 0xff)])
                 client.send(bytes([code]) + cdb[1:], [fd])
             elif kind == 6:
                 client.send(pr_in(0, rand.randrange(8193, 65536)), [fd])

@@ -200,6 +200,12 @@ static void failure_check(bool is_conflict, bool is_full, bool is_busy)
         made_up();
 }
 
+static bool is_open(void)
+{
+    return modes[system_.mode].error == 0
+           && (modes[system_.mode].flags & O_PATH) == 0;
+}
+
 /* Returns whether the command has to be served. */
 static bool vet_check(enum vet vet)
 {
@@ -214,6 +220,8 @@ static bool vet_check(enum vet vet)
     } else if (kinds[system_.kind] == 0 && system_.error != 0) {
         MUST(is_refused);
         failure_check(system_.error == EBADE, system_.error == EDOM, false);
+    } else if (is_block && !is_disk_major() && system_.is_dm && !is_open()) {
+        MUST(is_refused && made_up() == 0xb0006);
     } else if (is_block && !is_disk_major() && system_.is_dm) {
         MUST(vet == VET_MAPPED && command->refusal == NULL);
     } else if (system_.cdb[0] == 0xff) {
