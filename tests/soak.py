@@ -518,7 +518,10 @@ class Guest:
         if rand.random() < 0.1:     # wrong in some way
             action = rand.randrange(32)
             size = rand.choice((0, 1, 16, 23, 25, 100, 8192))
-            return pr_out(action, 1, size), rand.randbytes(size)
+            data = bytearray(rand.randbytes(size))
+            if size > 20:
+                data[20] &= ~0x08       # SPEC_I_PT is not in the model
+            return pr_out(action, 1, size), bytes(data)
         if model.reserves:
             return self.choose_reserve(n)
         action, type_, given, new, flags, scope = rand.choice((
@@ -780,7 +783,7 @@ class Guest:
             client = self.connect(hello=False)
         try:
             if kind == 0:
-                client.send(struct.pack('>I', 1 << rand.randrange(32)))
+                client.send(struct.pack('>I', 1 << rand.randrange(1, 32)))
             elif kind == 1:
                 client.send(bytes(4), [fd])
             elif kind == 2:
