@@ -225,7 +225,11 @@ def view():
     fd = pr.open_device(RIVAL)
     try:
         settle(fd)
-        full = direct.read_in(fd, pr.READ_FULL_STATUS).payload
+        for _ in range(10):     # multipathd may be registering a path
+            full = direct.read_in(fd, pr.READ_FULL_STATUS).payload
+            reads = direct.read_in(fd, pr.READ_KEYS).payload
+            if reads[:4] == full[:4]:       # the generation
+                break
         keys = direct.keys(fd)
         reservation = direct.reservation(fd)
     finally:
