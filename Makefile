@@ -56,9 +56,11 @@ $(BUILD)/%.o: %.c $(HEADERS) Makefile
 	$(CC) $(COMPILE) -c -o $@ $<
 
 # One call of the compiler sees all of the program, and leaves out what
-# nothing calls. Debian's musl-gcc does not find the kernel's headers.
+# nothing calls. musl does not protect relocations of a static program: relro
+# would only pad it. Debian's musl-gcc does not find the kernel's headers.
 STATIC_FLAGS = -static -Os -flto -ffunction-sections -fdata-sections \
-	-fno-asynchronous-unwind-tables -Wl,--gc-sections,-z,noseparate-code
+	-fno-asynchronous-unwind-tables \
+	-Wl,--gc-sections,-z,noseparate-code,-z,norelro
 KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
 STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)
