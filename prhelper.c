@@ -293,6 +293,15 @@ static bool server_is_done(struct server *server, int64_t now)
     return true;
 }
 
+static void clients_leave(const struct server *server)
+{
+    unsigned i;
+
+    for (i = 0; i < server->used; i++)
+        if (server->clients[i].socket >= 0)
+            client_leave(&server->clients[i]);
+}
+
 static void loop(struct server *server)
 {
     for (;;) {
@@ -308,8 +317,10 @@ static void loop(struct server *server)
         }
         if (!server->is_session)
             worker_check(server, now);
-        if (server->stopping && server_is_done(server, now))
+        if (server->stopping && server_is_done(server, now)) {
+            clients_leave(server);
             return;
+        }
         if (server->sessions != NULL)
             wake = sooner(wake, session_check(server, now));
         count = server_interest(server, now, &wake);

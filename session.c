@@ -124,10 +124,13 @@ static void session_leave(struct server *server, unsigned i, int64_t now)
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
 }
 
-/* Closes all but standard input, output and error, and these (-1: none). */
+/*
+ * Closes all but standard input, output and error, the trace file, and these
+ * (-1: none).
+ */
 void fds_close_except(int a, int b, int c)
 {
-    const int keep[] = { a, b, c };
+    const int keep[] = { a, b, c, trace_file() };
     unsigned from = STDERR_FILENO + 1;
 
     for (;;) {
@@ -183,8 +186,10 @@ static void session_begin(struct server *server, struct record *record)
     server->report[0] = -1;
     server->queue[QUEUE_OUT] = -1;
     fds_close_except(socket, server->queue[QUEUE_IN], server->session_rules);
-    /* The filter tells the queue by its number: it shall name nothing else. */
+    /* The filter tells these by number: that shall name nothing else. */
     descriptors.rlim_cur = (rlim_t)server->queue[QUEUE_IN];
+    if (trace_file() >= 0 && trace_file() < server->queue[QUEUE_IN])
+        descriptors.rlim_cur = (rlim_t)trace_file();
     descriptors.rlim_max = descriptors.rlim_cur;
     if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0)
         _exit(EXIT_FAILURE);
@@ -358,6 +363,7 @@ void session_accept(struct server *server, int64_t now)
 
     if (i < server->slots) {
         victim_log(server, i);
+        client_leave(&server->clients[i]);
         client_close(&server->clients[i]);
     }
     for (i = 0; i < server->used && server->clients[i].socket >= 0; i++)

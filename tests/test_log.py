@@ -73,6 +73,7 @@ def test_lines_to_the_journal_begin_with_their_priority(place, stderr,
             if line.startswith('<6>qemu-pr-helper: client')], found
     assert all(re.match('<[346]>qemu-pr-helper: [^<]', line)
                for line in found), found
+    assert not any(re.search(r'\d:\d\d', line) for line in found), found
     assert stop(process) == 0
 
 
@@ -160,6 +161,7 @@ def test_in_the_background_messages_go_to_syslog(place, syslogd, options):
     pid = background(place, *options)
     misbehave(place)
     syslogd.wait('without a descriptor')
+    assert not any(re.search(r'\d:\d\d', m) for m in syslogd.received)
     assert all(re.fullmatch(r'<30>qemu-pr-helper\[%d\]: [^<\n]+' % pid, m)
                for m in syslogd.received), syslogd.received
 
