@@ -182,6 +182,7 @@ static bool command_execute(struct client *client, struct pr_command *command)
     client->record->since = clock_us();
     client->record->commands++;
     client->record->busy = vet != VET_ANSWERED;
+    client->record->state = PROTOCOL_EXECUTE;
     report_request(client, command);
     if (vet == VET_SEND)
         sg_io_execute(command, SG_IO_TIMEOUT);
@@ -227,6 +228,8 @@ static bool client_execute(struct client *client)
     } else if (!command_execute(client, &command)) {
         return false;
     }
+    if (command.status != GOOD)
+        client->record->errors++;
     protocol_reply(c, command.status, command.payload);
     report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
     conversation_fd_close(c);
@@ -257,6 +260,7 @@ bool client_work(struct client *client)
         client_trace(client, TRACE_CLIENT_END, end);
         return false;
     }
+    client->record->state = c->state;
     if (protocol_is_idle(c)) {
         client->deadline = NEVER;
         client->record->busy = false;

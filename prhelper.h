@@ -220,7 +220,9 @@ struct record {
     uid_t uid;     /* of ours */
     int64_t since; /* clock_us() when it connected or last sent a command */
     uint64_t commands;
-    bool busy; /* the device has, or had, a command not yet answered */
+    uint64_t errors; /* commands that were not answered with GOOD */
+    uint32_t state;  /* enum protocol_state: what it waits for */
+    bool busy;       /* the device has, or had, a command not yet answered */
 };
 
 struct client {
@@ -252,6 +254,11 @@ struct session {
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
+struct totals {
+    uint64_t clients; /* all that ever were */
+    uint64_t commands, errors;
+};
+
 struct server {
     const struct options *options;
     struct listener listener;
@@ -277,6 +284,9 @@ struct server {
     struct record *records;         /* shared with the sessions */
     pid_t *workers;                 /* main's alone; 0: free */
     struct suspension *suspensions; /* shared with the workers */
+    struct totals totals;           /* main's, of what is gone */
+    unsigned status_slot;           /* where report_status() goes on */
+    int64_t status_by;              /* and when; NEVER: nobody has asked */
     unsigned used;                  /* of the table that follows */
     struct client *clients; /* one in a session, all with --single-process */
     struct pollfd *fds;     /* FDS_CLIENTS more than clients */
@@ -292,6 +302,7 @@ bool session_any(const struct server *);
 int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);
+void session_drop(struct server *, struct client *);
 
 void fds_close_except(int a, int b, int c);
 
@@ -303,10 +314,12 @@ void worker_check(struct server *, int64_t now);
 void worker_ended(struct server *, pid_t, int status, int64_t now);
 bool worker_any(const struct server *);
 
-/* report.c: what an administrator is told of commands. */
+/* report.c: what an administrator is told of commands and clients. */
 void report_request(const struct client *, const struct pr_command *);
 void report_reply(const struct client *, const struct pr_command *,
                   size_t payload);
+void report_totals(struct server *, int64_t now);
+int64_t report_status(struct server *, int64_t now);
 
 /* sandbox.c */
 void sandbox_main(struct server *);

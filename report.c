@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * report.c - what an administrator is told of commands (-v and -T). It must
- * never print what a client sent but as numbers.
+ * report.c - what an administrator is told: of commands (-v and -T), and upon
+ * SIGUSR1 who is connected and what has been done.
+ *
+ * It must never print what a client sent but as numbers, nor take anything
+ * else from a record, which a session can write to: an index is brought
+ * within its bounds where it is used, as it may change meanwhile.
  */
 #include "prhelper.h"
 
@@ -10,6 +14,8 @@
 #include <sys/sysmacros.h>
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* ---- Commands --------------------------------------------------------- */
 
 enum {
     DEVICE_SIZE = 48,
@@ -129,4 +135,74 @@ void report_reply(const struct client *client, const struct pr_command *command,
               device_name(device, command->fd), command_name(command, name),
               report_result(command, result), payload,
               (long long)(clock_us() - client->record->since));
+}
+
+/* ---- Clients ---------------------------------------------------------- */
+
+/* By enum protocol_state: what a client waits for, or is waited for. */
+static const char states[6][10] = { "greeting", "greeting",  "idle",
+                                    "sending",  "executing", "receiving" };
+
+static bool is_client(const struct server *server, unsigned i)
+{
+    if (server->sessions == NULL)
+        return i < server->used && server->clients[i].socket >= 0;
+    return server->sessions[i].pid != 0
+           && server->sessions[i].pid != server->pending;
+}
+
+/* Somebody wants to know: the sums. report_status() goes on. */
+void report_totals(struct server *server, int64_t now)
+{
+    struct totals totals = server->totals;
+    unsigned i, clients = 0, workers = 0;
+
+    for (i = 0; i < server->slots; i++) {
+        workers += server->workers[i] != 0;
+        if (!is_client(server, i))
+            continue;
+        clients++;
+        totals.commands += server->records[i].commands;
+        totals.errors += server->records[i].errors;
+    }
+    log_asked("clients: %u now, %llu ever; commands: %llu, errors: %llu; "
+              "multipath workers: %u",
+              clients, (unsigned long long)totals.clients,
+              (unsigned long long)totals.commands,
+              (unsigned long long)totals.errors, workers);
+    server->status_slot = 0;
+    server->status_by = now;
+}
+
+/*
+ * A line for each client, a few at a time, so that whoever takes them keeps
+ * up. Returns when to go on.
+ */
+int64_t report_status(struct server *server, int64_t now)
+{
+    unsigned i, lines = 0;
+
+    if (now < server->status_by)
+        return server->status_by;
+    for (i = server->status_slot; i < server->slots && lines < 8; i++) {
+        const struct record *record = &server->records[i];
+        int64_t silent = (int64_t)((uint64_t)now - (uint64_t)record->since);
+
+        if (!is_client(server, i))
+            continue;
+        lines++;
+        log_asked("client pid %ld uid %lu: %s, commands: %llu, errors: %llu, "
+                  "the last %lld s ago",
+                  (long)record->pid, (unsigned long)record->uid,
+                  server->sessions != NULL
+                          && server->sessions[i].leave_by != NEVER
+                      ? "told to leave"
+                      : states[record->state % COUNT(states)],
+                  (unsigned long long)record->commands,
+                  (unsigned long long)record->errors,
+                  (long long)(silent > 0 ? silent / SECOND : 0));
+    }
+    server->status_slot = i;
+    server->status_by = i < server->slots ? now + SECOND / 100 : NEVER;
+    return server->status_by;
 }

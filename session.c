@@ -247,7 +247,15 @@ void session_reported(struct server *server)
         }
         server->pending = 0;
         server->complained = false;
+        server->totals.clients++;
     }
+}
+
+/* What a client has done that is gone. */
+static void totals_add(struct server *server, const struct record *record)
+{
+    server->totals.commands += record->commands;
+    server->totals.errors += record->errors;
 }
 
 static void session_ended(struct server *server, unsigned i, int status,
@@ -269,6 +277,7 @@ static void session_ended(struct server *server, unsigned i, int status,
                  WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
     }
     server->sessions[i].pid = 0;
+    totals_add(server, record);
 }
 
 /* Takes note of the children that have ended. */
@@ -355,6 +364,13 @@ void session_kill_all(struct server *server)
                   commands);
 }
 
+/* With --single-process: the end of a client. */
+void session_drop(struct server *server, struct client *client)
+{
+    totals_add(server, client->record);
+    client_close(client);
+}
+
 /* The same as session_spawn() for --single-process. */
 void session_accept(struct server *server, int64_t now)
 {
@@ -364,7 +380,7 @@ void session_accept(struct server *server, int64_t now)
     if (i < server->slots) {
         victim_log(server, i);
         client_leave(&server->clients[i]);
-        client_close(&server->clients[i]);
+        session_drop(server, &server->clients[i]);
     }
     for (i = 0; i < server->used && server->clients[i].socket >= 0; i++)
         ;
@@ -374,6 +390,7 @@ void session_accept(struct server *server, int64_t now)
         return;
     }
     server->complained = false;
+    server->totals.clients++;
     log_syslog_renew();
     client_begin(&server->clients[i], socket, server->queue[QUEUE_IN],
                  &server->records[i], server->options->client_timeout);

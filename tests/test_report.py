@@ -1,15 +1,19 @@
-"""What an administrator is told: the lines that -v writes for commands, and
-the events that -T traces.
+"""What an administrator is told: the lines that -v writes for commands, the
+events that -T traces, and what SIGUSR1 asks for.
 
 What a line must say stands here in the tests' own words; the helper's source
 is not looked into. No test may depend on root or SCSI, or on how long a
 command takes; a time is compared with the clock's before and after.
 """
+import contextlib
 import datetime
+import fcntl
 import os
 import re
 import resource
+import select
 import signal
+import struct
 import subprocess
 import time
 
@@ -29,6 +33,7 @@ SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 US = (os.getpid(), os.geteuid())
 MODES = pytest.mark.parametrize('mode', [[], ['--single-process']],
                                 ids=['sessions', 'single-process'])
+F_SETPIPE_SZ = 1031
 
 TIME = r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) '
 CLIENT = r'client pid (-?\d+) uid (\d+): '
@@ -404,3 +409,202 @@ def test_a_file_that_takes_no_more_harms_nobody(helper, disks, tmp_path):
     os.close(write)
     assert b'of signal 9' in os.read(read, 4096)
     os.close(read)
+
+
+# SIGUSR1. ----------------------------------------
+
+TOTALS = re.compile(r'clients: (\d+) now, (\d+) ever; commands: (\d+), errors: '
+                    r'(\d+); multipath workers: (\d+)$')
+LINE = re.compile(CLIENT + r'(.*), commands: (\d+), errors: (\d+), the last '
+                  r'(\d+) s ago$')
+
+
+def ask(main):
+    """The totals, and the line of each client."""
+    begin = len(main.log())
+    os.kill(main.pid, signal.SIGUSR1)
+
+    def answer():
+        rest = [rest for _, rest in stamped(main.log()[begin:])]
+        return ([tuple(map(int, m.groups())) for m in map(TOTALS.match, rest)
+                 if m], [m.groups() for m in map(LINE.match, rest) if m])
+    wait_until(lambda: answer()[0] and len(answer()[1]) >= answer()[0][0][0])
+    totals, lines = answer()
+    assert len(totals) == 1 and len(lines) == totals[0][0], main.log()
+    return totals[0], lines
+
+
+@MODES
+def test_status_of_clients_and_totals(helper, disks, mode):
+    main, fd = helper('-q', *mode), disks.open(0)
+    assert ask(main) == ((0, 1, 0, 0, 0), [])   # one looked if it is ready
+    with main.client() as client, main.client() as other:
+        client.out(fd, REGISTER_AND_IGNORE, 0, 1)
+        client.out(fd, RESERVE, 2)
+        other.read_in(fd, READ_KEYS)
+        other.read_in(fd, READ_KEYS)
+        other.read_in(fd, 31)
+        pid, uid = map(str, US)
+        wait_until(lambda: ask(main) == ((2, 3, 5, 2, 0), [
+            (pid, uid, 'idle', '2', '1', '0'),
+            (pid, uid, 'idle', '3', '1', '0')]))
+    # Those that are gone still count.
+    wait_until(lambda: ask(main) == ((0, 3, 5, 2, 0), []))
+    with main.client() as client:
+        client.read_in(fd, READ_KEYS)
+        wait_until(lambda: ask(main)[0] == (1, 4, 6, 2, 0))
+    assert main.stop() == 0
+
+
+@MODES
+def test_the_state_of_a_client(helper, disks, mode):
+    main, fd = helper('-q', *mode), disks.open(0)
+
+    def states():
+        return [line[2] for line in ask(main)[1]]
+    with Client(main.path, hello=False) as client:
+        wait_until(lambda: states() == ['greeting'])
+        client.read(4)
+        client.sock.sendall(bytes(4))
+        wait_until(lambda: states() == ['idle'])
+        client.send(pr_out(REGISTER), [fd])
+        wait_until(lambda: states() == ['sending'])
+        client.sock.sendall(parameters(0, 1))
+        assert client.reply().status == GOOD
+        wait_until(lambda: states() == ['idle'])
+
+
+def test_a_client_whose_disk_hangs(helper, disks, target):
+    main, fd, nexus = helper('-q', '--max-clients=1'), disks.open(0), \
+        target.nexus(0)
+    with nexus.hanging(), main.client() as client:
+        client.send(pr_in(READ_KEYS), [fd])
+        nexus.wait_in_flight(1)
+        session, = main.sessions()
+        time.sleep(1.1)
+        _, ((*_, state, commands, errors, silent),) = ask(main)
+        assert (state, commands, errors) == ('executing', '1', '0')
+        assert 1 <= int(silent) <= 20
+        os.kill(session, signal.SIGUSR1)        # it does not care
+        with main.client() as other:
+            wait_until(lambda: {line[2] for line in ask(main)[1]}
+                       == {'told to leave', 'idle'})
+            assert ask(main)[0][:2] == (2, 3)
+            other.close()
+        nexus.hold = 0
+        assert client.reply().status == GOOD
+    assert nexus.commands == 1
+    wait_until(lambda: ask(main) == ((0, 3, 1, 0, 0), []))
+
+
+def test_workers_are_counted_and_ignore_the_signal(tmp_path):
+    lab = Lab()
+    try:
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).hold = 1
+        lab.client.send(pr_in(READ_KEYS), [lab.map])
+        wait_until(lambda: len(lab.workers()) == 1)
+        wait_until(lambda: any(lab.nexus(n).in_flight for n in range(3)))
+        assert ask(lab.helper)[0][-1] == 1
+        assert ask(lab.helper)[1][0][2] == 'executing'
+        os.kill(lab.workers().pop(), signal.SIGUSR1)
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).hold = 0
+        assert lab.client.reply().status == GOOD
+        lab.wait_idle()
+        wait_until(lambda: ask(lab.helper)[0][-1] == 0)
+    finally:
+        lab.close()
+
+
+@MODES
+def test_a_session_ignores_the_signal(helper, disks, mode):
+    main, fd = helper('-q', *mode), disks.open(0)
+    with main.client() as client:
+        client.read_in(fd, READ_KEYS)
+        for pid in main.sessions():
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(0.05)
+        assert main.log() == ''
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+        assert len(ask(main)[1]) == 1
+
+
+@MODES
+def test_each_request_is_answered_for_all_clients(helper, mode):
+    main = helper('-q', *mode)
+    clients = [main.client() for _ in range(50)]
+    wait_until(lambda: ask(main)[0][0] == 50)
+    for _ in range(15):         # no limit as for warnings
+        totals, lines = ask(main)
+        assert totals[:2] == (50, 51) and len(lines) == 50
+    for client in clients:
+        client.close()
+    assert 'lost' not in main.log()
+
+
+def test_more_lines_than_fit_into_a_pipe(helper, target):
+    read, write = os.pipe()
+    fcntl.fcntl(write, F_SETPIPE_SZ, 4096)
+    os.set_blocking(read, False)
+    main = helper('-q', stderr=write)
+    clients = [main.client() for _ in range(80)]
+    wait_until(lambda: len(main.sessions()) == 80)
+
+    def whole():
+        os.kill(main.pid, signal.SIGUSR1)
+        text, end = b'', time.monotonic() + 1
+        while text.count(b'\n') < 81 and time.monotonic() < end:
+            select.select([read], [], [], 0.1)
+            with contextlib.suppress(BlockingIOError):
+                text += os.read(read, 65536)
+        return b'lost' not in text and text.count(b'\n') == 81
+    wait_until(whole)       # if we are given enough time to read, that is
+    for fd in clients + [os.fdopen(read), os.fdopen(write)]:
+        fd.close()
+
+
+def test_clients_with_a_command_do_not_keep_the_answer_away(helper, disks):
+    main, fd = helper('-q', '--single-process'), disks.open(0)
+    with main.client() as client:
+        end = time.monotonic() + 20
+        os.kill(main.pid, signal.SIGUSR1)
+        while 'the last' not in main.log():
+            client.read_in(fd, READ_KEYS)
+            assert time.monotonic() < end
+
+
+def records(pid):
+    """Where the memory is that a session shares with main."""
+    with open('/proc/%d/maps' % pid) as f:
+        for line in f:
+            if ' rw-s ' in line and '/dev/zero' in line:
+                begin, end = line.split()[0].split('-')
+                yield int(begin, 16), int(end, 16)
+
+
+def test_main_believes_no_record(helper, disks):
+    """A session that is an attacker's has filled its record with bytes."""
+    main, fd = helper('-q'), disks.open(0)
+    with main.client() as client:
+        client.read_in(fd, READ_KEYS)
+        main.wait_sessions(1)
+        session, = main.sessions()
+        needle = struct.pack('=iI', *US)
+        with open('/proc/%d/mem' % session, 'r+b', buffering=0) as memory:
+            for begin, end in records(session):
+                memory.seek(begin)
+                at = memory.read(end - begin).find(needle)
+                if at >= 0:
+                    break
+            assert at >= 0, 'its record is not there'
+            for byte in b'\xff\x80\x7f\x06\x00':
+                memory.seek(begin + at)
+                memory.write(bytes([byte]) * 48)
+                totals, lines = ask(main)
+                assert totals[:2] == (1, 2)
+                assert lines[0][2] in ('greeting', 'idle', 'sending',
+                                       'executing', 'receiving')
+                assert not re.search('[^ -~\n]', main.log())
+    wait_until(lambda: ask(main)[0][0] == 0)
+    assert main.stop() == 0
