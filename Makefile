@@ -30,7 +30,8 @@ PLACELESS = -fdebug-prefix-map=$(CURDIR)=.
 COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c \
-	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c log.c
+	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
+	report.c trace.c log.c
 CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
 HEADERS = prhelper.h protocol.h decode.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
@@ -56,9 +57,11 @@ $(BUILD)/%.o: %.c $(HEADERS) Makefile
 	$(CC) $(COMPILE) -c -o $@ $<
 
 # One call of the compiler sees all of the program, and leaves out what
-# nothing calls. Debian's musl-gcc does not find the kernel's headers.
+# nothing calls. musl does not protect relocations of a static program: relro
+# would only pad it. Debian's musl-gcc does not find the kernel's headers.
 STATIC_FLAGS = -static -Os -flto -ffunction-sections -fdata-sections \
-	-fno-asynchronous-unwind-tables -Wl,--gc-sections,-z,noseparate-code
+	-fno-asynchronous-unwind-tables \
+	-Wl,--gc-sections,-z,noseparate-code,-z,norelro
 KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
 STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)
@@ -83,8 +86,8 @@ $(BUILD)/image.tar: $(BUILD)/static/qemu-pr-helper contrib/image.sh
 
 # The helper with a simulated SCSI target in place of the devices, so that
 # all of it runs as an ordinary user.
-SIMULATED = connect fstat fstat64 getsockopt ioctl open open64 prctl readlink \
-	stat stat64
+SIMULATED = clock_gettime connect fstat fstat64 getsockopt ioctl open open64 \
+	prctl readlink stat stat64
 
 # Tests have not the patience for a multipathd that does not answer.
 IMPATIENT = -DMULTIPATHD_TIMEOUT='(3*SECOND)'

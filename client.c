@@ -14,10 +14,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static void client_log(const struct client *client, const char *what)
+static void client_trace(const struct client *client, enum trace_event event,
+                         const char *what)
 {
-    log_verbose("client pid %ld uid %lu: %s", (long)client->record->pid,
-                (unsigned long)client->record->uid, what);
+    trace(event, "client pid %ld uid %lu: %s", (long)client->record->pid,
+          (unsigned long)client->record->uid, what);
 }
 
 /* Takes over the socket. The queue and the record stay the caller's. */
@@ -40,7 +41,7 @@ void client_begin(struct client *client, int socket, int queue,
     client->deadline = record->since + timeout;
     client->refusal_logged = false;
     protocol_begin(&client->conversation);
-    client_log(client, "connected");
+    client_trace(client, TRACE_CLIENT_CONNECT, "connected");
 }
 
 /* What to wait for: the client, or the answer of who works for it. */
@@ -55,6 +56,12 @@ static void conversation_fd_close(struct conversation *c)
     if (c->fd >= 0)
         close(c->fd);
     c->fd = -1;
+}
+
+/* The client has done nothing wrong, but has to go. */
+void client_leave(const struct client *client)
+{
+    client_trace(client, TRACE_CLIENT_END, "told to leave");
 }
 
 /* Frees everything but the record. */
@@ -175,6 +182,8 @@ static bool command_execute(struct client *client, struct pr_command *command)
     client->record->since = clock_us();
     client->record->commands++;
     client->record->busy = vet != VET_ANSWERED;
+    client->record->state = PROTOCOL_EXECUTE;
+    report_request(client, command);
     if (vet == VET_SEND)
         sg_io_execute(command, SG_IO_TIMEOUT);
     if (vet == VET_MAPPED) {
@@ -219,8 +228,11 @@ static bool client_execute(struct client *client)
     } else if (!command_execute(client, &command)) {
         return false;
     }
-    conversation_fd_close(c);
+    if (command.status != GOOD)
+        client->record->errors++;
     protocol_reply(c, command.status, command.payload);
+    report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
+    conversation_fd_close(c);
     return true;
 }
 
@@ -245,9 +257,10 @@ bool client_work(struct client *client)
         }
     }
     if (end != NULL) {
-        client_log(client, end);
+        client_trace(client, TRACE_CLIENT_END, end);
         return false;
     }
+    client->record->state = c->state;
     if (protocol_is_idle(c)) {
         client->deadline = NEVER;
         client->record->busy = false;
@@ -276,6 +289,6 @@ bool client_expire(struct client *client, int64_t now)
 {
     if (now < client->deadline)
         return false;
-    client_log(client, "timed out");
+    client_trace(client, TRACE_CLIENT_END, "timed out");
     return true;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * log.c - one line to stderr per call. In the background stderr is a socket
- * to syslogd; where it is the journal, a line begins with its priority.
+ * to syslogd; where it is the journal, a line begins with its priority. Trace
+ * events can have a file of their own.
  *
  * It must never block (whoever reads our stderr may have stopped), raise
  * SIGPIPE, fail loudly, or use stdio's streams and libc's syslog(), whose
@@ -138,12 +139,14 @@ void log_level_set(int level)
     log_state.level = level;
 }
 
-static bool line_write(const char *line, size_t size)
+static bool line_write(int file, const char *line, size_t size)
 {
     struct pollfd ready = { .fd = STDERR_FILENO, .events = POLLOUT };
     ssize_t written;
 
-    if (log_state.is_socket)
+    if (file >= 0)
+        written = write(file, line, size);
+    else if (log_state.is_socket)
         written = send(STDERR_FILENO, line, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     else if (log_state.may_block
              && ppoll(&ready, 1, &(struct timespec){ 0 }, NULL) != 1)
@@ -153,24 +156,55 @@ static bool line_write(const char *line, size_t size)
     return written == (ssize_t)size;
 }
 
-/* What comes before the text; as long as line[] has room for much more. */
-static int head_write(char *line, size_t size, int level)
+/*
+ * The time, in UTC, and a space; not by libc, which opens files for it. (A
+ * clock of Linux' ends in 2262.)
+ */
+static int time_write(char *line, size_t size)
 {
-    int priority = level == LOG_ERRORS   ? LOG_ERR
-                   : level == LOG_NORMAL ? LOG_WARNING
-                                         : LOG_INFO;
+    static const uint8_t days[] = { 31, 28, 31, 30, 31, 30,
+                                    31, 31, 30, 31, 30, 31 };
+    unsigned year = 1970, month = 0, leap = 0, day, second, length;
+    struct timespec now = { 0 };
 
-    if (log_state.is_syslog) /* RFC 3164, without what syslogd adds */
-        return snprintf(line, size,
-                        "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
-                        log_state.pid);
-    if (log_state.is_journal) /* sd-daemon(3) */
-        return snprintf(line, size, "<%d>" PROGRAM ": ", priority);
-    return snprintf(line, size, PROGRAM ": ");
+    clock_gettime(CLOCK_REALTIME, &now);
+    day = (unsigned)(now.tv_sec / 86400);
+    second = (unsigned)(now.tv_sec % 86400);
+    for (; day >= (length = 365 + leap); day -= length, year++)
+        leap = (year + 1) % 4 == 0 && ((year + 1) % 100 != 0 || year == 1999);
+    for (; day >= (length = days[month] + (month == 1 ? leap : 0)); month++)
+        day -= length;
+    return snprintf(line, size, "%u-%02u-%02uT%02u:%02u:%02u.%06ldZ ", year,
+                    month + 1, day + 1, second / 3600, second / 60 % 60,
+                    second % 60, now.tv_nsec / 1000);
 }
 
-static void line_log(int level, const char *prefix, const char *format,
-                     va_list arguments)
+/* What comes before the text; as long as line[] has room for much more. */
+static int head_write(int file, char *line, size_t size, int level)
+{
+    int priority = level == LOG_ASKED    ? LOG_NOTICE
+                   : level == LOG_ERRORS ? LOG_ERR
+                   : level == LOG_NORMAL ? LOG_WARNING
+                                         : LOG_INFO;
+    int length = 0;
+
+    if (file < 0) {
+        if (log_state.is_syslog) /* RFC 3164, without what syslogd adds */
+            return snprintf(line, size,
+                            "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
+                            log_state.pid);
+        if (log_state.is_journal) /* sd-daemon(3) */
+            return snprintf(line, size, "<%d>" PROGRAM ": ", priority);
+        length = snprintf(line, size, PROGRAM ": ");
+    }
+    if (level == LOG_ASKED || level == LOG_VERBOSE)
+        length += time_write(line + length, size - (size_t)length);
+    return length;
+}
+
+/* To a file, or (-1) where messages go; prefix may be "". */
+void log_line(int file, int level, const char *prefix, const char *format,
+              va_list arguments)
 {
     /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
     char line[512], lost[32] = "";
@@ -187,9 +221,9 @@ static void line_log(int level, const char *prefix, const char *format,
     }
     if (log_state.lost > 0)
         snprintf(lost, sizeof(lost), "(%u lines lost) ", log_state.lost);
-    head = head_write(line, sizeof(line), level);
-    head += snprintf(line + head, sizeof(line) - (size_t)head, "%s%s", lost,
-                     prefix);
+    head = head_write(file, line, sizeof(line), level);
+    head += snprintf(line + head, sizeof(line) - (size_t)head, "%s%s%s", lost,
+                     prefix, prefix[0] != '\0' ? ": " : "");
     body = vsnprintf(line + head, sizeof(line) - (size_t)head, format,
                      arguments);
     size = (size_t)head + (body > 0 ? (size_t)body : 0);
@@ -198,39 +232,22 @@ static void line_log(int level, const char *prefix, const char *format,
     for (i = 0; i < size; i++)
         if (iscntrl((unsigned char)line[i]))
             line[i] = '?';
-    if (!log_state.is_syslog)
+    if (file >= 0 || !log_state.is_syslog)
         line[size++] = '\n';
-    if (line_write(line, size))
+    if (line_write(file, line, size))
         log_state.lost = 0;
     else
         log_state.lost++;
     errno = saved_errno;
 }
 
-void log_error(const char *format, ...)
+void log_at(int level, const char *format, ...)
 {
     va_list arguments;
 
     va_start(arguments, format);
-    line_log(LOG_ERRORS, "", format, arguments);
-    va_end(arguments);
-}
-
-void log_warning(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    line_log(LOG_NORMAL, "warning: ", format, arguments);
-    va_end(arguments);
-}
-
-void log_verbose(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    line_log(LOG_VERBOSE, "", format, arguments);
+    log_line(-1, level, level == LOG_NORMAL ? "warning" : "", format,
+             arguments);
     va_end(arguments);
 }
 
@@ -239,7 +256,7 @@ void fatal(const char *format, ...)
     va_list arguments;
 
     va_start(arguments, format);
-    line_log(LOG_ERRORS, "", format, arguments);
+    log_line(-1, LOG_ERRORS, "", format, arguments);
     va_end(arguments);
     exit(EXIT_FAILURE);
 }

@@ -208,22 +208,12 @@ static bool path_is_ready(const struct map *map, struct path *path)
            && strcmp(state, "running") == 0;
 }
 
-/* Fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
-static void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code)
-{
-    bool is_fixed = (sense[0] & 0x7f) < 0x72;
-    const uint8_t *at = is_fixed ? sense + 12 : sense + 2;
-
-    *key = sense[is_fixed ? 2 : 1] & 0x0f;
-    *code = (uint16_t)(at[0] << 8 | at[1]);
-}
-
 /*
  * Has the path execute a command, whose result is then in it. A unit
  * attention tells a path of something that is not the guest's business.
  */
-static enum outcome path_send(struct map *map, struct path *path,
-                              struct pr_command *command)
+static enum outcome path_try(struct map *map, struct path *path,
+                             struct pr_command *command)
 {
     unsigned repeats = 0;
     uint16_t code;
@@ -259,6 +249,21 @@ static enum outcome path_send(struct map *map, struct path *path,
     }
     path->is_suspect = true;
     return UNUSABLE;
+}
+
+/* The same, and traced. */
+static enum outcome path_send(struct map *map, struct path *path,
+                              struct pr_command *command)
+{
+    enum outcome outcome = path_try(map, path, command);
+    char result[RESULT_SIZE];
+
+    if (trace_is_on(TRACE_PATH))
+        trace(TRACE_PATH, "%s (%s), %s: %04x: %s", map->name, map->alias,
+              path->name, be16_get(command->cdb),
+              outcome == UNUSABLE ? "unusable"
+                                  : report_result(command, result));
+    return outcome;
 }
 
 /*

@@ -221,7 +221,7 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
     }
     why = reason_find(reply);
     length = (int)strcspn(why, "\n");
-    log_verbose("multipathd, '%.100s': %.*s", command, length, why);
+    trace(TRACE_MULTIPATHD, "multipathd, '%.100s': %.*s", command, length, why);
     if (strncmp(why, "permission deny", 15) == 0
         || strncmp(why, "timeout", 7) == 0)
         log_warning("multipathd, '%.100s': %.*s", command, length, why);

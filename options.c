@@ -131,13 +131,20 @@ static gid_t group_id(const char *name)
     return (gid_t)id;
 }
 
-/* A trace file is only looked at so far: there are no events to write. */
-static void trace_file_check(const char *path, int flags)
+static int trace_open(const char *path, int flags)
 {
     int fd = open(path, flags | O_CLOEXEC, 0666);
 
     if (fd < 0)
         fatal("%s: %s", path, strerror(errno));
+    return fd;
+}
+
+static void trace_events(const char *path)
+{
+    int fd = trace_open(path, O_RDONLY);
+
+    trace_enable_all(fd, path);
     close(fd);
 }
 
@@ -153,16 +160,20 @@ static void trace_parse(char *argument)
         if (value != NULL)
             *value++ = '\0';
         if (value != NULL && strcmp(word, "events") == 0) {
-            trace_file_check(value, O_RDONLY);
+            trace_events(value);
         } else if (value != NULL && strcmp(word, "file") == 0) {
-            trace_file_check(value, O_WRONLY | O_CREAT);
+            /* Not to wait for a FIFO's reader. */
+            trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
+                                                 | O_NONBLOCK | O_NOCTTY),
+                           value);
         } else if (value != NULL ? strcmp(word, "enable") == 0 : first) {
             const char *pattern = value != NULL ? value : word;
 
-            if (strcmp(pattern, "help") == 0)
-                exit(EXIT_SUCCESS); /* the list of events is empty */
-            if (strpbrk(pattern, "*?") == NULL)
-                log_warning("trace event '%s' does not exist", pattern);
+            if (strcmp(pattern, "help") == 0) {
+                trace_list();
+                exit(EXIT_SUCCESS);
+            }
+            trace_enable(pattern);
         } else {
             fatal("Invalid parameter '%s'", word);
         }
@@ -261,10 +272,12 @@ void options_parse(struct options *options, int argc, char **argv)
             fatal("Try `" PROGRAM " --help' for more information.");
         }
     }
-    log_level_set(quiet ? LOG_ERRORS : level);
+    level = quiet ? LOG_ERRORS : level;
+    log_level_set(level);
     /* Once more, as -q silences also what was said before it. */
     optind = 1;
     while ((option = getopt_long(argc, argv, letters, table, NULL)) != -1)
         if (option == 'T')
             trace_parse(optarg);
+    trace_begin(level >= LOG_VERBOSE);
 }

@@ -43,11 +43,14 @@ enum { QUEUE_NUMBER = 511 };
 
 static volatile sig_atomic_t stop_wanted;
 static volatile sig_atomic_t child_ended;
+static volatile sig_atomic_t status_wanted;
 
 static void signal_handle(int number)
 {
     if (number == SIGCHLD)
         child_ended = 1;
+    else if (number == SIGUSR1)
+        status_wanted = 1;
     else
         stop_wanted = 1;
 }
@@ -55,7 +58,7 @@ static void signal_handle(int number)
 /* Signals stay blocked from here on, except inside ppoll(). */
 static void signals_set_up(void)
 {
-    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGCHLD };
+    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1 };
     struct sigaction action;
     sigset_t all;
     size_t i;
@@ -122,6 +125,7 @@ static void server_set_up(struct server *server, const struct options *options)
     server->options = options;
     server->pid = getpid();
     server->stop_by = NEVER;
+    server->status_by = NEVER;
     server->max_clients = slots;
     slots = slots * 2 + 16;
     if (!options->single_process) {
@@ -162,7 +166,7 @@ static void server_drop(struct server *server, struct client *client)
 {
     if (server->is_session)
         _exit(EXIT_SUCCESS);
-    client_close(client);
+    session_drop(server, client);
 }
 
 /* Begins to leave; what is in flight goes on, but for replies not read. */
@@ -293,6 +297,34 @@ static bool server_is_done(struct server *server, int64_t now)
     return true;
 }
 
+static void clients_leave(const struct server *server)
+{
+    unsigned i;
+
+    for (i = 0; i < server->used; i++)
+        if (server->clients[i].socket >= 0)
+            client_leave(&server->clients[i]);
+}
+
+/* What only main does, between two polls. Returns when to do it again. */
+static int64_t main_check(struct server *server, int64_t now)
+{
+    int64_t wake = NEVER;
+
+    if (child_ended) {
+        child_ended = 0;
+        session_reap(server, now);
+    }
+    if (status_wanted) {
+        status_wanted = 0;
+        report_totals(server, now);
+    }
+    worker_check(server, now);
+    if (server->sessions != NULL)
+        wake = session_check(server, now);
+    return sooner(wake, report_status(server, now));
+}
+
 static void loop(struct server *server)
 {
     for (;;) {
@@ -302,16 +334,12 @@ static void loop(struct server *server)
 
         if (stop_wanted && !server->stopping)
             server_stop(server, now);
-        if (child_ended && !server->is_session) {
-            child_ended = 0;
-            session_reap(server, now);
-        }
         if (!server->is_session)
-            worker_check(server, now);
-        if (server->stopping && server_is_done(server, now))
+            wake = sooner(wake, main_check(server, now));
+        if (server->stopping && server_is_done(server, now)) {
+            clients_leave(server);
             return;
-        if (server->sessions != NULL)
-            wake = sooner(wake, session_check(server, now));
+        }
         count = server_interest(server, now, &wake);
         server_wait(server, count, now, wake);
         server_serve(server);

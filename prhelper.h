@@ -3,10 +3,11 @@
  * prhelper.h - the interfaces between the files of the helper, grouped by
  * file. Dependencies go downwards only:
  *
- *	prhelper -> session -> client -> (protocol, sg_io, worker)
- *	prhelper -> worker -> multipath -> (multipathd, sg_io) -> sysfs
- *	prhelper -> (options, listen, daemon, privdrop, sandbox)
- *	everything -> log
+ *	prhelper -> session -> client -> (protocol, sg_io, worker, report)
+ *	prhelper -> worker -> multipath -> (multipathd, sg_io, report) -> sysfs
+ *	prhelper -> (options, listen, daemon, privdrop, sandbox, report)
+ *	report -> (sg_io, sysfs)
+ *	everything -> trace -> log
  *
  * It must never grow a global variable: what is shared stands in struct
  * server, which is passed down.
@@ -17,6 +18,7 @@
 #include "protocol.h"
 
 #include <poll.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -41,8 +43,11 @@ static inline int64_t clock_us(void)
 /* For whoever has been told to leave and has no command at a device. */
 #define LEAVE_WITHIN SECOND
 
-/* log.c: one line per call to stderr or syslogd. Never blocks or fails. */
-enum { LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
+/*
+ * log.c: one line per call to stderr or syslogd. Never blocks or fails. What
+ * somebody has asked for is logged whatever the level.
+ */
+enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 void log_open(void);
 int log_syslog_open(void);
 void log_syslog_use(int fd);
@@ -53,12 +58,41 @@ struct log_rate { /* in memory that all processes share */
     unsigned warnings;
 };
 void log_rate_share(struct log_rate *);
-void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void log_verbose(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void log_at(int level, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+#define log_asked(...) log_at(LOG_ASKED, __VA_ARGS__)
+#define log_error(...) log_at(LOG_ERRORS, __VA_ARGS__)
+#define log_warning(...) log_at(LOG_NORMAL, __VA_ARGS__)
+#define log_verbose(...) log_at(LOG_VERBOSE, __VA_ARGS__)
+void log_line(int file, int level, const char *prefix, const char *format,
+              va_list arguments);
 /* For start-up only: says why and exits with status 1. */
 void fatal(const char *format, ...)
     __attribute__((format(printf, 1, 2), noreturn));
+
+/*
+ * trace.c: events that -T chooses; to a file, or where messages go. Some are
+ * on with -v, too.
+ */
+enum trace_event {
+    TRACE_CLIENT_CONNECT,
+    TRACE_CLIENT_END,
+    TRACE_REQUEST,
+    TRACE_PR_IN,
+    TRACE_PR_OUT,
+    TRACE_PATH,
+    TRACE_MULTIPATHD,
+    TRACE_EVENTS
+};
+void trace_list(void);
+void trace_enable(const char *pattern);
+void trace_enable_all(int fd, const char *path);
+void trace_file_set(int fd, const char *path);
+int trace_file(void); /* -1: none */
+void trace_begin(bool is_verbose);
+bool trace_is_on(enum trace_event);
+void trace(enum trace_event, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 /* options.c */
 struct options {
@@ -133,9 +167,15 @@ enum vet { VET_SEND, VET_MAPPED, VET_ANSWERED };
 enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout);
 bool sg_io_is_disk(const struct stat *);
+int sg_io_disk_row(unsigned number);
 void sg_io_good(struct pr_command *);
 void sg_io_refuse(struct pr_command *, const char *reason);
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
+void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
+
+/* report.c, for multipath.c: what came of a command, in words. */
+enum { RESULT_SIZE = 32 };
+const char *report_result(const struct pr_command *, char text[RESULT_SIZE]);
 
 /* multipathd.c: what it is told, and asked, about one map. */
 enum { ALIAS_SIZE = 129 }; /* DM_NAME_LEN (linux/dm-ioctl.h), a line's end */
@@ -180,7 +220,9 @@ struct record {
     uid_t uid;     /* of ours */
     int64_t since; /* clock_us() when it connected or last sent a command */
     uint64_t commands;
-    bool busy; /* the device has, or had, a command not yet answered */
+    uint64_t errors; /* commands that were not answered with GOOD */
+    uint32_t state;  /* enum protocol_state: what it waits for */
+    bool busy;       /* the device has, or had, a command not yet answered */
 };
 
 struct client {
@@ -201,6 +243,7 @@ bool client_work(struct client *);
 bool client_is_in_flight(const struct client *);
 bool client_expire(struct client *, int64_t now);
 void client_hurry(struct client *, int64_t now);
+void client_leave(const struct client *);
 void client_close(struct client *);
 
 /* session.c: the processes that serve the clients. */
@@ -210,6 +253,11 @@ struct session {
 };
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
+
+struct totals {
+    uint64_t clients; /* all that ever were */
+    uint64_t commands, errors;
+};
 
 struct server {
     const struct options *options;
@@ -236,6 +284,9 @@ struct server {
     struct record *records;         /* shared with the sessions */
     pid_t *workers;                 /* main's alone; 0: free */
     struct suspension *suspensions; /* shared with the workers */
+    struct totals totals;           /* main's, of what is gone */
+    unsigned status_slot;           /* where report_status() goes on */
+    int64_t status_by;              /* and when; NEVER: nobody has asked */
     unsigned used;                  /* of the table that follows */
     struct client *clients; /* one in a session, all with --single-process */
     struct pollfd *fds;     /* FDS_CLIENTS more than clients */
@@ -251,6 +302,7 @@ bool session_any(const struct server *);
 int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);
+void session_drop(struct server *, struct client *);
 
 void fds_close_except(int a, int b, int c);
 
@@ -261,6 +313,13 @@ void worker_spawn(struct server *, int64_t now);
 void worker_check(struct server *, int64_t now);
 void worker_ended(struct server *, pid_t, int status, int64_t now);
 bool worker_any(const struct server *);
+
+/* report.c: what an administrator is told of commands and clients. */
+void report_request(const struct client *, const struct pr_command *);
+void report_reply(const struct client *, const struct pr_command *,
+                  size_t payload);
+void report_totals(struct server *, int64_t now);
+int64_t report_status(struct server *, int64_t now);
 
 /* sandbox.c */
 void sandbox_main(struct server *);

@@ -85,8 +85,9 @@ struct permission {
 
 enum { ANY = -1 };
 
-/* A value that is known at run time: the descriptor of the multipath queue. */
+/* Descriptors that are known at run time; the latter only if there is one. */
 #define QUEUE UINT32_MAX
+#define TRACE_FILE (UINT32_MAX - 1)
 
 #define CALL(name)                                                             \
     {                                                                          \
@@ -115,6 +116,7 @@ static const struct permission session_permissions[] = {
     CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
 #endif
     CALL_WITH(write, 0, STDERR_FILENO),
+    CALL_WITH(write, 0, TRACE_FILE),
     CALL_WITH(sendto, 5, 0),           /* client_send(), line_write() */
     CALL_WITH(sendmsg, 0, QUEUE),      /* worker_ask(): with an address they */
     CALL_WITH(socketpair, 0, AF_UNIX), /* could talk to anyone */
@@ -255,14 +257,20 @@ static size_t permissions_append(struct sock_filter *filter,
     for (i = 0; i < count; i++) {
         const struct permission *permission = &permissions[i];
         bool any = permission->argument == ANY;
+        uint32_t value = permission->value;
 
+        if (value == QUEUE)
+            value = queue;
+        if (value == TRACE_FILE) {
+            if (trace_file() < 0)
+                continue;
+            value = (uint32_t)trace_file();
+        }
         n += instruction(filter + n, equal, 0, any ? 1 : 4, permission->number);
         if (!any) {
             n += instruction(filter + n, load, 0, 0,
                              argument_offset(permission->argument));
-            n += instruction(filter + n, equal, 0, 1,
-                             permission->value == QUEUE ? queue
-                                                        : permission->value);
+            n += instruction(filter + n, equal, 0, 1, value);
         }
         n += instruction(filter + n, result, 0, 0, SECCOMP_RET_ALLOW);
         if (!any)

@@ -124,10 +124,13 @@ static void session_leave(struct server *server, unsigned i, int64_t now)
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
 }
 
-/* Closes all but standard input, output and error, and these (-1: none). */
+/*
+ * Closes all but standard input, output and error, the trace file, and these
+ * (-1: none).
+ */
 void fds_close_except(int a, int b, int c)
 {
-    const int keep[] = { a, b, c };
+    const int keep[] = { a, b, c, trace_file() };
     unsigned from = STDERR_FILENO + 1;
 
     for (;;) {
@@ -183,8 +186,10 @@ static void session_begin(struct server *server, struct record *record)
     server->report[0] = -1;
     server->queue[QUEUE_OUT] = -1;
     fds_close_except(socket, server->queue[QUEUE_IN], server->session_rules);
-    /* The filter tells the queue by its number: it shall name nothing else. */
+    /* The filter tells these by number: that shall name nothing else. */
     descriptors.rlim_cur = (rlim_t)server->queue[QUEUE_IN];
+    if (trace_file() >= 0 && trace_file() < server->queue[QUEUE_IN])
+        descriptors.rlim_cur = (rlim_t)trace_file();
     descriptors.rlim_max = descriptors.rlim_cur;
     if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0)
         _exit(EXIT_FAILURE);
@@ -242,7 +247,15 @@ void session_reported(struct server *server)
         }
         server->pending = 0;
         server->complained = false;
+        server->totals.clients++;
     }
+}
+
+/* What a client has done that is gone. */
+static void totals_add(struct server *server, const struct record *record)
+{
+    server->totals.commands += record->commands;
+    server->totals.errors += record->errors;
 }
 
 static void session_ended(struct server *server, unsigned i, int status,
@@ -264,6 +277,7 @@ static void session_ended(struct server *server, unsigned i, int status,
                  WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
     }
     server->sessions[i].pid = 0;
+    totals_add(server, record);
 }
 
 /* Takes note of the children that have ended. */
@@ -350,6 +364,13 @@ void session_kill_all(struct server *server)
                   commands);
 }
 
+/* With --single-process: the end of a client. */
+void session_drop(struct server *server, struct client *client)
+{
+    totals_add(server, client->record);
+    client_close(client);
+}
+
 /* The same as session_spawn() for --single-process. */
 void session_accept(struct server *server, int64_t now)
 {
@@ -358,7 +379,8 @@ void session_accept(struct server *server, int64_t now)
 
     if (i < server->slots) {
         victim_log(server, i);
-        client_close(&server->clients[i]);
+        client_leave(&server->clients[i]);
+        session_drop(server, &server->clients[i]);
     }
     for (i = 0; i < server->used && server->clients[i].socket >= 0; i++)
         ;
@@ -368,6 +390,7 @@ void session_accept(struct server *server, int64_t now)
         return;
     }
     server->complained = false;
+    server->totals.clients++;
     log_syslog_renew();
     client_begin(&server->clients[i], socket, server->queue[QUEUE_IN],
                  &server->records[i], server->options->client_timeout);

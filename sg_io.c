@@ -102,6 +102,16 @@ void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
     command->sense[13] = ascq;
 }
 
+/* Fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
+void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code)
+{
+    bool is_fixed = (sense[0] & 0x7f) < 0x72;
+    const uint8_t *at = is_fixed ? sense + 12 : sense + 2;
+
+    *key = sense[is_fixed ? 2 : 1] & 0x0f;
+    *code = (uint16_t)(at[0] << 8 | at[1]);
+}
+
 /* The row for code, or the last one, whose code is 0. */
 static void outcome_set(struct pr_command *command,
                         const struct outcome *outcome, int code)
@@ -138,16 +148,20 @@ static void not_scsi(struct pr_command *command)
     command->refusal = "the descriptor is not of a SCSI device";
 }
 
-static bool is_scsi_disk_major(unsigned number)
+/* Which of the sixteen block majors of SCSI disks this is; -1: none. */
+int sg_io_disk_row(unsigned number)
 {
-    return number == SCSI_DISK_MAJOR || (number >= 65 && number <= 71)
-           || (number >= 128 && number <= 135);
+    if (number == SCSI_DISK_MAJOR)
+        return 0;
+    if (number >= 65 && number <= 71)
+        return (int)number - 64;
+    return number >= 128 && number <= 135 ? (int)number - 120 : -1;
 }
 
 /* Is this the block device of a whole SCSI disk? */
 bool sg_io_is_disk(const struct stat *st)
 {
-    return S_ISBLK(st->st_mode) && is_scsi_disk_major(major(st->st_rdev))
+    return S_ISBLK(st->st_mode) && sg_io_disk_row(major(st->st_rdev)) >= 0
            && minor(st->st_rdev) % SCSI_DISK_MINORS == 0;
 }
 
@@ -175,7 +189,7 @@ static bool is_open_for_writing(int fd)
  */
 static void refuse_other_block(struct pr_command *command, dev_t device)
 {
-    if (is_scsi_disk_major(major(device)) || sysfs_has(device, "/partition"))
+    if (sg_io_disk_row(major(device)) >= 0 || sysfs_has(device, "/partition"))
         sg_io_refuse(command, "the descriptor is of a partition");
     else if (!sysfs_has(device, ""))
         sg_io_refuse(command, "cannot tell what block device this is: "
@@ -211,7 +225,7 @@ enum vet sg_io_vet(struct pr_command *command)
         command->refusal = "the descriptor has no status";
         return VET_ANSWERED;
     }
-    if (S_ISBLK(st.st_mode) && !is_scsi_disk_major(major(st.st_rdev))
+    if (S_ISBLK(st.st_mode) && sg_io_disk_row(major(st.st_rdev)) < 0
         && sysfs_has(st.st_rdev, "/dm")) {
         /* Nobody but us asks if the client could open what this is of. */
         if (is_open(command->fd))

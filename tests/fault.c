@@ -147,7 +147,6 @@ WRAP(accept4, (int fd, struct sockaddr *a, socklen_t *n, int flags),
      (fd, a, n, flags))
 WRAP(bind, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP(chdir, (const char *path), (path))
-WRAP(clock_gettime, (clockid_t id, struct timespec *now), (id, now))
 WRAP(dup2, (int from, int to), (from, to))
 WRAP(getgroups, (int n, gid_t *groups), (n, groups))
 WRAP(kill, (pid_t pid, int number), (pid, number))
@@ -295,6 +294,8 @@ long __wrap_syscall(long number, ...)
         return FAULT() > 0 ? -1 : simulated arguments;                         \
     }
 
+WRAP_SIM(clock_gettime, sim_clock_gettime, int,
+         (clockid_t id, struct timespec *now), (id, now))
 WRAP_SIM(connect, sim_connect, int,
          (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP_SIM(getsockopt, sim_getsockopt, int,

@@ -10,6 +10,8 @@
  * With $SIM_ROOT set, /sys, /dev and multipathd's socket are looked for below
  * that directory, and multipathd runs as $SIM_PEER_UID, by default root.
  *
+ * With $SIM_TIME set, that is the time of day in seconds, and 7 us.
+ *
  * Its state is one shared page range: the file that $SIM_STATE names, through
  * which tests/sim.py injects results, delays and hangs and sees what reached
  * the disks, or an anonymous mapping that forked sessions share.
@@ -132,13 +134,16 @@ typedef char
                                : -1];
 
 static struct target *target;
-static const char *root; /* $SIM_ROOT */
+static time_t time_of_day = -1; /* of $SIM_TIME */
+static const char *root;        /* $SIM_ROOT */
 static uid_t multipathd_uid;
 static int multipathd = -1; /* the descriptor that was connected to it */
 
 /* Of the command that is being executed, under the lock. */
 static struct lun *lun;
 
+int __real_clock_gettime(clockid_t id, struct timespec *now);
+int __wrap_clock_gettime(clockid_t id, struct timespec *now);
 int __real_connect(int fd, const struct sockaddr *a, socklen_t size);
 int __real_getsockopt(int fd, int level, int option, void *value,
                       socklen_t *size);
@@ -160,10 +165,13 @@ int __wrap_stat64(const char *path, struct stat *st);
 __attribute__((constructor)) static void sim_start(void)
 {
     const char *path = getenv("SIM_STATE"), *uid = getenv("SIM_PEER_UID");
+    const char *when = getenv("SIM_TIME");
     int fd = -1;
     void *map;
 
     root = getenv("SIM_ROOT");
+    if (when)
+        time_of_day = (time_t)strtoll(when, NULL, 10);
     multipathd_uid = uid ? (uid_t)strtoul(uid, NULL, 10) : 0;
     if (path) {
         fd = openat(AT_FDCWD, path, O_RDWR | O_CLOEXEC);
@@ -199,6 +207,15 @@ static uint64_t get_be(const uint8_t *p, int bytes)
 }
 
 /* ---- Time and concurrency --------------------------------------------- */
+
+int __wrap_clock_gettime(clockid_t id, struct timespec *now)
+{
+    if (id != CLOCK_REALTIME || time_of_day < 0)
+        return __real_clock_gettime(id, now);
+    now->tv_sec = time_of_day;
+    now->tv_nsec = 7000;
+    return 0;
+}
 
 static void sleep_ms(unsigned int ms)
 {

@@ -70,6 +70,7 @@ EXPECTED = {
     'fstat log_open': {SAME: (e.EIO,)},
     'open log_open': {SAME: (e.ENXIO, e.EACCES, e.EMFILE)},
     'dup2 log_open': {SAME: (e.EINTR, e.EMFILE)},
+    'clock_gettime time_write': {SAME: (e.EINVAL,)},
     'ppoll line_write': {SAME: (e.ENOMEM, e.EINTR)},
     'write line_write': {SAME: (e.EAGAIN, e.EPIPE, e.ENOSPC, SHORT)},
     'send line_write': {SAME: (e.EAGAIN, e.EPIPE, e.ENOBUFS, SHORT)},
@@ -79,7 +80,11 @@ EXPECTED = {
     # options.c
     'getpwnam user_id': {START: (e.ENOENT, e.EIO)},
     'getgrnam group_id': {START: (e.ENOENT, e.EIO)},
-    'open trace_file_check': {START: (e.ENOENT, e.EROFS)},
+    'open trace_open': {START: (e.ENOENT, e.EROFS, e.ENXIO)},
+    # trace.c, report.c
+    'fcntl trace_file_set': {START: (e.EINVAL, e.EMFILE)},
+    'read trace_enable_all': {START: (e.EIO, e.EISDIR)},
+    'fstat device_name': {SAME: (e.EIO,)},
     # daemon.c
     'open daemon_open_standard_fds': {START: (e.EMFILE, e.ENOENT)},
     'pipe2 daemon_background': {START: (e.EMFILE, e.ENFILE)},
@@ -160,7 +165,7 @@ EXPECTED = {
     'syscall sysfs_slaves': {LOST: (e.ENOENT, e.EIO)},
     'open path_is_ready': {FAILS: (e.ENXIO, e.EMFILE)},
     'fstat path_is_ready': {FAILS: (e.EIO,)},
-    'nanosleep path_send': {SAME: (e.EINTR,)},
+    'nanosleep path_try': {SAME: (e.EINTR,)},
     'nanosleep map_resume': {SAME: (e.EINTR,)},
     # multipathd.c
     'socket name_connect': {FAILS: (e.EMFILE,)},
@@ -432,8 +437,11 @@ class Run:
         else:
             command += ['-k', self.path]
         if self.scenario.pid_file:
+            with open(self.dir + '/events', 'w') as f:
+                f.write('*')
             command += ['-f', self.dir + '/pid', '-T',
-                        'file=%s/trace' % self.dir]
+                        'file=%s/first,events=%s/events,file=%s/trace'
+                        % (self.dir, self.dir, self.dir)]
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=self.log_write,
@@ -692,7 +700,8 @@ SCENARIOS = [
                   'clock'),
     Scenario('background', '-v', '-d', main=1, background=True, notify=True,
              stale=True, pid_file=True,
-             only='daemon|trace|notify|listen|alive|socket|syslog|^close', outcomes={
+             only='daemon|trace|notify|listen|alive|socket|syslog|^close|'
+                  '^write line_write 1', outcomes={
                  # What is there and cannot be seen is not replaced.
                  'lstat listen_open 1': {START: (e.ENOENT, e.EIO)},
                  'unlink listen_open': {START: (e.EACCES, e.EROFS)}}),

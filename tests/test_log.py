@@ -73,6 +73,9 @@ def test_lines_to_the_journal_begin_with_their_priority(place, stderr,
             if line.startswith('<6>qemu-pr-helper: client')], found
     assert all(re.match('<[346]>qemu-pr-helper: [^<]', line)
                for line in found), found
+    assert not any(re.search(r'\d:\d\d', line) for line in found), found
+    process.send_signal(signal.SIGUSR1)
+    assert lines(reader, 1)[0].startswith('<5>qemu-pr-helper: clients: ')
     assert stop(process) == 0
 
 
@@ -160,6 +163,10 @@ def test_in_the_background_messages_go_to_syslog(place, syslogd, options):
     pid = background(place, *options)
     misbehave(place)
     syslogd.wait('without a descriptor')
+    os.kill(pid, signal.SIGUSR1)
+    syslogd.wait(r'^<29>qemu-pr-helper\[%d\]: clients: ' % pid)
+    syslogd.received = [m for m in syslogd.received if m[:4] != '<29>']
+    assert not any(re.search(r'\d:\d\d', m) for m in syslogd.received)
     assert all(re.fullmatch(r'<30>qemu-pr-helper\[%d\]: [^<\n]+' % pid, m)
                for m in syslogd.received), syslogd.received
 

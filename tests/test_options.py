@@ -295,8 +295,9 @@ def test_a_file_that_is_no_socket_is_an_error_and_stays(place):
 def test_trace_help_lists_the_events_and_exits(place, option):
     result = place.run('-T', option)
     assert result.status == 0 and result.err == ''
-    for line in result.out.splitlines():
-        assert re.match(r'\w+$', line)
+    assert result.out.splitlines() == [
+        'client_connect', 'client_end', 'request', 'pr_in', 'pr_out', 'path',
+        'multipathd']
     assert not os.path.exists(place.socket)
 
 
@@ -331,6 +332,28 @@ def test_a_missing_trace_events_file_is_an_error(place):
     result = place.run('-T', 'events=' + path)
     assert result.status == 1
     assert re.match('qemu-pr-helper: ?%s: No such' % path, result.err)
+
+
+def test_a_trace_events_file_that_cannot_be_read_is_an_error(place):
+    fails(place.run('-T', 'events=' + place.dir), place.dir, 'directory')
+
+
+def test_a_trace_file_is_made_as_the_umask_says(place):
+    path = place.open_dir + '/t'
+    process = place.begin('-T', 'client_*,file=' + path,
+                          preexec_fn=lambda: os.umask(0o027))
+    assert place.serves()
+    assert stop(process) == 0
+    assert os.stat(path).st_mode & 0o7777 == 0o640
+    assert 'client_connect' in content(path)
+
+
+def test_a_trace_file_in_the_background(place):
+    """Its path is one from where the helper was started."""
+    assert place.run('-d', '-f', place.pid_file, '-T', 'client_*,file=t',
+                     cwd=place.open_dir) == (0, '', '')
+    assert place.serves()
+    wait_until(lambda: 'client_end' in content(place.open_dir + '/t'))
 
 
 def test_a_trace_file_that_cannot_be_written_is_an_error(place):

@@ -52,6 +52,8 @@ CALLS = {
     'ioctl SG_SCSI_RESET': ((16, 29, 54), (0, 0x2284, 0)),
     'fcntl that is not F_GETFL': ((72, 25, 221), (2, 4, 0)),
     'write to another descriptor': ((1, 64, 4), (0, 0, 0)),
+    'ftruncate': ((77, 46, 93), (2, 0)),
+    'lseek': ((8, 62, 19), (2, 0, 0)),
     'sendto with an address': ((44, 206, 369), (2, sim.IN_SENSE, 1, 0,
                                                 sim.IN_SENSE, 16)),
     'sendmsg to another descriptor': ((46, 211, 370), (2, sim.IN_SENSE, 0)),
@@ -144,6 +146,55 @@ def test_a_session_gets_no_descriptor_of_the_queues_number(helper, disks):
             limit = re.search('Max open files +(\\d+) +(\\d+)', f.read())
         assert list(map(int, limit.groups())) == [numbers[-1]] * 2
         assert numbers[-1] >= 500 and len(numbers) == 5
+
+
+def trace_fd(pid, path):
+    fds = '/proc/%d/fd' % pid
+    return next(int(fd) for fd in os.listdir(fds)
+                if os.readlink(os.path.join(fds, fd)) == path)
+
+
+def test_a_session_writes_to_the_trace_file(helper, target, disks, tmp_path):
+    path, fd = str(tmp_path / 'trace'), disks.open()
+    main, nexus = helper('-T', 'request,file=' + path), target.nexus(0)
+    with main.client() as client:
+        file = trace_fd(main.pid, path)
+        nexus.sense = b'from inside'
+        nexus.make_call(number('write to another descriptor'), file,
+                        sim.IN_SENSE, 11)
+        assert client.read_in(fd, READ_KEYS).status == GOOD
+        assert nexus.call_errno == 0
+        session, = main.sessions()
+        assert trace_fd(session, path) == file
+        with open(path) as f:
+            text = f.read()
+        with open('/proc/%d/limits' % session) as f:
+            assert file >= int(re.search('open files +\\d+ +(\\d+)',
+                                         f.read()).group(1)) >= 500
+        assert ' request: ' in text and text.endswith('from inside')
+        # What goes to the next one is another's.
+        nexus.make_call(number('write to another descriptor'), file + 1,
+                        sim.IN_SENSE, 11)
+        with pytest.raises(Closed):
+            client.read_in(fd, READ_KEYS)
+    assert main.wait_log('of signal 31')
+
+
+@pytest.mark.parametrize('call', ['openat', 'ftruncate', 'lseek'])
+def test_a_session_does_nothing_else_to_the_trace_file(
+        helper, target, disks, tmp_path, call):
+    path, fd = str(tmp_path / 'trace'), disks.open()
+    main, nexus = helper('-T', 'request,file=' + path), target.nexus(0)
+    with main.client() as client:
+        nexus.sense = os.fsencode(path)
+        file = trace_fd(main.pid, path)
+        nexus.make_call(number(call), *{'openat': (-100, sim.IN_SENSE, 1),
+                                        'ftruncate': (file, 0),
+                                        'lseek': (file, 0, 0)}[call])
+        with pytest.raises(Closed):
+            client.read_in(fd, READ_KEYS)
+    assert main.wait_log('of signal 31')
+    assert os.path.getsize(path) > 0
 
 
 def landlock_version():

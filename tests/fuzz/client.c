@@ -350,6 +350,22 @@ void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
     reply_expect(command);
 }
 
+void report_request(const struct client *client,
+                    const struct pr_command *command)
+{
+    (void)client;
+    MUST(!peer.is_closed[command->fd - FIRST_FD]);
+}
+
+/* The descriptor is still open, and the size is the reply's. */
+void report_reply(const struct client *client, const struct pr_command *command,
+                  size_t payload)
+{
+    (void)client;
+    MUST(!peer.is_closed[command->fd - FIRST_FD]);
+    MUST(HEAD + payload == peer.size);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
     struct client *client = malloc(sizeof(*client));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * fuzz.c - what the fuzz targets share: the input, taken piece by piece, and
- * log.c's functions, which here write nothing but read every byte that they
- * would write. See fuzz.h.
+ * the functions of log.c and trace.c, which here write nothing but read every
+ * byte that they would write. See fuzz.h.
  *
  * It must never end the process but for a check that failed.
  */
@@ -70,28 +70,26 @@ void log_level_set(int level)
     MUST(level >= LOG_ERRORS);
 }
 
-void log_error(const char *format, ...)
+void log_at(int level, const char *format, ...)
 {
     va_list arguments;
 
+    MUST(level >= LOG_ERRORS && level <= LOG_VERBOSE);
     va_start(arguments, format);
     line_format(format, arguments);
     va_end(arguments);
 }
 
-void log_warning(const char *format, ...)
+bool trace_is_on(enum trace_event event)
 {
-    va_list arguments;
-
-    va_start(arguments, format);
-    line_format(format, arguments);
-    va_end(arguments);
+    return event < TRACE_EVENTS;
 }
 
-void log_verbose(const char *format, ...)
+void trace(enum trace_event event, const char *format, ...)
 {
     va_list arguments;
 
+    MUST(event < TRACE_EVENTS);
     va_start(arguments, format);
     line_format(format, arguments);
     va_end(arguments);

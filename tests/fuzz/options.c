@@ -25,6 +25,10 @@ struct group *fuzz_getgrnam(const char *name);
 void fuzz_exit(int status) __attribute__((noreturn));
 
 enum { ARGUMENTS = 64, ID = 5, FD = 1000 };
+enum {
+    FILE_FLAGS = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
+                 | O_CLOEXEC
+};
 
 static struct {
     char text[4096]; /* of all arguments, one a line */
@@ -75,8 +79,7 @@ int fuzz_open(const char *path, int flags, ...)
 {
     char word[sizeof(line.text) + 8];
 
-    MUST(flags == (O_RDONLY | O_CLOEXEC)
-         || flags == (O_WRONLY | O_CREAT | O_CLOEXEC));
+    MUST(flags == (O_RDONLY | O_CLOEXEC) || flags == FILE_FLAGS);
     snprintf(word, sizeof(word), "%s=%s",
              flags == (O_RDONLY | O_CLOEXEC) ? "events" : "file", path);
     MUST(strstr(line.text, word) != NULL);
@@ -91,6 +94,31 @@ int fuzz_close(int fd)
 {
     MUST(fd == FD && line.open_fds-- > 0);
     return 0;
+}
+
+void trace_list(void)
+{
+}
+
+void trace_enable(const char *pattern)
+{
+    MUST(strstr(line.text, pattern) != NULL);
+}
+
+void trace_enable_all(int fd, const char *path)
+{
+    MUST(fd == FD && strstr(line.text, path) != NULL);
+}
+
+void trace_file_set(int fd, const char *path)
+{
+    MUST(strstr(line.text, path) != NULL);
+    MUST(fd == FD && line.open_fds-- > 0);
+}
+
+void trace_begin(bool is_verbose)
+{
+    (void)is_verbose;
 }
 
 void fuzz_exit(int status)

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * report.c - what an administrator is told: of commands (-v and -T), and upon
+ * SIGUSR1 who is connected and what has been done.
+ *
+ * It must never print what a client sent but as numbers, nor take anything
+ * else from a record, which a session can write to: an index is brought
+ * within its bounds where it is used, as it may change meanwhile.
+ */
+#include "prhelper.h"
+
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* ---- Commands --------------------------------------------------------- */
+
+enum {
+    DEVICE_SIZE = 48,
+    COMMAND_SIZE = 128,
+    PARTITIONS = 16,
+    SCSI_GENERIC_MAJOR = 21
+};
+
+/* Name and number. Linux names disks sda to sdz, sdaa and so on. */
+static const char *device_name(char text[DEVICE_SIZE], int fd)
+{
+    char letters[8] = "", *letter = letters + sizeof(letters) - 1;
+    unsigned family, number, suffix = 0, index;
+    const char *kind = "device";
+    bool is_block, has_suffix = false;
+    struct stat st;
+    int row;
+
+    if (fstat(fd, &st) < 0 || (!S_ISBLK(st.st_mode) && !S_ISCHR(st.st_mode)))
+        return "no device";
+    is_block = S_ISBLK(st.st_mode);
+    family = major(st.st_rdev);
+    number = minor(st.st_rdev);
+    row = is_block ? sg_io_disk_row(family) : -1;
+    if (row >= 0) {
+        kind = "sd";
+        suffix = number % PARTITIONS; /* if not 0 */
+        index = (number & 0xfff00) | (unsigned)row << 4 | (number >> 4 & 0xf);
+        for (index++; index > 0; index = (index - 1) / 26)
+            *--letter = (char)('a' + (index - 1) % 26);
+    } else if (is_block ? sysfs_has(st.st_rdev, "/dm")
+                        : family == SCSI_GENERIC_MAJOR) {
+        kind = is_block ? "dm-" : "sg";
+        suffix = number;
+        has_suffix = true;
+    }
+    snprintf(text, DEVICE_SIZE, "%s%s%.*u (%u:%u)", kind, letter, has_suffix,
+             suffix, family, number);
+    return text;
+}
+
+/* What came of it; text is room for that. */
+const char *report_result(const struct pr_command *command,
+                          char text[RESULT_SIZE])
+{
+    uint16_t code;
+    uint8_t key;
+
+    if (command->status == GOOD)
+        return "GOOD";
+    if (command->status == RESERVATION_CONFLICT)
+        return "RESERVATION CONFLICT";
+    sense_get(command->sense, &key, &code);
+    snprintf(text, RESULT_SIZE,
+             command->status == CHECK_CONDITION ? "CHECK CONDITION %X/%02X/%02X"
+                                                : "status %02Xh",
+             command->status == CHECK_CONDITION ? key : command->status,
+             code >> 8, code & 0xffU);
+    return text;
+}
+
+void report_request(const struct client *client,
+                    const struct pr_command *command)
+{
+    char device[DEVICE_SIZE];
+
+    if (trace_is_on(TRACE_REQUEST))
+        trace(TRACE_REQUEST, "client pid %ld uid %lu: %016llx%04x to %s",
+              (long)client->record->pid, (unsigned long)client->record->uid,
+              (unsigned long long)be64_get(command->cdb),
+              be16_get(command->cdb + 8), device_name(device, command->fd));
+}
+
+/* What the command is; text is room for that. */
+static const char *command_name(const struct pr_command *command,
+                                char text[COMMAND_SIZE])
+{
+    static const char *const actions[] = { /* SPC-4 6.16.2 */
+                                           "REGISTER",
+                                           "RESERVE",
+                                           "RELEASE",
+                                           "CLEAR",
+                                           "PREEMPT",
+                                           "PREEMPT AND ABORT",
+                                           "REGISTER AND IGNORE EXISTING KEY",
+                                           "REGISTER AND MOVE"
+    };
+    static const uint8_t none[16];
+    const uint8_t *keys = command->length < sizeof(none) ? none : command->data;
+    unsigned action = command->cdb[1] & 0x1f;
+
+    if (command->cdb[0] == PROTOCOL_CLEANUP)
+        return "CLEANUP";
+    snprintf(text, COMMAND_SIZE,
+             command->cdb[0] == PERSISTENT_RESERVE_IN
+                 ? "service action %02Xh"
+                 : "service action %02Xh (%s), type %u, key %llx, service "
+                   "action key %llx",
+             action, action < COUNT(actions) ? actions[action] : "?",
+             command->cdb[2] & 0xfU, (unsigned long long)be64_get(keys),
+             (unsigned long long)be64_get(keys + 8));
+    return text;
+}
+
+/* The descriptor must still be open. */
+void report_reply(const struct client *client, const struct pr_command *command,
+                  size_t payload)
+{
+    enum trace_event event = command->cdb[0] == PERSISTENT_RESERVE_IN
+                                 ? TRACE_PR_IN
+                                 : TRACE_PR_OUT;
+    char device[DEVICE_SIZE], name[COMMAND_SIZE], result[RESULT_SIZE];
+
+    if (trace_is_on(event))
+        trace(event, "client pid %ld uid %lu: %s: %s: %s, %zu bytes in %lld us",
+              (long)client->record->pid, (unsigned long)client->record->uid,
+              device_name(device, command->fd), command_name(command, name),
+              report_result(command, result), payload,
+              (long long)(clock_us() - client->record->since));
+}
+
+/* ---- Clients ---------------------------------------------------------- */
+
+/* By enum protocol_state: what a client waits for, or is waited for. */
+static const char states[6][10] = { "greeting", "greeting",  "idle",
+                                    "sending",  "executing", "receiving" };
+
+static bool is_client(const struct server *server, unsigned i)
+{
+    if (server->sessions == NULL)
+        return i < server->used && server->clients[i].socket >= 0;
+    return server->sessions[i].pid != 0
+           && server->sessions[i].pid != server->pending;
+}
+
+/* Somebody wants to know: the sums. report_status() goes on. */
+void report_totals(struct server *server, int64_t now)
+{
+    struct totals totals = server->totals;
+    unsigned i, clients = 0, workers = 0;
+
+    for (i = 0; i < server->slots; i++) {
+        workers += server->workers[i] != 0;
+        if (!is_client(server, i))
+            continue;
+        clients++;
+        totals.commands += server->records[i].commands;
+        totals.errors += server->records[i].errors;
+    }
+    log_asked("clients: %u now, %llu ever; commands: %llu, errors: %llu; "
+              "multipath workers: %u",
+              clients, (unsigned long long)totals.clients,
+              (unsigned long long)totals.commands,
+              (unsigned long long)totals.errors, workers);
+    server->status_slot = 0;
+    server->status_by = now;
+}
+
+/*
+ * A line for each client, a few at a time, so that whoever takes them keeps
+ * up. Returns when to go on.
+ */
+int64_t report_status(struct server *server, int64_t now)
+{
+    unsigned i, lines = 0;
+
+    if (now < server->status_by)
+        return server->status_by;
+    for (i = server->status_slot; i < server->slots && lines < 8; i++) {
+        const struct record *record = &server->records[i];
+        int64_t silent = (int64_t)((uint64_t)now - (uint64_t)record->since);
+
+        if (!is_client(server, i))
+            continue;
+        lines++;
+        log_asked("client pid %ld uid %lu: %s, commands: %llu, errors: %llu, "
+                  "the last %lld s ago",
+                  (long)record->pid, (unsigned long)record->uid,
+                  server->sessions != NULL
+                          && server->sessions[i].leave_by != NEVER
+                      ? "told to leave"
+                      : states[record->state % COUNT(states)],
+                  (unsigned long long)record->commands,
+                  (unsigned long long)record->errors,
+                  (long long)(silent > 0 ? silent / SECOND : 0));
+    }
+    server->status_slot = i;
+    server->status_by = i < server->slots ? now + SECOND / 100 : NEVER;
+    return server->status_by;
+}

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * trace.c - the events that -T chooses by name and pattern, and where their
+ * lines go: to a file, or where all messages go. -v shows some of them, too.
+ *
+ * It must never cost more than the test of a bit while an event is off, nor
+ * wait for a file: one write() for each line, and what that does not take is
+ * lost. The file is opened before the sandbox is there, and is the only one
+ * that a session can write to.
+ */
+#include "prhelper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char names[TRACE_EVENTS][15] = {
+    [TRACE_CLIENT_CONNECT] = "client_connect",
+    [TRACE_CLIENT_END] = "client_end",
+    [TRACE_REQUEST] = "request",
+    [TRACE_PR_IN] = "pr_in",
+    [TRACE_PR_OUT] = "pr_out",
+    [TRACE_PATH] = "path",
+    [TRACE_MULTIPATHD] = "multipathd",
+};
+
+/* What -v logs. */
+enum {
+    VERBOSE_EVENTS = 1 << TRACE_CLIENT_CONNECT | 1 << TRACE_CLIENT_END
+                     | 1 << TRACE_PR_OUT | 1 << TRACE_MULTIPATHD
+};
+
+/* Like the queue's: a session can get nothing else of that number. */
+enum { TRACE_NUMBER = 512 };
+
+static struct {
+    unsigned traced; /* a bit for each event */
+    unsigned logged; /* likewise, with -v */
+    int file;
+} trace_state = { .file = -1 };
+
+/* For -T help. */
+void trace_list(void)
+{
+    int event;
+
+    for (event = 0; event < TRACE_EVENTS; event++)
+        puts(names[event]);
+}
+
+/* In a pattern, * stands for any characters, and ? for one. */
+static bool matches(const char *pattern, const char *name)
+{
+    for (; *pattern != '*'; pattern++, name++)
+        if (*name == '\0' || (*pattern != '?' && *pattern != *name))
+            return *pattern == *name;
+    return matches(pattern + 1, name)
+           || (*name != '\0' && matches(pattern, name + 1));
+}
+
+/* Turns on what matches; with a - before the pattern, off. */
+void trace_enable(const char *pattern)
+{
+    bool is_off = pattern[0] == '-';
+    unsigned event, matching = 0;
+
+    pattern += is_off;
+    for (event = 0; event < TRACE_EVENTS; event++)
+        if (matches(pattern, names[event]))
+            matching |= 1U << event;
+    trace_state.traced |= matching;
+    if (is_off)
+        trace_state.traced ^= matching;
+    if (matching == 0 && strpbrk(pattern, "*?") == NULL)
+        log_warning("trace event '%s' does not exist", pattern);
+}
+
+/* A pattern on each line; those that are empty or begin with # are none. */
+void trace_enable_all(int fd, const char *path)
+{
+    char line[128];
+    size_t length = 0;
+    ssize_t got;
+
+    do {
+        got = read(fd, &line[length], 1);
+        if (got < 0)
+            fatal("%s: %s", path, strerror(errno));
+        if (got == 1 && line[length] != '\n') {
+            length += length < sizeof(line) - 1;
+            continue;
+        }
+        line[length] = '\0';
+        if (length > 0 && line[0] != '#')
+            trace_enable(line);
+        length = 0;
+    } while (got == 1);
+}
+
+/* Takes over fd, in place of the one before, and gives it its number. */
+void trace_file_set(int fd, const char *path)
+{
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, TRACE_NUMBER);
+
+    if (high < 0)
+        fatal("%s: no descriptor %d: %s", path, TRACE_NUMBER, strerror(errno));
+    close(fd);
+    if (trace_state.file >= 0)
+        close(trace_state.file);
+    trace_state.file = high;
+}
+
+int trace_file(void)
+{
+    return trace_state.file;
+}
+
+/* After all options: -v does not repeat what is traced to the same place. */
+void trace_begin(bool is_verbose)
+{
+    trace_state.logged = is_verbose ? VERBOSE_EVENTS : 0;
+    if (trace_state.file < 0)
+        trace_state.logged &= ~trace_state.traced;
+}
+
+bool trace_is_on(enum trace_event event)
+{
+    return ((trace_state.traced | trace_state.logged) >> event & 1) != 0;
+}
+
+/* Keeps errno. */
+void trace(enum trace_event event, const char *format, ...)
+{
+    bool is_traced = (trace_state.traced >> event & 1) != 0;
+    bool is_logged = (trace_state.logged >> event & 1) != 0;
+
+    while (is_traced || is_logged) {
+        va_list arguments;
+
+        va_start(arguments, format);
+        log_line(is_traced ? trace_state.file : -1,
+                 is_traced ? LOG_ASKED : LOG_VERBOSE,
+                 is_traced ? names[event] : "", format, arguments);
+        va_end(arguments);
+        is_logged = is_logged && is_traced;
+        is_traced = false;
+    }
+}
