@@ -29,9 +29,11 @@ ${MAKE:-make} CC=clang BUILD="$build" HELPER="$build/qemu-pr-helper" \
 
 LLVM_PROFILE_FILE=$raw/%p%c.profraw
 export LLVM_PROFILE_FILE
-# The descriptor of the counters would become one of the streams.
+# The descriptor of the counters would become one of the streams, and their
+# file is too large where no file may be.
 PYTEST_ADDOPTS='--deselect
-    tests/test_startup.py::test_streams_that_are_closed_at_start'
+    tests/test_startup.py::test_streams_that_are_closed_at_start --deselect
+    tests/test_report.py::test_a_file_that_takes_no_more_harms_nobody'
 export PYTEST_ADDOPTS
 status=0
 HELPER="$build/qemu-pr-helper" SIM_HELPER="$build/sim/qemu-pr-helper" \
