@@ -74,9 +74,8 @@ class Helper:
 
     def crashes(self):
         """What the log says of sessions that crashed, and of sanitizers."""
-        return re.findall('.*(?:of signal (?!9$)|Sanitizer|runtime error|'
-                          'sandbox refused).*',
-                          self.log(), re.M)
+        return [line for line in self.log().splitlines() if re.search(
+            'of signal (?!9$)|Sanitizer|runtime error|sandbox refused', line)]
 
     def sessions(self):
         """The pids of the helper's children."""
