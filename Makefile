@@ -156,7 +156,7 @@ check-supervisors: $(HELPER)
 	tests/run.sh supervisors
 
 # All tests of the static binary.
-check-static: static $(BUILD)/static/sim/qemu-pr-helper
+check-static: static $(BUILD)/static/sim/qemu-pr-helper image
 	HELPER=$(BUILD)/static/qemu-pr-helper \
 		CLIENT=$(BUILD)/static/qemu-pr-client \
 		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper \

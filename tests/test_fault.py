@@ -502,6 +502,8 @@ class Run:
     def clean(self):
         """Nobody may be left; nobody will be left."""
         self.target.nexus(0).hold = 0
+        with contextlib.suppress(AssertionError):   # it may be dying
+            wait_until(lambda: not self.live_children(os.getpid()), 2)
         with contextlib.suppress(ChildProcessError):
             while True:                 # a child's children become ours
                 for pid in self.live_children(os.getpid()):
