@@ -210,7 +210,7 @@ soak: sim
 		sh -c 'exec "$$PYTHON" -B tests/soak.py'
 
 # What the tests execute of the two files that decide, at least 95 % of it.
-coverage:
+coverage: $(HELPER) $(CLIENT)
 	tests/coverage.sh
 
 # The sources without a word from those who read them most closely.
