@@ -5,7 +5,8 @@
 # ./qemu-pr-helper, ./qemu-pr-client and what `make install` is told to.
 #
 # To be given on the command line as usual: CC, CPPFLAGS, CFLAGS, LDFLAGS,
-# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, LOCALSTATEDIR.
+# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, LOCALSTATEDIR:
+# the same for `make` as for `make install`, and after a change `make clean`.
 # (SBINDIR makes no difference: libvirt, SELinux and AppArmor expect the
 # helper in bin.)
 
@@ -26,7 +27,7 @@ STANDARD = -std=c99 -pedantic -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64
 WARNINGS = -Wall -Wextra -Wshadow -Wvla -Wconversion
 DEFINES = -DVERSION='"$(VERSION)"' -DLOCALSTATEDIR='"$(LOCALSTATEDIR)"'
 # The same bytes wherever they are built.
-PLACELESS = -fdebug-prefix-map=$(CURDIR)=.
+PLACELESS = '-fdebug-prefix-map=$(CURDIR)=.'
 COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c \
@@ -47,10 +48,10 @@ OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o)
 CLIENT_OBJECTS = $(CLIENT_SOURCES:%.c=$(BUILD)/%.o)
 
 $(HELPER): $(OBJECTS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(OBJECTS)
+	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(OBJECTS)
 
 $(CLIENT): $(CLIENT_OBJECTS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(CLIENT_OBJECTS)
+	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(CLIENT_OBJECTS)
 
 $(BUILD)/%.o: %.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
@@ -275,6 +276,7 @@ install: $(PROGRAMS)
 		mkdir -p "$(DESTDIR)$${file%/*}" || exit 1; done
 	install -m 755 $(PROGRAMS) "$(DESTDIR)$(BINDIR)/"
 	umask 022; set -- $(INSTALLED_TEXTS); for file in $(TEXTS); do \
+		rm -f "$(DESTDIR)$$1"; \
 		sed $(PATHS) $$file >"$(DESTDIR)$$1" || exit 1; shift; done
 
 uninstall:

@@ -27,7 +27,7 @@
 
 #define CLIENT "qemu-pr-client"
 
-enum { /* exit status; those above 2 are sg_persist's for the same thing */
+enum { /* exit status; most of those above 2 are sg_persist's */
        EXIT_GOOD = 0,
        EXIT_USAGE = 1,
        EXIT_NO_HELPER = 2,
@@ -156,6 +156,28 @@ __attribute__((format(printf, 2, 3), noreturn)) static void die(
     exit(status);
 }
 
+/*
+ * A stream that is closed must not become the disk, which what is printed
+ * would then be written to, or the helper's socket. /dev/null is open for
+ * reading only: who prints there hears of it.
+ */
+static void streams_open(void)
+{
+    int fd;
+
+    for (fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != fd)
+            exit(EXIT_OTHER);
+}
+
+/* Some libc's flush forgets what a line that ended before has met. */
+__attribute__((noreturn)) static void finish(int status)
+{
+    if (fflush(stdout) != 0 || ferror(stdout))
+        die(EXIT_OTHER, "cannot write to standard output");
+    exit(status);
+}
+
 /* ---- The command line -------------------------------------------------- */
 
 static void usage(void)
@@ -213,8 +235,12 @@ static uint64_t number(const char *option, const char *text, const char *what,
 
 static uint64_t key_parse(const char *option, const char *text)
 {
-    return number(option, text, "a key of at most 16 hexadecimal digits", 16, 0,
-                  UINT64_MAX);
+    static const char what[] = "a key of at most 16 hexadecimal digits";
+    bool has_prefix = text[0] == '0' && (text[1] | 0x20) == 'x';
+
+    if (strlen(text) > (has_prefix ? 18 : 16))
+        die(EXIT_USAGE, "%s: '%s' is not %s", option, text, what);
+    return number(option, text, what, 16, 0, UINT64_MAX);
 }
 
 static uint8_t type_parse(const char *text)
@@ -243,13 +269,17 @@ static const struct command *command_find(const char *name)
     return command;
 }
 
-static void arguments_check(const struct arguments *arguments)
+static void arguments_check(struct arguments *arguments)
 {
     static const char *const names[] = { "--key", "--new-key", "--victim",
                                          "--type", "--aptpl" };
     const struct command *command = arguments->command;
     size_t i;
 
+    /* Both are the SERVICE ACTION RESERVATION KEY. */
+    if ((command->needs & ~arguments->given & VICTIM) != 0
+        && (arguments->given & NEW_KEY) != 0)
+        arguments->given ^= NEW_KEY | VICTIM;
     for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (command->needs & ~arguments->given & 1U << i)
             die(EXIT_USAGE, "%s needs %s", command->name, names[i]);
@@ -284,10 +314,10 @@ static void arguments_parse(struct arguments *arguments, int argc, char **argv)
         switch (option) {
         case 'h':
             usage();
-            exit(EXIT_GOOD);
+            finish(EXIT_GOOD);
         case 'V':
             printf(CLIENT " " VERSION " (prhelper)\n");
-            exit(EXIT_GOOD);
+            finish(EXIT_GOOD);
         case 'k':
             arguments->socket_path = optarg;
             break;
@@ -678,8 +708,8 @@ static bool capabilities_suffice(const struct reply *reply)
 }
 
 /*
- * All that can be seen without changing anything. Ends at the first thing
- * that is wrong, and returns the exit status.
+ * All that can be seen without changing anything. Ends at the first command
+ * that fails, and returns the exit status.
  */
 static int check(const struct helper *helper, const struct arguments *arguments,
                  int64_t took)
@@ -727,6 +757,7 @@ int main(int argc, char **argv)
     int64_t begin;
     int status;
 
+    streams_open();
     arguments_parse(&arguments, argc, argv);
     helper.timeout = arguments.timeout;
     begin = clock_us();
@@ -738,8 +769,5 @@ int main(int argc, char **argv)
     else
         status = read_in_print(&helper, arguments.command,
                                device_open(arguments.device, O_RDONLY));
-    /* Some libc's flush forgets what a line that ended before has met. */
-    if (fflush(stdout) != 0 || ferror(stdout))
-        die(EXIT_OTHER, "cannot write to standard output");
-    return status;
+    finish(status);
 }

@@ -22,7 +22,7 @@ from collections import namedtuple
 import pytest
 
 from conftest import program
-from launch import NOBODY, become, needs_root
+from launch import NOBODY, become, needs_root, wait_until
 from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
                       TASK_SET_FULL, parameters, pr_in, pr_out)
 from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
@@ -78,7 +78,7 @@ class Fake:
     def __init__(self, path, answers=(), hello=bytes(4), ends=False, delay=0):
         self.path, self.answers, self.requests = str(path), list(answers), []
         self.hello, self.ends, self.delay = hello, ends, delay
-        self.features = None
+        self.features = self.rest = None
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(self.path)
         self.listener.listen()
@@ -122,7 +122,7 @@ class Fake:
                 self.delay = 0
                 sock.sendall(self.answers.pop(0))
         if not self.ends:
-            sock.recv(1000)
+            self.rest = sock.recv(1000)
             sock.recv(1)
 
     def close(self):
@@ -205,6 +205,7 @@ NEW_KEY, VICTIM = '--new-key=0xffeeddccbbaa9988', '--victim=FFEEDDCCBBAA9988'
     (['preempt', KEY, VICTIM, TYPE], pr_out(4, 6), parameters(K, N)),
     (['preempt', KEY, '--victim=0', TYPE], pr_out(4, 6), parameters(K, 0)),
     (['preempt-abort', KEY, VICTIM, TYPE], pr_out(5, 6), parameters(K, N)),
+    (['preempt', KEY, NEW_KEY, TYPE], pr_out(4, 6), parameters(K, N)),
 ])
 def test_commands_are_sent_once_as_qemu_sends_them(fake, disks, words, cdb,
                                                    data):
@@ -625,6 +626,29 @@ def test_output_that_cannot_be_written(fake):
     with open('/dev/full', 'w') as stdout:
         done = ask(fake(reply(listing())), 'keys', stdout=stdout)
     assert done.status == 98 and 'cannot write' in done.err
+    with open('/dev/full', 'w') as stdout:
+        assert run('--help', stdout=stdout).status == 98
+
+
+@pytest.mark.parametrize('closed', range(1, 8))
+def test_streams_that_are_closed_are_not_the_disk(fake, disks, closed):
+    def close():
+        for fd in range(3):
+            if closed >> fd & 1:
+                os.close(fd)
+    def content():
+        with open(disks.path(0), 'rb') as disk:
+            return disk.read(4096)
+    before = content()
+    for words, answer in ((['keys'], reply(listing())),
+                          (['clear', '--key=1'],
+                           reply(status=RESERVATION_CONFLICT))):
+        helper = fake(answer)
+        done = ask(helper, *words, device=disks.path(0), preexec_fn=close)
+        assert done.status == (24 if words[1:] else 98 if closed & 2 else 0)
+        wait_until(lambda: helper.rest is not None)
+        assert len(helper.requests) == 1 and helper.rest == b''
+    assert content() == before
 
 
 # check. ----------------------------------------------------------------------
@@ -702,7 +726,7 @@ def test_check_ends_where_it_fails(fake, step, answer, status):
       ('0', '-1', '86401', '1s', '', ' 1', '99999999999999999999')),
     *(['register', '--new-key', key, '/dev/null'] for key in
       ('', 'x', '0x', '-1', ' 1', '1g', '0x1 ', '12345678123456789', '+1',
-       '0x10000000000000000')),
+       '0x10000000000000000', '00000000000000001')),
     *(['reserve', '--key=1', '--type', type_, '/dev/null'] for type_ in
       ('', '0', '2', '4', '9', '15', '16', '-1', '5x', 'write', 'a',
        'write-exclusive-registrants-onl', 'WRITE-EXCLUSIVE')),
@@ -717,7 +741,8 @@ def test_check_ends_where_it_fails(fake, step, answer, status):
     ['preempt', '--key=1', '--type=1', '/dev/null'],
     ['preempt', '--victim=1', '--type=1', '/dev/null'],
     ['preempt-abort', '--key=1', '--victim=1', '/dev/null'],
-    ['preempt', '--key=1', '--new-key=1', '--type=1', '/dev/null'],
+    ['preempt', '--key=1', '--new-key=1', '--victim=1', '--type=1',
+     '/dev/null'],
     ['keys', '--key=1', '/dev/null'], ['check', '--aptpl', '/dev/null'],
     ['status', '--type=5', '/dev/null'],
 ])
