@@ -436,6 +436,8 @@ static enum restored paths_restore(struct map *map, struct path *witness,
     struct out out, proof;
     unsigned i, turn;
 
+    /* multipathd may have registered one that came before the preemption. */
+    sysfs_slaves(map->device, path_found, map);
     out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value, flags);
     out_set(&proof, REGISTER, 0, key->value, key->value, flags);
     for (turn = 0; turn < 2; turn++)
@@ -521,6 +523,7 @@ static void preempt_suspended(struct map *map, const struct out *preempt,
             conflict(map);
             break;
         case NOT_RESTORED:
+            map->is_lost = true; /* but what was taken over is held */
             fail(map, "a path did not get its key back");
             break;
         default:
@@ -608,7 +611,7 @@ static bool hold_announce(struct map *map, enum multipathd_hold *was)
 {
     *was = multipathd_hold_get(&map->multipathd);
     if (*was != HOLD_UNSET
-        || multipathd_hold_set(&map->multipathd, true) != MULTIPATHD_SILENT)
+        || multipathd_hold_set(&map->multipathd, true) == MULTIPATHD_DONE)
         return true;
     multipathd_hold_set(&map->multipathd, false);
     fail(map, "multipathd does not take note of the reservation");
@@ -816,7 +819,22 @@ static bool paths_recheck(struct map *map, struct out *out)
     return true;
 }
 
-/* Back to what was, as far as possible. Keeps the answer. */
+/*
+ * May a path that has lost its answer be tried? REGISTER from the new key
+ * tells if it was done; but not if that is the path's own, or nobody's, and
+ * others say that the client does not have the key that it says.
+ */
+static bool is_told_apart(const struct registration *r,
+                          const struct answer *answer)
+{
+    return answer->status != RESERVATION_CONFLICT
+           || (r->new.value != 0 && r->new.value != r->old.value);
+}
+
+/*
+ * Back to what was, as far as possible: only where the new key is still
+ * there, or somebody has preempted us meanwhile. Keeps the answer.
+ */
 static void paths_unregister(struct map *map, const struct registration *r,
                              uint8_t flags)
 {
@@ -831,9 +849,10 @@ static void paths_unregister(struct map *map, const struct registration *r,
     for (i = 0; i < map->count; i++) {
         struct path *path = &map->paths[i];
 
-        if (path->outcome != DONE && !path->is_lost)
+        if (path->outcome != DONE
+            && (!path->is_lost || !is_told_apart(r, &answer)))
             continue;
-        out_set(&out, REGISTER_AND_IGNORE, 0, 0,
+        out_set(&out, REGISTER, 0, r->new.value,
                 path->was_other ? r->old.value : r->previous, flags);
         if (path_out(map, path, &out) != DONE)
             log_warning("%s (%s): %s may have kept a key that the others do "

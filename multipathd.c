@@ -225,7 +225,8 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
     if (strncmp(why, "permission deny", 15) == 0
         || strncmp(why, "timeout", 7) == 0)
         log_warning("multipathd, '%.100s': %.*s", command, length, why);
-    return strcmp(reply, "ok\n") == 0 ? MULTIPATHD_DONE : MULTIPATHD_REFUSED;
+    return strncmp(reply, "ok\n", 3) == 0 ? MULTIPATHD_DONE
+                                          : MULTIPATHD_REFUSED;
 }
 
 /* The key that multipathd registers on new paths; value 0 if there is none. */

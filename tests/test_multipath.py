@@ -608,6 +608,32 @@ def test_the_answer_is_lost_once(run_one):
                 lab.is_consistent = name != 'clear'
 
 
+# Registered or not, with KEY: REGISTER with these keys is no command of ours.
+NOT_OURS = [(False, KEY, NEW), (False, KEY, 0), (False, KEY, KEY),
+            (True, 0, NEW), (True, 0, KEY), (True, 0, 0),
+            (True, NEW, KEY), (True, NEW, 0), (True, NEW, NEW),
+            (True, NEW, RIVAL)]
+
+
+def test_the_answer_is_lost_to_a_register_that_is_refused(run_one):
+    """A path that may have been registered is not, with what it never had."""
+    for place, fault, after, (ours, key, sa_key) in itertools.product(
+            range(3), sorted(LOSSES), (False, True), NOT_OURS):
+        if place and fault != 'host 03':
+            continue
+        with run_one.scenario(place, fault, after, ours, key, sa_key) as lab:
+            lab.registered()
+            if not ours:    # any more
+                for path in PATHS:
+                    lab.nexus(path).key = 0
+            lab.rival_holds()
+            before = lab.state()
+            FAILURES[fault](lab, lab.order[place], count=1, after=after,
+                            only=(0x5f, REGISTER))
+            assert lab.out(REGISTER, key, sa_key) == CONFLICT
+            assert lab.state() == before
+
+
 def test_a_fixed_key_does_not_say_that_we_are_registered(run):
     """So a failed registration ends with none, and not with that key."""
     for name in ('register', 'register and ignore'):
@@ -901,7 +927,7 @@ def multipathd_fails(run, name, texts, i, behaviour, effect):
     action, dead = ACTIONS[name], SUSPENDING.get(name, ())
     with run.scenario(name, texts[i], behaviour, effect) as lab:
         prepare_dead(lab, action, dead)
-        lab.hold_is_known = 'prhold' not in texts[i]
+        lab.hold_is_known = not texts[i].startswith('unsetprhold')
         lab.mpd.on('', behaviour, count=1, skip=i, effect=effect)
         answer = action.run(lab)
         # With that it may keep the key, if it does not register it.
@@ -1538,6 +1564,57 @@ def test_path_that_comes_while_registering(run):
                 lab.root.disk(50), lab.root.join(0, 50)))
             action.after(lab)
             assert lab.nexus(50).key == lab.known.key
+
+
+def test_path_that_comes_while_releasing(run):
+    """multipathd has registered it; our preemption takes that from it."""
+    with run.scenario() as lab:
+        lab.strangers_allowed = True
+        action = prepare(lab, ACTIONS['release'])
+        lab.root.state(0, 'offline')
+        lab.dead = {0}
+
+        def change():
+            lab.root.disk(50)
+            lab.root.join(0, 50)
+            lab.nexus(50).key = KEY
+        alive = [path for path in lab.order if path != 0]
+        assert while_at_the_disk(lab, action, alive[1], 0, change) == GOOD
+        action.after(lab)
+        assert lab.nexus(50).key == KEY
+
+
+def test_a_key_is_not_given_back_to_who_was_preempted_meanwhile(run):
+    """It was changed on two paths when the third refused."""
+    with run.scenario() as lab, lab.helper.client() as rival:
+        lab.registered()
+        lab.rival_registered()
+        lab.is_consistent = False
+        last = lab.order[2]
+        REFUSALS['status 08'](lab, last, count=1, only=(0x5f, REGISTER))
+
+        def preempt():
+            for key in NEW, KEY:
+                assert code(rival.out(lab.rival, PREEMPT, RIVAL, key, 5)
+                            ) == GOOD
+        answer = while_at_the_disk(
+            lab, out(nothing, REGISTER, nothing, KEY, NEW), last, 0, preempt)
+        assert answer == 'status 08'
+        assert lab.keys() == [0, 0, 0]
+
+
+def test_a_reservation_that_was_taken_over_is_ours_in_the_end(run):
+    """Although a path did not get its key back."""
+    with run.scenario() as lab:
+        lab.registered()
+        lab.rival_registered()
+        lab.lun.type = WRITE_EXCLUSIVE_AR
+        lab.is_consistent = False
+        REFUSALS['status 08'](lab, lab.order[2], count=2,
+                              only=(0x5f, REGISTER_AND_IGNORE))
+        assert lab.out(PREEMPT, KEY, 0, WRITE_EXCLUSIVE) == LOST
+        assert lab.holder() == (lab.order[0], WRITE_EXCLUSIVE)
+        assert lab.known.prhold == 'set'
 
 
 def test_path_that_returns_is_registered_by_multipathd(run):
