@@ -72,12 +72,12 @@ static: $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client
 $(BUILD)/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -o $@ $(SOURCES)
-	$(STRIP) $@
+	$(STRIP) -R .comment $@
 
 $(BUILD)/static/qemu-pr-client: $(CLIENT_SOURCES) $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -o $@ $(CLIENT_SOURCES)
-	$(STRIP) $@
+	$(STRIP) -R .comment $@
 
 # A container image of the static helper.
 image: $(BUILD)/image.tar

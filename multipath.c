@@ -820,28 +820,22 @@ static bool paths_recheck(struct map *map, struct out *out)
 }
 
 /*
- * May a path that has lost its answer be tried? REGISTER from the new key
- * tells if it was done; but not if that is the path's own, or nobody's, and
- * others say that the client does not have the key that it says.
- */
-static bool is_told_apart(const struct registration *r,
-                          const struct answer *answer)
-{
-    return answer->status != RESERVATION_CONFLICT
-           || (r->new.value != 0 && r->new.value != r->old.value);
-}
-
-/*
- * Back to what was, as far as possible: only where the new key is still
- * there, or somebody has preempted us meanwhile. Keeps the answer.
+ * Back to what was, as far as possible: by REGISTER, so only where the new key
+ * is still there, or somebody has preempted us meanwhile. A path that has lost
+ * its answer may have had that before, if it is multipathd's; or none, unless
+ * another path shows that we were registered. Keeps the answer.
  */
 static void paths_unregister(struct map *map, const struct registration *r,
                              uint8_t flags)
 {
+    bool can_tell = r->new.value != 0;
     struct answer answer;
     struct out out;
     unsigned i;
 
+    for (i = 0; i < map->count; i++)
+        can_tell = can_tell || map->paths[i].outcome == DONE;
+    can_tell = can_tell && r->new.value != r->old.value;
     flags &= ALL_TG_PT;
     if (r->old.aptpl)
         flags |= APTPL;
@@ -849,8 +843,7 @@ static void paths_unregister(struct map *map, const struct registration *r,
     for (i = 0; i < map->count; i++) {
         struct path *path = &map->paths[i];
 
-        if (path->outcome != DONE
-            && (!path->is_lost || !is_told_apart(r, &answer)))
+        if (path->outcome != DONE && !(path->is_lost && can_tell))
             continue;
         out_set(&out, REGISTER, 0, r->new.value,
                 path->was_other ? r->old.value : r->previous, flags);

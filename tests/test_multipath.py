@@ -615,7 +615,8 @@ NOT_OURS = [(False, KEY, NEW), (False, KEY, 0), (False, KEY, KEY),
             (True, NEW, RIVAL)]
 
 
-def test_the_answer_is_lost_to_a_register_that_is_refused(run_one):
+@pytest.mark.parametrize('others', ['well', 'busy', 'dead'])
+def test_the_answer_is_lost_to_a_register_that_is_refused(run_one, others):
     """A path that may have been registered is not, with what it never had."""
     for place, fault, after, (ours, key, sa_key) in itertools.product(
             range(3), sorted(LOSSES), (False, True), NOT_OURS):
@@ -627,10 +628,19 @@ def test_the_answer_is_lost_to_a_register_that_is_refused(run_one):
                 for path in PATHS:
                     lab.nexus(path).key = 0
             lab.rival_holds()
+            lost = lab.order[place]
+            for path in {*PATHS} - {lost} if others != 'well' else ():
+                if others == 'busy':
+                    REFUSALS['status 08'](lab, path, only=(0x5f, REGISTER),
+                                          count=1)
+                else:
+                    lab.root.state(path, 'offline')
             before = lab.state()
-            FAILURES[fault](lab, lab.order[place], count=1, after=after,
+            FAILURES[fault](lab, lost, count=1, after=after,
                             only=(0x5f, REGISTER))
-            assert lab.out(REGISTER, key, sa_key) == CONFLICT
+            answer = lab.out(REGISTER, key, sa_key)
+            assert answer == {'well': CONFLICT, 'busy': 'status 08',
+                              'dead': LOST}[others]
             assert lab.state() == before
 
 

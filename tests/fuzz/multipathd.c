@@ -264,7 +264,7 @@ static void said_check(enum multipathd_said said)
     char text[TEXT + 1];
 
     reply_get(text);
-    MUST((said == MULTIPATHD_DONE) == (strcmp(text, "ok\n") == 0));
+    MUST((said == MULTIPATHD_DONE) == (strncmp(text, "ok\n", 3) == 0));
     if (said == MULTIPATHD_REFUSED)
         MUST(was_asked());
 }
