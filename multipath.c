@@ -423,9 +423,9 @@ enum restored { RESTORED, NOT_RESTORED, FENCED };
 
 /*
  * Registers the other paths again. What fails gets a second chance: the path
- * may have come back. The witness is the path that has kept its key all the
- * time; if it has lost it when all is done, somebody has preempted us
- * meanwhile, and our keys must not come back. (NULL: there is no such path.)
+ * may have come back. If a path that got its key, or the witness, which has
+ * kept it all the time, has lost it when all is done, somebody has preempted
+ * us meanwhile, and our keys must not come back. (NULL: there is no witness.)
  */
 static enum restored paths_restore(struct map *map, struct path *witness,
                                    const struct multipathd_key *key)
@@ -447,13 +447,15 @@ static enum restored paths_restore(struct map *map, struct path *witness,
     for (i = 0; i < map->count; i++)
         if (outcomes[i] >= CONFLICT)
             restored = NOT_RESTORED;
-    if (witness == NULL || path_out(map, witness, &proof) != CONFLICT)
-        return restored;
-    out_set(&out, REGISTER_AND_IGNORE, 0, 0, 0, 0);
     for (i = 0; i < map->count; i++)
+        if ((outcomes[i] == DONE || &map->paths[i] == witness)
+            && path_out(map, &map->paths[i], &proof) == CONFLICT)
+            restored = FENCED;
+    out_set(&out, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+    for (i = 0; i < map->count && restored == FENCED; i++)
         if (outcomes[i] == DONE)
             path_out(map, &map->paths[i], &out);
-    return FENCED;
+    return restored;
 }
 
 /* Until it works, or for a minute. Returns whether it did. */
