@@ -437,7 +437,8 @@ static enum restored paths_restore(struct map *map, struct path *witness,
     unsigned i, turn;
 
     /* multipathd may have registered one that came before the preemption. */
-    sysfs_slaves(map->device, path_found, map);
+    if (!sysfs_slaves(map->device, path_found, map))
+        restored = NOT_RESTORED;
     out_set(&out, REGISTER_AND_IGNORE, 0, 0, key->value, flags);
     out_set(&proof, REGISTER, 0, key->value, key->value, flags);
     for (turn = 0; turn < 2; turn++)
@@ -513,7 +514,7 @@ static void preempt_suspended(struct map *map, const struct out *preempt,
         return;
     }
     if (said == MULTIPATHD_SILENT)
-        fail(map, "multipathd does not say whether it is suspended");
+        fail(map, "multipathd does not say if it is suspended");
     else
         path = any_out(map, preempt);
     if (path != NULL && map->command->status == GOOD) {
@@ -538,8 +539,10 @@ static void preempt_suspended(struct map *map, const struct out *preempt,
             paths_restore(map, NULL, key);
         fail(map, "a path's answer was lost");
     }
-    if (!map_resume(&map->multipathd, map->suspension))
+    if (!map_resume(&map->multipathd, map->suspension)) {
+        map->is_lost = true; /* likewise */
         fail(map, "it is still suspended");
+    }
 }
 
 /* ---- The service actions ---------------------------------------------- */
@@ -599,7 +602,7 @@ static void map_release(struct map *map, const struct multipathd_key *key,
         break;
     default:
         fail(map, "the path that may hold the reservation is gone, and "
-                  "multipathd does not know whether one does");
+                  "multipathd does not know if one does");
     }
 }
 
@@ -709,7 +712,7 @@ static void map_clear(struct map *map, const struct out *out)
 {
     any_out(map, out);
     if (map->command->status == GOOD && !key_forget(map))
-        fail(map, "cleared, but multipathd may go on registering the key");
+        fail(map, "cleared, but multipathd may still register the key");
 }
 
 /* ---- REGISTER, REGISTER AND IGNORE EXISTING KEY ----------------------- */
@@ -824,8 +827,8 @@ static bool paths_recheck(struct map *map, struct out *out)
 /*
  * Back to what was, as far as possible: by REGISTER, so only where the new key
  * is still there, or somebody has preempted us meanwhile. A path that has lost
- * its answer may have had that before, if it is multipathd's; or none, unless
- * another path shows that we were registered. Keeps the answer.
+ * its answer may have had the new key before, if that is multipathd's; or none,
+ * unless another path shows that we were registered. Keeps the answer.
  */
 static void paths_unregister(struct map *map, const struct registration *r,
                              uint8_t flags)
@@ -954,7 +957,7 @@ static bool reservation_follow(struct map *map, const struct registration *r)
         break;
     default:
         fail(map, "the path that may hold the reservation is gone, and "
-                  "multipathd does not know whether one does");
+                  "multipathd does not know if one does");
         return false;
     }
     out_set(&preempt, PREEMPT, reservation.scope_type, r->new.value,
@@ -962,7 +965,7 @@ static bool reservation_follow(struct map *map, const struct registration *r)
     any_out(map, &preempt);
     if (map->command->status == GOOD)
         return true;
-    fail(map, "the reservation stays with the key before, on a path that is "
+    fail(map, "the reservation stays with the old key, on a path that is "
               "gone");
     return false;
 }

@@ -208,7 +208,7 @@ static void usage(void)
         "      --key=KEY          this host's registered key, in "
         "hexadecimal\n"
         "      --new-key=KEY      the key to register, 0 for none any more\n"
-        "      --victim=KEY       whose registration to remove\n"
+        "      --victim=KEY       whose registration to remove (or --new-key)\n"
         "      --type=TYPE        of the reservation:\n");
     for (unsigned type = 0; type <= TYPE_MOST; type++)
         if (decode_type(type) != NULL)

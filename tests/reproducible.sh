@@ -40,10 +40,10 @@ unpack() {
     [ -e "$work/$1/Makefile" ] && [ ! -e "$work/$1/.git" ]
 }
 
-unpack one
+unpack 'one place'
 unpack another/directory/with-a-longer-name
 other=$work/another/directory/with-a-longer-name
-cd "$work/one"
+cd "$work/one place"
 make -s CFLAGS='-O2 -g' all static image
 cd "$other"
 find . -exec touch -d '2001-02-03' {} +
@@ -53,7 +53,7 @@ find . -exec touch -d '2001-02-03' {} +
     make -s CFLAGS='-O2 -g' all static image
 )
 for built in qemu-pr-helper build/static/qemu-pr-helper build/image.tar; do
-    same "$work/one/$built" "$other/$built"
+    same "$work/one place/$built" "$other/$built"
 done
 
 mkdir -p "$fetched"

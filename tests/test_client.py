@@ -636,6 +636,7 @@ def test_streams_that_are_closed_are_not_the_disk(fake, disks, closed):
         for fd in range(3):
             if closed >> fd & 1:
                 os.close(fd)
+
     def content():
         with open(disks.path(0), 'rb') as disk:
             return disk.read(4096)

@@ -93,6 +93,22 @@ def test_install_is_these_files_and_uninstall_takes_them_away(make, tmp_path,
     assert not os.path.exists(str(root) + where['DOCDIR'])
 
 
+def test_install_replaces_what_is_there(make, tmp_path):
+    """It does not write through a link, nor keep an odd mode."""
+    root, other = tmp_path / 'root', tmp_path / 'other'
+    where = directories('/usr/local')
+    unit = root / where['UNITDIR'][1:] / 'qemu-pr-helper.service'
+    page = root / where['MANDIR'][1:] / 'man8' / 'qemu-pr-helper.8'
+    for path in unit, page:
+        path.parent.mkdir(parents=True)
+    other.write_text('another')
+    unit.symlink_to(other)
+    page.touch(0o600)
+    make('install', root)
+    assert other.read_text() == 'another' and not unit.is_symlink()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o644
+
+
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_installed_program_is_the_one_under_test_and_runs(make, tmp_path,
                                                           name):

@@ -1603,6 +1603,17 @@ def test_path_that_comes_while_releasing(run):
         assert lab.nexus(50).key == KEY
 
 
+def test_slaves_that_cannot_be_listed_while_suspended(run):
+    """Who knows if another path has lost its key? Those known get theirs."""
+    with run.scenario() as lab:
+        action = prepare(lab, ACTIONS['preempt ourselves'])
+        slaves = lab.root.of_map(0, 'slaves')
+        assert while_at_the_disk(
+            lab, action, lab.order[0], 1,
+            lambda: os.rename(slaves, slaves + 'x')) == LOST
+        lab.assert_held(3)
+
+
 def test_a_key_is_not_given_back_to_who_was_preempted_meanwhile(run):
     """It was changed on two paths when the third refused."""
     with run.scenario() as lab, lab.helper.client() as rival:

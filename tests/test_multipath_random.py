@@ -12,13 +12,11 @@ and then say that it did not.
 import os
 import random
 
-import pytest
-
 from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, REGISTER,
                       REGISTER_AND_IGNORE, RELEASE, RESERVE,
                       WRITE_EXCLUSIVE_AR)
 from test_multipath import (CONFLICT, FAILURES, KEY, LOSSES, NEW, PATHS,
-                            REFUSALS, RIVAL, RIVALS, Lab)
+                            REFUSALS, RIVAL, RIVALS, Lab, Scenarios)
 
 SEED = int(os.environ.get('RANDOM_SEED', 0))
 COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 2000))
@@ -51,7 +49,6 @@ class Case:
 
     def __init__(self, lab, seed):
         self.lab, self.rng, self.story = lab, random.Random(seed), [seed]
-        lab.reset()
         lab.is_consistent = False       # that is for us to say
         self.beginning()
         self.paths_misbehave()
@@ -120,7 +117,7 @@ class Case:
             self.type = lab.lun.type
         self.before = State(lab)
         self.answer = lab.out(self.action, self.key, self.sa_key, self.type)
-        lab.check()
+        lab.wait_idle()
         self.after = State(lab)
         self.tell('command', self.action, hex(self.key), hex(self.sa_key),
                   self.type, self.answer)
@@ -203,20 +200,15 @@ class Case:
 
 
 def test_what_must_be_so_after_random_commands():
-    lab, wrong = Lab(), []
+    lab = Lab()
+    scenarios = Scenarios(lab)
     try:
         for seed in range(SEED, SEED + COMMANDS):
-            try:
+            with scenarios.scenario():
                 case = Case(lab, seed)
-            except AssertionError as error:
-                wrong.append((seed, str(error)))
-                continue
-            if case.wrong():
-                wrong.append((case.wrong(), case.story, vars(case.before),
-                              vars(case.after)))
-        lab.mpd.reset()
+                assert not case.wrong(), (case.wrong(), case.story,
+                                          vars(case.before), vars(case.after))
+        lab.reset()
     finally:
         lab.close()
-    if wrong:
-        pytest.fail('%d went wrong:\n%s' % (len(wrong), '\n'.join(
-            map(str, wrong[:20]))), pytrace=False)
+    scenarios.done()
