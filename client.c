@@ -188,8 +188,10 @@ static bool command_execute(struct client *client, struct pr_command *command)
         sg_io_execute(command, SG_IO_TIMEOUT);
     if (vet == VET_MAPPED) {
         client->answer = worker_ask(client->queue, command);
-        if (client->answer >= 0)
+        if (client->answer >= 0) {
+            client->deadline = clock_us() + WORKER_WITHIN;
             return false;
+        }
         log_warning("client pid %ld uid %lu: cannot ask for a command on a "
                     "multipath map: %s",
                     (long)client->record->pid,
@@ -284,11 +286,22 @@ void client_hurry(struct client *client, int64_t now)
         client->deadline = now + LEAVE_WITHIN;
 }
 
-/* True if the client has kept us waiting inside a frame for too long. */
+/*
+ * True if the client has kept us waiting inside a frame for too long, or has
+ * ended otherwise. A worker that hangs in the kernel is given up: it sends
+ * nothing more when its own time is up.
+ */
 bool client_expire(struct client *client, int64_t now)
 {
     if (now < client->deadline)
         return false;
+    if (client->answer >= 0) {
+        log_warning("client pid %ld uid %lu: a command on a multipath map "
+                    "hangs: do all paths answer?",
+                    (long)client->record->pid,
+                    (unsigned long)client->record->uid);
+        return !client_work(client);
+    }
     client_trace(client, TRACE_CLIENT_END, "timed out");
     return true;
 }

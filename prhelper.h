@@ -183,6 +183,11 @@ struct multipathd {
     const char *map;         /* dm-N */
     const char *alias;       /* what else it is called */
     const char *socket_path; /* our own socket's, or NULL */
+    const int64_t *deadline; /* clock_us(); NULL: each command's own */
+};
+struct multipathd_path {
+    bool is_failed; /* the kernel sends it no I/O */
+    bool is_ready;  /* its checker has not seen it fail */
 };
 struct multipathd_key {
     uint64_t value; /* 0: none */
@@ -191,6 +196,9 @@ struct multipathd_key {
 enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
 enum multipathd_hold { HOLD_UNKNOWN, HOLD_UNSET, HOLD_SET };
 bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
+bool multipathd_path_get(const struct multipathd *, const char *name,
+                         struct multipathd_path *);
+bool multipathd_is_registered(const struct multipathd *);
 enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);
 enum multipathd_said multipathd_registered(const struct multipathd *,
@@ -205,6 +213,7 @@ enum multipathd_said multipathd_resume(const struct multipathd *);
 struct suspension { /* of a map, as long as somebody must resume it */
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
+    char witness[32];       /* the path that has kept its key; likewise */
 };
 void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
                        struct suspension *);
@@ -306,7 +315,11 @@ void session_drop(struct server *, struct client *);
 
 void fds_close_except(int a, int b, int c);
 
-/* worker.c: the processes that serve commands on multipath maps. */
+/*
+ * worker.c: the processes that serve commands on multipath maps. An answer
+ * that has not come within WORKER_WITHIN does not come.
+ */
+#define WORKER_WITHIN (65 * SECOND)
 int worker_ask(int queue, const struct pr_command *);
 void worker_answer(int answer, struct pr_command *);
 void worker_spawn(struct server *, int64_t now);

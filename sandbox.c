@@ -150,13 +150,13 @@ static const struct permission session_permissions[] = {
     CALL(exit_group),
 };
 
-/* Beyond the above: sysfs.c, multipath.c, multipathd.c, map_lock(). */
+/* Beyond the above: sysfs.c, multipath/. */
 static const struct permission worker_permissions[] = {
     CALL_WITH(socket, 0, AF_UNIX),
-    CALL_WITH(fcntl, 1, F_SETLKW),
+    CALL_WITH(fcntl, 1, F_SETLK),
     CALL_WITH(fcntl, 1, F_SETFD), /* musl's open() for O_CLOEXEC */
 #ifdef SYS_fcntl64
-    CALL_WITH(fcntl64, 1, F_SETLKW),
+    CALL_WITH(fcntl64, 1, F_SETLK),
     CALL_WITH(fcntl64, 1, F_SETFD),
 #endif
 #ifdef SYS_socketcall

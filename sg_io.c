@@ -261,6 +261,7 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
         return;
     }
     if (hdr->driver_status == DRIVER_TIMEOUT) {
+        command->is_lost = true;
         memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
         command->status = BUSY;
         return;
@@ -299,7 +300,7 @@ void sg_io_execute(struct pr_command *command, unsigned timeout)
     memset(&hdr, 0, sizeof(hdr));
     hdr.interface_id = 'S';
     hdr.cmdp = cdb;
-    hdr.cmd_len = sizeof(cdb);
+    hdr.cmd_len = cdb[0] == 0 ? 6 : sizeof(cdb); /* TEST UNIT READY */
     hdr.sbp = command->sense;
     hdr.mx_sb_len = PROTOCOL_SENSE_SIZE;
     hdr.timeout = timeout;

@@ -18,7 +18,7 @@
  * it says in shared memory which one, and main starts another that resumes
  * it. It lets no signal in, so that it ends what it has begun.
  */
-#include "prhelper.h"
+#include "multipath.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
+#define LOCK_PAUSE_NS 10000000
 
 enum { ANSWER_HEAD = 1 + PROTOCOL_SENSE_SIZE }; /* before the payload */
 
@@ -95,7 +96,10 @@ int worker_ask(int queue, const struct pr_command *command)
     return -1;
 }
 
-/* Takes the result, or reports that the worker is gone. Closes answer. */
+/*
+ * Takes the result, or reports that the worker is gone or too late. Closes
+ * answer.
+ */
 void worker_answer(int answer, struct pr_command *command)
 {
     struct iovec parts[3] = {
@@ -106,8 +110,7 @@ void worker_answer(int answer, struct pr_command *command)
     struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
     ssize_t bytes;
 
-    while ((bytes = recvmsg(answer, &message, 0)) < 0 && errno == EINTR)
-        ;
+    bytes = recvmsg(answer, &message, MSG_DONTWAIT);
     close(answer);
     command->payload = 0;
     if (bytes < ANSWER_HEAD)
@@ -184,17 +187,22 @@ static int work_take(struct work *work)
 }
 
 /*
- * One command on a map at a time: a lock on the byte of the pipe to main that
- * has the map's number. Who dies gives it back.
+ * One command that may change something on a map at a time: a lock on the
+ * byte of the pipe to main that has the map's number. Who dies gives it back.
+ * Returns whether it was to be had in time.
  */
-static void map_lock(int report, dev_t map)
+static bool map_lock(int report, dev_t map)
 {
+    const int64_t deadline = clock_us() + COMMAND_WITHIN;
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
 
     lock.l_start = minor(map);
-    if (fcntl(report, F_SETLKW, &lock) < 0)
-        log_warning("commands on one map at the same time: %s",
-                    strerror(errno));
+    while (fcntl(report, F_SETLK, &lock) < 0) {
+        if ((errno != EAGAIN && errno != EACCES) || clock_us() > deadline)
+            return false;
+        nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
+    }
+    return true;
 }
 
 static void work_do(const struct server *server, struct work *work,
@@ -213,13 +221,18 @@ static void work_do(const struct server *server, struct work *work,
     /* What the session has found out already; but it is not to be trusted. */
     switch (sg_io_vet(&command)) {
     case VET_MAPPED:
-        if (fstat(work->map, &st) == 0) {
-            map_lock(server->report[1], st.st_rdev);
+        if (fstat(work->map, &st) < 0) {
+            sg_io_refuse(&command, "the descriptor has no status");
+        } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
+                   && !map_lock(server->report[1], st.st_rdev)) {
+            sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
+            log_warning("dm-%u: another command on it takes too long",
+                        minor(st.st_rdev));
+        } else {
             multipath_execute(&command, st.st_rdev, server->listener.path,
                               suspension);
-            break;
         }
-        /* fall through */
+        break;
     case VET_SEND:
         sg_io_refuse(&command, "the descriptor is of no multipath map");
         break;
@@ -269,7 +282,8 @@ static void worker_run(const struct server *server,
         _exit(EXIT_FAILURE);
     }
     if (is_resumer) {
-        map_lock(server->report[1], suspension->device);
+        if (!map_lock(server->report[1], suspension->device))
+            _exit(EXIT_FAILURE); /* and another one tries again */
         multipath_recover(server->listener.path, suspension);
     } else {
         work_do(server, &work, suspension);
