@@ -82,8 +82,8 @@ class Disk:
         if was_held and (self.type < 7 or not any(self.keys.values())):
             self.type = 0
 
-    def out(self, who, action, key, sa_key, type_, keeps=False):
-        """keeps: who preempts itself without holding stays registered."""
+    def out(self, who, action, key, sa_key, type_, again=False):
+        """again: who preempts itself without holding is registered again."""
         if action in REGISTERS:
             if action == REGISTER and key != self.keys[who]:
                 return CONFLICT
@@ -107,10 +107,10 @@ class Disk:
         elif action == CLEAR:
             self.keys, self.type = dict.fromkeys(self.keys, 0), 0
         else:
-            return self.preempt(who, sa_key, type_, keeps)
+            return self.preempt(who, sa_key, type_, again)
         return GOOD
 
-    def preempt(self, who, key, type_, keeps):
+    def preempt(self, who, key, type_, again):
         is_all = self.type >= 7
         if not key and not is_all:
             return '5/26/00'
@@ -120,12 +120,14 @@ class Disk:
         if not hit:
             return CONFLICT
         for w in hit:
-            if w == who and (takes or not key or keeps):
+            if w == who and (takes or not key):
                 continue
             if takes:
                 self.keys[w] = 0
             else:
                 self.drop(w)
+            if w == who and again:
+                self.keys[w] = key
         if takes:
             self.type, self.holder = type_, who
         return GOOD
@@ -287,6 +289,7 @@ class Case:
 
     def path_status(self, path, n):
         status = self.rng.choice((0x08, 0x28))
+        self.is_benign &= status == 0x08
         self.inject(path, 'status %02x' % status, (.3, 3, 20), {
             'status': status})
 
@@ -525,18 +528,27 @@ class Case:
         disk at the end, None: not at all."""
         acts = sorted((a for a in self.done() if a.what <= LOOK),
                       key=lambda a: a.done_at)
-        keeps = (False, True) if self.action in PREEMPTS else (False,)
-        for at, keep in itertools.product([None, *range(len(acts) + 1)],
-                                          keeps):
+        agains = (False, True) if self.action in PREEMPTS else (False,)
+        for at, again in itertools.product([None, *range(len(acts) + 1)],
+                                          agains):
             disk, answer = self.disk.copy(), None
             for i in range(len(acts) + 1):
                 if i == at:
                     answer = disk.out(US, self.action, self.key, self.sa_key,
-                                      self.type, keep)
+                                      self.type, again)
+                    if self.is_out(disk):
+                        answer = GOOD
                 if i < len(acts) and not self.is_as_seen(disk, acts[i]):
                     break
             else:
                 yield answer, disk
+
+    def is_out(self, disk):
+        """Who has lost to somebody what it gives up may hear GOOD."""
+        return not disk.keys[US] and (
+            self.action == RELEASE and self.answer == GOOD
+            or self.action == REGISTER and not self.sa_key
+            and self.answer == GOOD and self.key == self.disk.keys[US])
 
     def is_as_seen(self, disk, act):
         if act.what == LOOK:
