@@ -52,7 +52,7 @@ NEXUS_FIELDS = {
 SCRIPT_FIELDS = {
     'skipped': (0, 'Q'), 'multipathd_wait': (8, 'Q'),
     'multipathd_key': (16, 'Q'), 'steps': (24, 'I'), 'killed': (28, 'I'),
-    'stuck': (32, 'I'), 'actions': (36, 'I')}
+    'stuck': (32, 'I'), 'actions': (36, 'I'), 'excused': (40, 'Q')}
 ACTION_FIELDS = {
     'at': (0, 'Q'), 'key': (8, 'Q'), 'done_at': (16, 'Q'), 'step': (24, 'I'),
     'what': (28, 'I'), 'nexus': (32, 'I'), 'argument': (36, 'I'),

@@ -168,7 +168,8 @@ struct script {
     uint32_t killed;
     uint32_t stuck; /* waits that would never have ended */
     uint32_t actions;
-    uint8_t reserved[24];
+    uint64_t excused; /* us in a queue that had just been stopped */
+    uint8_t reserved[16];
     struct action action[ACTIONS];
 };
 
@@ -1122,7 +1123,8 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
 {
     struct nexus *n = &target->nexus[self];
     int error, is_gone, is_late;
-    uint32_t number;
+    uint64_t begin = now_us();
+    uint32_t number, was;
 
     if (n->call)
         make_call(n);
@@ -1130,11 +1132,14 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
     number = record(n, hdr);
     unlock();
     n->looked = now_us();
+    was = n->state;
     if (n->initiator)
         script_step();
     /* From here on, who hangs may be killed. */
     __atomic_add_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
     is_gone = wait_for_transport(n);
+    if (was == RUNNING)
+        target->script.excused += now_us() - begin;
     is_late = !is_gone && wait_for_device(n, number, hdr->timeout);
     if (!header_valid(hdr)) {
         error = EINVAL;

@@ -158,11 +158,13 @@ class Case:
         self.target, self.seed = lab.target, seed
         lab.is_consistent = False       # that is for us to say
         self.is_benign, self.gone, self.is_killed = True, set(), False
-        self.is_keyless = self.is_silent = False
+        self.is_keyless = self.is_silent = self.is_slow = False
+        self.unopened = set()
         self.base = self.target.clock()
         self.beginning()
         for _ in range(self.rng.choice((0, 0, 1, 1, 1, 2))):
             self.path_fails()
+        self.multipathd_remembers()
         if self.rng.random() < .3:
             self.multipathd_fails()
         for _ in range(self.rng.choice((0, 0, 1, 1, 2))):
@@ -227,6 +229,16 @@ class Case:
             lab.known.key if lab.known.prflag == 'set' else 0
         self.tell(name)
         self.beginning_is = name
+
+    def multipathd_remembers(self):
+        """What is neither on the disk nor with multipathd nobody can know."""
+        known = self.lab.known
+        if self.gone and self.beginning_is == 'twin holds' \
+                and known.prhold == 'set':
+            known.prhold = 'unknown'
+        if self.lab.lun.holder in self.gone and self.beginning_is == 'held' \
+                and known.prhold == 'unset':
+            known.prhold = 'unknown'
 
     def path_fails(self):
         rng = self.rng
@@ -321,7 +333,7 @@ class Case:
             step = self.step()
             self.act(STATE, path, step, argument=BLOCKED)
             text += ' at step %d' % step
-            self.is_benign = False
+            self.is_benign, seconds = False, min(seconds, 50)
             if rng.random() < .7:       # what was under way has been lost
                 n.answer(host_status=0xe, count=1, after=rng.random() < .5)
                 n.inject_ready, n.inject_count = 1, 0
@@ -342,6 +354,7 @@ class Case:
 
     def path_open(self, path, n):
         self.is_benign = False
+        self.unopened.add(path)
         error = self.rng.choice((errno.ENOENT, errno.EACCES, errno.EMFILE,
                                  errno.ENXIO, None))
         if error is None:
@@ -391,6 +404,7 @@ class Case:
             self.is_silent = pattern in ('', 'suspend|resume')
         mpd.on(pattern, behaviour, count=count, skip=skip, effect=effect)
         self.is_benign &= how == 'slow' and behaviour < 3
+        self.is_slow = pattern in ('', 'suspend|resume')
         self.tell('multipathd, "%s": %s%s%s%s' % (
             pattern, how, ' %d s' % behaviour if how == 'slow' else '',
             ' after %d' % skip if skip else '',
@@ -528,14 +542,23 @@ class Case:
         disk at the end, None: not at all."""
         acts = sorted((a for a in self.done() if a.what <= LOOK),
                       key=lambda a: a.done_at)
-        agains = (False, True) if self.action in PREEMPTS else (False,)
+        ways = [self.action]
+        if self.action in REGISTERS and not self.sa_key \
+                and self.answer != GOOD:
+            ways.append(RELEASE)        # what may have come before the error
+        for action in ways:
+            yield from self.ways(acts, action)
+
+    def ways(self, acts, action):
+        agains = (False, True) if action in PREEMPTS else (False,)
         for at, again in itertools.product([None, *range(len(acts) + 1)],
                                           agains):
             disk, answer = self.disk.copy(), None
             for i in range(len(acts) + 1):
                 if i == at:
-                    answer = disk.out(US, self.action, self.key, self.sa_key,
-                                      self.type, again)
+                    type_ = self.type if action == self.action else disk.type
+                    answer = disk.out(US, action, self.key, self.sa_key,
+                                      type_, again)
                     if self.is_out(disk):
                         answer = GOOD
                 if i < len(acts) and not self.is_as_seen(disk, acts[i]):
@@ -556,6 +579,8 @@ class Case:
                 or not any(key in (KEY, NEW) for key in disk.keys.values())
         answer = disk.out(WHO[act.nexus], act.what, act.other, act.key,
                           act.argument)
+        if act.what in PREEMPTS and self.is_fenced:
+            return True     # it may have met what was half done
         return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
 
     def wrong(self):
@@ -566,6 +591,8 @@ class Case:
 
     def is_explained(self):
         """Rules 1 to 4."""
+        self.is_fenced = self.answer != GOOD and not any(
+            self.nexus(path).key for path in PATHS)
         found = list(self.explanations())
         seen = self.now(US, None)
         keys = {path: self.nexus(path).key for path in PATHS}
@@ -573,7 +600,7 @@ class Case:
         self.tell('keys %s, %s; live %s' % (
             ' '.join('%x' % key for key in keys.values()), seen.reservation,
             live))
-        if self.answer in (GOOD, CONFLICT):
+        if self.answer in (GOOD, CONFLICT) and not self.is_fenced:
             return any(
                 answer == self.answer and self.others_are(disk, seen)
                 and disk.reservation == seen.reservation
@@ -590,9 +617,12 @@ class Case:
                  or not seen.reservation and disk.holds(US))
             for _, disk in found)
 
-    @staticmethod
-    def others_are(disk, seen):
-        return all(disk.keys[who] == seen.keys[who] for who in (THEM, HOST))
+    def others_are(self, disk, seen):
+        """A path that is gone loses its reservation by a preemption only, of
+        all that have its key."""
+        return disk.keys[THEM] == seen.keys[THEM] and (
+            disk.keys[HOST] == seen.keys[HOST]
+            or self.was_holder in self.gone and not seen.keys[HOST])
 
     def is_known(self):
         """Rules 1 and 2: what multipathd will do with paths to come."""
@@ -611,13 +641,16 @@ class Case:
         if known.suspended and self.is_silent:
             known.suspended, known.suspensions = 0, []
             return 'dmsetup resume' in self.log
+        most = SUSPENDED + self.target.script.excused \
+            + 30 * SECOND * self.is_slow
         return not known.suspended and all(
-            end - begin < SUSPENDED for begin, end in known.suspensions)
+            end - begin < most for begin, end in known.suspensions)
 
     def is_in_time(self):
         """Rule 6."""
-        return self.end - self.begin < DEADLINE \
-            and not self.target.script.stuck
+        script = self.target.script
+        return self.end - self.begin < DEADLINE + script.excused \
+            and not script.stuck
 
     def is_logged(self):
         """Rule 7."""
@@ -627,6 +660,10 @@ class Case:
         if self.answer == LOST and not self.is_killed:
             if not re.search('dm-0|mpatha', log):
                 return False
+            if self.action in REGISTERS and len(self.story) == 4 and not all(
+                    re.search(r'\b%s\b' % sim.disk_name(path), log)
+                    for path in self.unopened):
+                return False
             return not self.is_keyless or self.action not in REGISTERS \
                 or 'reservation_key' in log or self.story[0] == 'fixed key'
         is_hit = any(act.what in (CLEAR, *PREEMPTS) and not act.status
@@ -635,13 +672,18 @@ class Case:
             return all(self.nexus(path).key == self.sa_key
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS)
+        if self.answer == GOOD and self.action in PREEMPTS and not is_hit:
+            return all(self.nexus(path).key or not self.first[path]
+                       or re.search(r'\b%s\b' % sim.disk_name(path), log)
+                       for path in PATHS) or not any(
+                self.nexus(path).key for path in PATHS)
         return True
 
     def works(self):
         """What is no fault, or soon over, must not cost the guest anything."""
         if not self.is_benign or self.gone == set(PATHS):
             return True
-        if self.was_holder in self.gone:
+        if self.was_holder in (*self.gone, TWIN) and self.gone:
             return True
         if self.lab.known.fixed and self.action in REGISTERS:
             return True
