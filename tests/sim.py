@@ -56,7 +56,7 @@ SCRIPT_FIELDS = {
 ACTION_FIELDS = {
     'at': (0, 'Q'), 'key': (8, 'Q'), 'done_at': (16, 'Q'), 'step': (24, 'I'),
     'what': (28, 'I'), 'nexus': (32, 'I'), 'argument': (36, 'I'),
-    'status': (40, 'I'), 'done_step': (44, 'I'), 'other': (48, 'Q')}
+    'status': (40, 'I'), 'done_step': (44, 'I'), 'own': (48, 'Q'), 'seen': (56, 'Q')}
 
 # What a script does besides service actions.
 LOOK, STATE, INJECT, DM, OPEN, KILL, DELAY = 8, 16, 17, 18, 19, 20, 21
@@ -176,12 +176,12 @@ class Target(Fields):
         return Fields(self.pages, SCRIPT + 64 + number * ACTION,
                       ACTION_FIELDS)
 
-    def act(self, what, nexus, step=0, at=0, key=0, argument=0, other=0):
+    def act(self, what, nexus, step=0, at=0, key=0, argument=0):
         """One more line of the script: before a step, counted from 1, or
         at a time of the clock."""
         action = self.action(self.script.actions)
         action.at, action.key, action.step, action.what = at, key, step, what
-        action.nexus, action.argument, action.other = nexus, argument, other
+        action.nexus, action.argument = nexus, argument
         self.script.actions += 1
         return action
 

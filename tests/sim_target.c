@@ -133,7 +133,7 @@ struct event {
 
 /* What a script does; below 8 it is a service action of the nexus's. */
 enum {
-    LOOK = 8,   /* are these keys there: key, action_key */
+    LOOK = 8,   /* at the keys, as all the above do first */
     STATE = 16, /* becomes argument */
     INJECT,     /* begins if argument, or ends */
     DM,         /* has failed the path if argument, or takes it back */
@@ -154,10 +154,10 @@ struct action {
     uint32_t what;
     uint32_t nexus;
     uint32_t argument; /* type, or as above */
-    uint32_t status;   /* of PERSISTENT RESERVE OUT; what LOOK has found */
+    uint32_t status;   /* of PERSISTENT RESERVE OUT */
     uint32_t done_step;
-    uint64_t other; /* a second key for LOOK; the key it did that with */
-    uint64_t reserved;
+    uint64_t own;  /* key, that it did that with */
+    uint64_t seen; /* is a key there that is neither own nor 0 */
 };
 
 struct script {
@@ -1030,7 +1030,7 @@ static void act_out(struct action *a)
     if (!a->key
         && (a->what == ACTION_PREEMPT || a->what == ACTION_PREEMPT_AND_ABORT))
         a->key = key_of_others(own);
-    a->other = own;
+    a->own = own;
     put_be(list, own, 8);
     put_be(list + 8, a->key, 8);
     a->status = pr_out(a->nexus, cdb, list, sizeof(list)).status;
@@ -1055,10 +1055,9 @@ static void act(struct action *a)
     lun = &target->lun[n->lun % LUNS];
     a->done_at = now_us();
     a->done_step = target->script.steps;
+    a->seen = key_of_others(n->key) != 0;
     if (a->what < LOOK)
         act_out(a);
-    else if (a->what == LOOK)
-        a->status = is_key(a->key) || is_key(a->other);
     else if (a->what == STATE)
         n->state = a->argument;
     else if (a->what == INJECT)

@@ -150,6 +150,15 @@ LOST_BY = (3, 5, 7, 8, 0xb, 0xe)        # these may have been carried out
 GONE = (1, 0xf)
 
 
+PATH, MULTIPATHD, RIVAL_ACTS, DIES = ('path_fails', 'multipathd_fails',
+                                      'rival_acts', 'worker_dies')
+TROUBLES = [(), (PATH,), (PATH,), (PATH, PATH), (MULTIPATHD,), (RIVAL_ACTS,),
+            (RIVAL_ACTS, RIVAL_ACTS), (PATH, RIVAL_ACTS), (PATH, RIVAL_ACTS),
+            (PATH, PATH, RIVAL_ACTS), (MULTIPATHD, RIVAL_ACTS),
+            (MULTIPATHD, RIVAL_ACTS), (PATH, MULTIPATHD), (DIES,),
+            (DIES, RIVAL_ACTS), (PATH, DIES), (PATH, MULTIPATHD, RIVAL_ACTS)]
+
+
 class Case:
     """One command; what was done to it is in story."""
 
@@ -162,18 +171,10 @@ class Case:
         self.unopened = set()
         self.base = self.target.clock()
         self.beginning()
-        for _ in range(self.rng.choice((0, 0, 1, 1, 1, 2))):
-            self.path_fails()
+        self.choose()
+        for what in self.rng.choice(TROUBLES):
+            getattr(self, what)()
         self.multipathd_remembers()
-        if self.rng.random() < .3:
-            self.multipathd_fails()
-        for _ in range(self.rng.choice((0, 0, 1, 1, 2))):
-            self.rival_acts()
-        if self.rng.random() < .06:
-            self.is_killed, self.is_benign = True, False
-            step = self.step()
-            self.act(KILL, PATHS[0], step)
-            self.tell('killed at step %d' % step)
         self.command()
 
     def tell(self, what):
@@ -185,8 +186,7 @@ class Case:
             self.base + after * SECOND), **more)
 
     def step(self):
-        return self.rng.choice((self.rng.randint(1, 10),
-                                self.rng.randint(1, 30)))
+        return self.rng.randint(1, self.rng.choice((8, 14, 14, 30)))
 
     def nexus(self, n):
         return self.lab.nexus(n)
@@ -251,8 +251,8 @@ class Case:
     def inject(self, path, kind, durations, what, can_last=True, after=False):
         """For a few commands, or some time; from the beginning or later."""
         rng = self.rng
-        only = rng.choice((None, None, PR_OUT, PR_OUT, (0x5f, REGISTER),
-                           (0x5f, REGISTER_AND_IGNORE)))
+        only = rng.choice((None, None, PR_OUT, PR_OUT, (0x5f, self.action),
+                           (0x5f, self.action), (0x5f, REGISTER_AND_IGNORE)))
         count = rng.choice((1, 1, 2, 3))
         seconds = rng.choice(durations) if can_last \
             and rng.random() < .6 else None
@@ -269,7 +269,8 @@ class Case:
             self.is_benign = False
         self.tell('%s: %s%s%s, %s%s' % (
             sim.disk_name(path), kind, ' after it is done' if after else '',
-            {None: '', PR_OUT: ' to PR OUT'}.get(only, ' to one of PR OUT'),
+            {None: '', PR_OUT: ' to PR OUT'}.get(
+                only, ' to ' + NAMES[only[1] or 0] if only else ''),
             'for ever' if seconds == EVER else '%g s' % seconds if seconds
             else '%d times' % count,
             ' from step %d' % begin if begin else ''))
@@ -434,7 +435,7 @@ class Case:
                 {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
                 or NAMES[what], step))
             if what == LOOK:
-                self.act(LOOK, nexus, step, key=KEY, other=NEW)
+                self.act(LOOK, nexus, step)
             elif what == 0xff:
                 self.act(REGISTER_AND_IGNORE, nexus, step)
             elif what == REGISTER_AND_IGNORE:
@@ -446,8 +447,14 @@ class Case:
             step += rng.choice((0, 1, 1, 2, 4))
         self.tell('%s: %s, type %d' % (WHO[nexus], ', '.join(told), type_))
 
+    def worker_dies(self):
+        self.is_killed, self.is_benign = True, False
+        step = self.step()
+        self.act(KILL, PATHS[0], step)
+        self.tell('killed at step %d' % step)
+
     # ---- The command ------------------------------------------------------
-    def command(self):
+    def choose(self):
         rng, lab = self.rng, self.lab
         self.action = rng.choice(5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,)
                                  + 2 * (RELEASE, RESERVE) + (CLEAR,)
@@ -463,6 +470,9 @@ class Case:
         self.type = rng.choice(TYPES)
         if lab.lun.type and rng.random() < .85:
             self.type = lab.lun.type
+
+    def command(self):
+        lab = self.lab
         self.first = {path: self.nexus(path).key for path in PATHS}
         self.was_holder = lab.lun.holder if lab.lun.type else None
         self.disk = self.now(US, max(self.first.values()))
@@ -574,10 +584,13 @@ class Case:
             and self.answer == GOOD and self.key == self.disk.keys[US])
 
     def is_as_seen(self, disk, act):
+        if not act.seen and self.action not in PREEMPTS \
+                and act.nexus == RIVALS \
+                and any(key in (KEY, NEW) for key in disk.keys.values()):
+            return False        # it has read the keys before
         if act.what == LOOK:
-            return act.status or self.action in PREEMPTS \
-                or not any(key in (KEY, NEW) for key in disk.keys.values())
-        answer = disk.out(WHO[act.nexus], act.what, act.other, act.key,
+            return True
+        answer = disk.out(WHO[act.nexus], act.what, act.own, act.key,
                           act.argument)
         if act.what in PREEMPTS and self.is_fenced:
             return True     # it may have met what was half done
@@ -586,7 +599,7 @@ class Case:
     def wrong(self):
         """The rules that are broken."""
         names = ('is_explained', 'is_known', 'is_resumed', 'is_in_time',
-                 'is_logged', 'works')
+                 'is_logged', 'is_undone', 'works')
         return [name for name in names if not getattr(self, name)()]
 
     def is_explained(self):
@@ -678,6 +691,16 @@ class Case:
                        for path in PATHS) or not any(
                 self.nexus(path).key for path in PATHS)
         return True
+
+    def is_undone(self):
+        """A new key is everywhere or nowhere, if it can be taken away."""
+        paths = [self.nexus(path) for path in PATHS if self.is_live(path)]
+        return self.answer == GOOD or self.action not in REGISTERS \
+            or self.sa_key in (0, *self.first.values()) or self.is_killed \
+            or self.seconds > 30 or self.is_silent \
+            or any(n.inject_count or n.state or n.delay_ms or n.open_errno
+                   or n.open_other for n in paths) \
+            or len({n.key == self.sa_key for n in paths}) < 2
 
     def works(self):
         """What is no fault, or soon over, must not cost the guest anything."""
