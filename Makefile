@@ -88,8 +88,8 @@ $(BUILD)/image.tar: $(BUILD)/static/qemu-pr-helper contrib/image.sh
 
 # The helper with a simulated SCSI target in place of the devices, so that
 # all of it runs as an ordinary user.
-SIMULATED = clock_gettime connect fstat fstat64 getsockopt ioctl open open64 \
-	prctl readlink stat stat64
+SIMULATED = clock_gettime connect fstat fstat64 getsockopt ioctl nanosleep \
+	open open64 ppoll prctl readlink stat stat64
 
 # Tests have not the patience for a multipathd that does not answer.
 IMPATIENT = -DMULTIPATHD_TIMEOUT='(3*SECOND)'

@@ -34,7 +34,7 @@ import time
 
 import pytest
 
-import multipathd
+import fake_multipathd as multipathd
 import sim
 from conftest import BUILD, program
 from launch import (NOBODY, PR_SET_CHILD_SUBREAPER, children, is_root, prctl,

@@ -29,7 +29,7 @@ import time
 
 import pytest
 
-import multipathd
+import fake_multipathd as multipathd
 import sim
 from conftest import Helper, program
 from prclient import (
@@ -64,7 +64,8 @@ def code(reply):
 class Lab:
     """A helper with two maps, a disk of a rival and one that is nobody's."""
 
-    def __init__(self, mode='sessions', options=(), env=None):
+    def __init__(self, mode='sessions', options=(), env=None,
+                 is_verbose=True):
         self.dir = tempfile.mkdtemp(prefix='prh')
         self.target = sim.Target(os.path.join(self.dir, 'sim'))
         self.root = sim.Root(os.path.join(self.dir, 'root'))
@@ -75,8 +76,10 @@ class Lab:
             options = ('--single-process', *options)
         self.env = dict(self.target.env, **self.root.env,
                         MULTIPATH_SOCKET_NAME=self.mpd.address, **env or {})
-        self.helper = Helper(self.dir, SIM_HELPER, ('-v', *options),
+        self.helper = Helper(self.dir, SIM_HELPER,
+                             is_verbose * ('-v',) + tuple(options),
                              env=self.env)
+        self.mpd.is_virtual = self.env.get('SIM_SPEED') == '0'
         self.fds, self.client, self.is_broken = [], None, False
         self.map = self.open(sim.device(os.path.join(self.dir, 'dm-0'),
                                         sim.Root.MAJOR, 0))
