@@ -188,15 +188,22 @@ static enum verdict path_register(struct map *map, struct path *path,
     return path_send(map, path, &all);
 }
 
-/* Is the path registered with this key (DONE) or not (CONFLICT)? */
+/*
+ * Is the path registered with this key (DONE) or not (CONFLICT)? The answer
+ * stays.
+ */
 enum verdict path_prove(struct map *map, struct path *path,
                         const struct multipathd_key *key)
 {
+    const struct answer answer = map->answer;
     struct request proof;
+    enum verdict verdict;
 
     request_set(&proof, REGISTER, 0, key->value, key->value,
                 key->aptpl ? APTPL : 0);
-    return path_register(map, path, &proof);
+    verdict = path_register(map, path, &proof);
+    map->answer = answer;
+    return verdict;
 }
 
 /* ---- Any path --------------------------------------------------------- */
@@ -416,7 +423,6 @@ static bool path_sweep(struct map *map, struct path *path,
                        const struct multipathd_key *key)
 {
     enum verdict proof = CONFLICT;
-    struct answer answer;
 
     if (path->is_lost && key != NULL)
         proof = path_prove(map, path, key);
@@ -435,11 +441,9 @@ static bool path_sweep(struct map *map, struct path *path,
         path->is_lost = path->verdict == LOST && is_register(request);
     if (path->verdict == DONE || path->verdict == LOST)
         request_cut(request);
-    answer = map->answer;
-    if (path->verdict == CONFLICT && key != NULL
+    if (path->verdict == CONFLICT && map->witness != NULL && key != NULL
         && path_prove(map, path, key) == DONE)
         path->verdict = DONE;
-    map->answer = answer;
     if (path->verdict == DONE && key != NULL && map->witness == NULL)
         map->witness = path;
     return path->verdict != REFUSED || request->cdb[1] == RELEASE;

@@ -1286,16 +1286,21 @@ static int is_below_root(const char *path)
            || begins_with(path, "/sys/") || begins_with(path, "/dev/");
 }
 
-/* The nexus of the disk whose node this is; NEXUSES: of none. */
-static unsigned int nexus_of_node(const char *path)
+/* The nexus of the disk with this name, up to end; NEXUSES: of none. */
+static unsigned int nexus_of_name(const char *name, const char *end)
 {
     unsigned int n = 0;
 
-    if (!begins_with(path, "/dev/sd"))
+    if (!begins_with(name, "sd"))
         return NEXUSES;
-    for (path += 7; *path >= 'a' && *path <= 'z' && n < NEXUSES; path++)
-        n = n * 26 + (unsigned int)(*path - 'a') + 1;
-    return *path || !n || n > NEXUSES ? NEXUSES : n - 1;
+    for (name += 2; *name >= 'a' && *name <= 'z' && n < NEXUSES; name++)
+        n = n * 26 + (unsigned int)(*name - 'a') + 1;
+    return strcmp(name, end) || !n || n > NEXUSES ? NEXUSES : n - 1;
+}
+
+static unsigned int nexus_of_node(const char *path)
+{
+    return begins_with(path, "/dev/") ? nexus_of_name(path + 5, "") : NEXUSES;
 }
 
 /* Of the disk whose state this is. */
@@ -1303,8 +1308,12 @@ static unsigned int nexus_of_state(const char *path)
 {
     unsigned int numbers[2] = { 0 }, i;
 
+    const char *slave = strstr(path, "/slaves/");
+
     if (!begins_with(path, "/sys/dev/block/"))
         return NEXUSES;
+    if (slave)
+        return nexus_of_name(slave + 8, "/device/state");
     path += 15;
     for (i = 0; i < 2; i++) {
         for (; *path >= '0' && *path <= '9'; path++)
