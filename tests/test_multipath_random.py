@@ -126,8 +126,8 @@ class Disk:
                 self.keys[w] = 0
             else:
                 self.drop(w)
-            if w == who and again:
-                self.keys[w] = key
+        if again and not self.keys[who]:
+            self.keys[who] = key
         if takes:
             self.type, self.holder = type_, who
         return GOOD
@@ -622,8 +622,7 @@ class Case:
 
     def is_explained(self):
         """Rules 1 to 4."""
-        self.is_fenced = self.answer != GOOD and not any(
-            self.nexus(path).key for path in PATHS)
+        self.is_fenced = not any(self.nexus(path).key for path in PATHS)
         found = list(self.explanations())
         seen = self.now(US, None)
         keys = {path: self.nexus(path).key for path in PATHS}
@@ -631,7 +630,8 @@ class Case:
         self.tell('keys %s, %s; live %s' % (
             ' '.join('%x' % key for key in keys.values()), seen.reservation,
             live))
-        if self.answer in (GOOD, CONFLICT) and not self.is_fenced:
+        if self.answer == GOOD \
+                or self.answer == CONFLICT and not self.is_fenced:
             return any(
                 answer == self.answer and self.others_are(disk, seen)
                 and disk.reservation == seen.reservation
