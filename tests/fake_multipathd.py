@@ -222,6 +222,9 @@ class Multipathd:
             events = self.target.events if self.target else 0
             self.commands.append(Command(text, pid, events))
             behaviour, effect = self.rule(text)
+            if self.target and behaviour is not None:
+                script = self.target.script
+                script.hit = script.hit or script.steps
         if callable(behaviour):
             behaviour = behaviour(self.commands[-1])
             effect = effect or behaviour is None

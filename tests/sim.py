@@ -52,7 +52,8 @@ NEXUS_FIELDS = {
 SCRIPT_FIELDS = {
     'skipped': (0, 'Q'), 'multipathd_wait': (8, 'Q'),
     'multipathd_key': (16, 'Q'), 'steps': (24, 'I'), 'killed': (28, 'I'),
-    'stuck': (32, 'I'), 'actions': (36, 'I'), 'excused': (40, 'Q')}
+    'stuck': (32, 'I'), 'actions': (36, 'I'), 'excused': (40, 'Q'),
+    'hit': (48, 'I')}
 ACTION_FIELDS = {
     'at': (0, 'Q'), 'key': (8, 'Q'), 'done_at': (16, 'Q'), 'step': (24, 'I'),
     'what': (28, 'I'), 'nexus': (32, 'I'), 'argument': (36, 'I'),
@@ -60,6 +61,7 @@ ACTION_FIELDS = {
 
 # What a script does besides service actions.
 LOOK, STATE, INJECT, DM, OPEN, KILL, DELAY = 8, 16, 17, 18, 19, 20, 21
+HIT = 1 << 16       # steps from that on count from the one that went wrong
 # The states of a disk.
 RUNNING, BLOCKED, TRANSPORT_OFFLINE, OFFLINE, QUIESCE = range(5)
 STATES = 'running', 'blocked', 'transport-offline', 'offline', 'quiesce'

@@ -58,6 +58,7 @@
 #define PATH_SIZE 4096
 #define ACTIONS 64
 #define NEVER UINT64_MAX
+#define HIT 0x10000u /* steps from that on count from the one that was hit */
 
 /* What a nexus's commands meet instead of, or besides, the disk itself. */
 enum {
@@ -169,7 +170,8 @@ struct script {
     uint32_t stuck; /* waits that would never have ended */
     uint32_t actions;
     uint64_t excused; /* us in a queue that had just been stopped */
-    uint8_t reserved[16];
+    uint32_t hit;     /* the step that first went wrong */
+    uint8_t reserved[12];
     struct action action[ACTIONS];
 };
 
@@ -943,6 +945,8 @@ static uint32_t injection(struct nexus *n, const uint8_t *cdb)
         return 0;
     }
     n->inject_count--;
+    if (!target->script.hit)
+        target->script.hit = target->script.steps;
     return n->inject;
 }
 
@@ -1072,18 +1076,28 @@ static void act(struct action *a)
         target->script.killed = 1;
 }
 
+static int is_due(const struct action *a)
+{
+    const struct script *script = &target->script;
+
+    if (!a->step)
+        return now_us() >= a->at;
+    if (a->step < HIT)
+        return script->steps >= a->step;
+    return script->hit && script->steps - script->hit > a->step - HIT;
+}
+
 /* What is due, in order. Who is to be killed waits for it. */
 static void script_run(void)
 {
     struct script *script = &target->script;
-    uint64_t now = now_us();
     uint32_t i;
 
     lock();
     for (i = 0; i < script->actions % (ACTIONS + 1); i++) {
         struct action *a = &script->action[i];
 
-        if (!a->done_at && (a->step ? script->steps >= a->step : now >= a->at))
+        if (!a->done_at && is_due(a))
             act(a);
     }
     unlock();

@@ -34,7 +34,7 @@ import sim
 from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, REGISTER,
                       REGISTER_AND_IGNORE, RELEASE, RESERVE, parameters,
                       pr_out)
-from sim import (BLOCKED, DELAY, DM, INJECT, KILL, LOOK, OFFLINE, OPEN,
+from sim import (BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK, OFFLINE, OPEN,
                  RUNNING, STATE, TRANSPORT_OFFLINE)
 from test_multipath import (CONFLICT, EVER, KEY, LOST, NEW, OTHERS, PATHS,
                             RIVAL, RIVALS, Lab, code)
@@ -126,8 +126,8 @@ class Disk:
                 self.keys[w] = 0
             else:
                 self.drop(w)
-            if w == who and again:
-                self.keys[w] = key
+        if again and not self.keys[who]:
+            self.keys[who] = key
         if takes:
             self.type, self.holder = type_, who
         return GOOD
@@ -172,8 +172,14 @@ class Case:
         self.base = self.target.clock()
         self.beginning()
         self.choose()
-        for what in self.rng.choice(TROUBLES):
-            getattr(self, what)()
+        self.is_aimed = self.rng.random() < .35
+        if self.is_aimed:
+            self.rng.choice((self.answer_is_lost, self.answer_is_lost,
+                             self.multipathd_fails))()
+            self.rival_acts()
+        else:
+            for what in self.rng.choice(TROUBLES):
+                getattr(self, what)()
         self.multipathd_remembers()
         self.command()
 
@@ -299,6 +305,17 @@ class Case:
             self.is_benign = False      # may be an answer that is lost
         self.inject(path, 'host %02x' % host, (.3, 3, 20, EVER),
                     {'host_status': host}, not after, after)
+
+    def answer_is_lost(self):
+        """To the command itself, most often the first time it is sent."""
+        path = self.lab.order[self.rng.choice((0, 0, 1, 2))]
+        host, self.is_benign = self.rng.choice(LOST_BY), False
+        after = self.rng.random() < .75
+        self.nexus(path).answer(host_status=host, after=after,
+                                only=(0x5f, self.action))
+        self.tell('%s: host %02x%s, %s' % (
+            sim.disk_name(path), host, ' after it is done' if after else '',
+            NAMES[self.action]))
 
     def path_status(self, path, n):
         status = self.rng.choice((0x08, 0x28))
@@ -427,13 +444,14 @@ class Case:
             ways = [(REGISTER_AND_IGNORE, RESERVE), (RESERVE,), (RELEASE,),
                     (REGISTER_AND_IGNORE, PREEMPT), (0xff,),
                     (RESERVE, RELEASE), (REGISTER_AND_IGNORE,)]
-        step = self.step()
+        # Soon after something has gone wrong, or at any step.
+        step = HIT + rng.randint(0, 6) if self.is_aimed else self.step()
         type_ = rng.choice(TYPES)
         told = []
         for what in rng.choice(ways):
-            told.append('%s at step %d' % (
+            told.append('%s at step %s%d' % (
                 {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
-                or NAMES[what], step))
+                or NAMES[what], '+' if step >= HIT else '', step % HIT))
             if what == LOOK:
                 self.act(LOOK, nexus, step)
             elif what == 0xff:
@@ -604,8 +622,7 @@ class Case:
 
     def is_explained(self):
         """Rules 1 to 4."""
-        self.is_fenced = self.answer != GOOD and not any(
-            self.nexus(path).key for path in PATHS)
+        self.is_fenced = not any(self.nexus(path).key for path in PATHS)
         found = list(self.explanations())
         seen = self.now(US, None)
         keys = {path: self.nexus(path).key for path in PATHS}
@@ -613,7 +630,8 @@ class Case:
         self.tell('keys %s, %s; live %s' % (
             ' '.join('%x' % key for key in keys.values()), seen.reservation,
             live))
-        if self.answer in (GOOD, CONFLICT) and not self.is_fenced:
+        if self.answer == GOOD \
+                or self.answer == CONFLICT and not self.is_fenced:
             return any(
                 answer == self.answer and self.others_are(disk, seen)
                 and disk.reservation == seen.reservation
