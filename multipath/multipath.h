@@ -75,6 +75,7 @@ struct path {
     enum verdict verdict; /* of the command that goes to all paths */
     enum verdict said;    /* to the last command for any path */
     bool is_lost;         /* it may have been done here */
+    bool is_new;          /* it has got the key, for sure */
     bool is_reported;     /* as left out */
     char why[96];         /* it did not take the last command */
 };
@@ -100,6 +101,7 @@ struct map {
     bool is_lost;         /* an answer to the last command for any path */
     unsigned left_out;    /* paths, of that command */
     struct path *witness; /* the first that got the key, and must keep it */
+    bool is_known;        /* that key, to the disk, already */
     uint32_t generation;  /* PRGENERATION, when keys_read() was called */
 };
 

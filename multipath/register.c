@@ -21,6 +21,7 @@ struct registration {
     struct multipathd_key previous; /* what the paths have so far */
     struct path *last;              /* is changed last, or NULL */
     bool is_told;                   /* multipathd has been, of new */
+    bool is_status_told;            /* likewise, that it is registered */
     bool is_fenced;                 /* somebody has removed the key */
     uint8_t flags;
 };
@@ -65,7 +66,7 @@ static bool key_announce(struct map *map, struct registration *r)
 }
 
 /* That the map is registered with the key now, or is not any more. */
-static bool status_tell(struct map *map, const struct registration *r)
+static bool status_tell(struct map *map, struct registration *r)
 {
     char names[PATHS_MOST * sizeof(((struct path *)0)->name)] = "";
     size_t length = 0;
@@ -77,6 +78,7 @@ static bool status_tell(struct map *map, const struct registration *r)
                                        "%s%u:%u", length > 0 ? " " : "",
                                        major(map->paths[i].device),
                                        minor(map->paths[i].device));
+    r->is_status_told = true;
     if (r->new.value == 0
             ? multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE
             : multipathd_registered(&map->multipathd, names) == MULTIPATHD_DONE
@@ -236,17 +238,20 @@ static void map_undo(struct map *map, const struct registration *r)
     unsigned i, changed = 0;
 
     for (i = 0; i < map->count; i++)
-        changed += map->paths[i].verdict == DONE || map->paths[i].is_lost;
+        changed += map->paths[i].is_lost
+                   || (r->new.value != 0 ? map->paths[i].is_new
+                                         : map->paths[i].verdict == DONE);
     if (r->new.value == 0 && changed > 0)
         return; /* to be repeated */
     map_extend(map);
-    if (r->new.value != 0
-        && (r->is_fenced || r->new.value != r->previous.value))
+    if (r->is_fenced
+        || (r->new.value != 0 && r->new.value != r->previous.value
+            && changed > 0))
         keys_take_off(map, r->new.value, r->flags);
     if (r->is_fenced
             ? !key_forget(map)
             : (multipathd_key_set(multipathd, &r->old) == MULTIPATHD_SILENT
-               || (r->previous.value == 0
+               || (r->previous.value == 0 && r->is_status_told
                    && multipathd_unregistered(multipathd) != MULTIPATHD_DONE)))
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
@@ -259,8 +264,8 @@ void map_register(struct map *map, const struct multipathd_key *old,
                   struct request *request)
 {
     struct registration r = { .old = *old };
-    unsigned count;
-    bool is_done;
+    bool is_done, is_ignored;
+    unsigned i, count;
 
     r.flags = request->data[LIST_FLAGS];
     r.new.value = be64_get(request->data + 8);
@@ -268,13 +273,18 @@ void map_register(struct map *map, const struct multipathd_key *old,
     r.previous = *old;
     if (request->cdb[1] == REGISTER)
         r.previous.value = be64_get(request->data);
-    if (!settle(map) || !keys_read(map, r.previous.value, &count))
+    is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
+    if (!settle(map)
+        || !keys_read(map, (is_ignored ? r.previous : r.new).value, &count))
         return;
     /* It may be one that multipathd is only configured to have. */
-    if (request->cdb[1] == REGISTER_AND_IGNORE && count == 0)
+    if (is_ignored && count == 0)
         r.previous.value = 0;
     if (r.previous.value != 0 && !last_find(map, &r))
         return;
+    map->is_known = !is_ignored && count > 0;
+    for (i = 0; i < map->count; i++)
+        map->paths[i].is_new = map->paths[i].is_lost = false;
     if (!key_announce(map, &r)) {
         if (r.is_told)
             map_undo(map, &r);

@@ -434,9 +434,17 @@ static bool path_sweep(struct map *map, struct path *path,
                  path->name);
         return false;
     }
+    if (proof == DONE && map->is_known && map->witness == NULL
+        && request->cdb[1] == REGISTER) {
+        map_fail(map, "%s has lost its answer, and may have had the key before",
+                 path->name);
+        return false;
+    }
     path->verdict = proof;
     if (proof == CONFLICT)
         path->verdict = path_register(map, path, request);
+    if (path->verdict == DONE && proof != DONE && key != NULL)
+        path->is_new = true;
     if (path->verdict == LOST || path->verdict >= DONE)
         path->is_lost = path->verdict == LOST && is_register(request);
     if (path->verdict == DONE || path->verdict == LOST)
@@ -524,7 +532,9 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 
     map_extend(map);
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
-    all_due(map);
+    for (i = 0; i < map->count; i++)
+        map->paths[i].verdict =
+            map->paths[i].is_new || !map->is_known ? DUE : CONFLICT;
     sweep(map, &request, NULL, map->deadline);
     for (i = 0; i < map->count; i++)
         if (map->paths[i].verdict != DONE && map->paths[i].verdict != CONFLICT)

@@ -971,7 +971,8 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr, int is_late)
     }
     if (inject & INJECT_ERRNO)
         return n->error;
-    if (inject & INJECT_RESULT)
+    /* RECOVERED ERROR is for what has been done. */
+    if (inject & INJECT_RESULT && !(hdr->status && n->sense[2] == 1))
         inject_result(hdr, n);
     if (inject & INJECT_RESID)
         inject_resid(hdr, n, moved);
