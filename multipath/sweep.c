@@ -386,30 +386,11 @@ bool settle(struct map *map)
     return false;
 }
 
-/*
- * After a lost answer: a repetition must not bring back what a rival may have
- * removed meanwhile. It cannot where it asks for an older key, or where
- * another path has had the new one before and must have kept it; nor if
- * nothing has happened at all (PRGENERATION, SPC-4 6.15.2).
- */
-static bool is_repeatable(struct map *map, const struct path *path,
-                          const struct request *request,
-                          const struct multipathd_key *key)
-{
-    uint32_t generation = map->generation;
-    unsigned count;
-
-    return key == NULL
-           || (request->cdb[1] == REGISTER && be64_get(request->data) != 0)
-           || (map->witness != NULL && map->witness != path)
-           || (keys_read(map, key->value, &count)
-               && map->generation == generation);
-}
-
 /* The initiators that SPEC_I_PT names are registered: not twice. */
 static void request_cut(struct request *request)
 {
-    if (!is_register(request) || (request->data[LIST_FLAGS] & SPEC_I_PT) == 0)
+    if (!is_register(request)
+        || (request->data[LIST_FLAGS] & SPEC_I_PT) == 0)
         return;
     request->data[LIST_FLAGS] &= (uint8_t)~SPEC_I_PT;
     request->length = LIST_SIZE;
@@ -417,38 +398,63 @@ static void request_cut(struct request *request)
     request->cdb[8] = LIST_SIZE;
 }
 
+/*
+ * A registration whose answer was lost, when no other path has the key yet
+ * that could be the witness. It was done if the path has the key now, and had
+ * it not before; it was not done if nothing has happened at all (PRGENERATION,
+ * SPC-4 6.15.2), and then it is sent once more. In between a rival may have
+ * removed the key, which must not come back.
+ */
+static bool path_is_clear(struct map *map, struct path *path,
+                          struct request *request,
+                          const struct multipathd_key *key)
+{
+    bool is_first = be64_get(request->data) == 0
+                    || request->cdb[1] == REGISTER_AND_IGNORE;
+    uint32_t generation = map->generation;
+    unsigned count;
+
+    do {
+        path->verdict = path_prove(map, path, key);
+        if (path->verdict == DONE)
+            return !map->is_known || request->cdb[1] == REGISTER_AND_IGNORE;
+        if (path->verdict == CONFLICT) {
+            if (is_first
+                && (!keys_read(map, key->value, &count)
+                    || map->generation != generation))
+                return false;
+            path->verdict = path_register(map, path, request);
+            if (path->verdict == CONFLICT)
+                return is_first;
+        }
+        if (path->verdict > LOST)
+            return true;
+    } while (!path_is_left_out(map, path) && map_wait(map, map->deadline));
+    return false;
+}
+
 /* False: the sweep is at its end, and has failed. */
 static bool path_sweep(struct map *map, struct path *path,
                        struct request *request,
                        const struct multipathd_key *key)
 {
-    enum verdict proof = CONFLICT;
-
+    path->verdict = CONFLICT;
     if (path->is_lost && key != NULL)
-        proof = path_prove(map, path, key);
-    if (proof == CONFLICT && path->is_lost
-        && !is_repeatable(map, path, request, key)) {
-        map_fail(map,
-                 "%s has lost its answer, and somebody has changed "
-                 "registrations since",
-                 path->name);
-        return false;
-    }
-    if (proof == DONE && map->is_known && map->witness == NULL
-        && request->cdb[1] == REGISTER) {
-        map_fail(map, "%s has lost its answer, and may have had the key before",
-                 path->name);
-        return false;
-    }
-    path->verdict = proof;
-    if (proof == CONFLICT)
+        path->verdict = path_prove(map, path, key);
+    if (path->verdict == CONFLICT) {
         path->verdict = path_register(map, path, request);
-    if (path->verdict == DONE && proof != DONE && key != NULL)
-        path->is_new = true;
-    if (path->verdict == LOST || path->verdict >= DONE)
-        path->is_lost = path->verdict == LOST && is_register(request);
+        path->is_new = path->is_new || (key != NULL && path->verdict == DONE);
+    }
     if (path->verdict == DONE || path->verdict == LOST)
         request_cut(request);
+    path->is_lost = path->verdict == LOST && is_register(request);
+    if (path->is_lost && key != NULL && map->witness == NULL
+        && !path_is_clear(map, path, request, key)) {
+        map_fail(map, "%s has lost its answer, and what has come of it cannot "
+                      "be told",
+                 path->name);
+        return false;
+    }
     if (path->verdict == CONFLICT && map->witness != NULL && key != NULL
         && path_prove(map, path, key) == DONE)
         path->verdict = DONE;
