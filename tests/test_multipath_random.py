@@ -861,6 +861,33 @@ def test_what_must_be_so_after_random_commands():
                                         '\n'.join(map(told, finds)))
 
 
+def is_reading_first(lab):
+    lab.reset()
+    lab.registered()
+    lab.mpd.on('', 'hang', count=1)
+    lab.client.send(pr_out(REGISTER), [lab.map])
+    lab.client.sock.sendall(parameters(KEY, NEW))
+    end = time.monotonic() + 20
+    while not lab.mpd.commands:
+        assert time.monotonic() < end, 'nothing for multipathd'
+        time.sleep(.01)
+    with lab.helper.client() as reader:
+        assert reader.read_in(lab.map, READ_KEYS).status == GOOD
+        is_first = not select.select([lab.client.sock], [], [], 0)[0]
+    lab.mpd.reset()
+    lab.client.reply()
+    return is_first
+
+
+def test_reading_waits_for_no_other_command():
+    """Unless this machine is so slow that the other has given up."""
+    lab = Lab()
+    try:
+        assert any(is_reading_first(lab) for _ in range(5))
+    finally:
+        lab.close()
+
+
 def show(seeds):
     run = Run()
     try:
