@@ -31,13 +31,13 @@ import sys
 import time
 
 import sim
-from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, REGISTER,
-                      REGISTER_AND_IGNORE, RELEASE, RESERVE, parameters,
-                      pr_out)
+from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_KEYS,
+                      REGISTER, REGISTER_AND_IGNORE, RELEASE, RESERVE,
+                      CHECK_CONDITION, parameters, pr_in, pr_out, sense_code)
 from sim import (BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK, OFFLINE, OPEN,
                  RUNNING, STATE, TRANSPORT_OFFLINE)
-from test_multipath import (CONFLICT, EVER, KEY, LOST, NEW, OTHERS, PATHS,
-                            RIVAL, RIVALS, Lab, code)
+from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS, PATHS,
+                            RIVAL, RIVALS, Lab, code as code_of)
 
 SEED = int(os.environ.get('RANDOM_SEED', 0))
 COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 4000))
@@ -50,9 +50,17 @@ PREEMPTS = (PREEMPT, PREEMPT_AND_ABORT)
 NAMES = ('REGISTER', 'RESERVE', 'RELEASE', 'CLEAR', 'PREEMPT',
          'PREEMPT AND ABORT', 'REGISTER AND IGNORE')
 PR_OUT = 0x5f, None
+AGAIN = 0xa11ce3
 TWIN = 101          # another host, to which our guest has or had migrated
 US, THEM, HOST = 'us', 'the rival', 'the twin'
 WHO = {RIVALS: THEM, TWIN: HOST, **{path: US for path in PATHS}}
+
+
+def code(reply):
+    """Data are of no interest."""
+    if reply.status == CHECK_CONDITION:
+        return sense_code(reply.sense)
+    return code_of(reply)
 
 
 # ---- The one disk -----------------------------------------------------------
@@ -404,7 +412,8 @@ class Case:
         rng, mpd = self.rng, self.lab.mpd
         how = rng.choice(('fail', 'empty', 'NULs', 'deny', 'timeout',
                           'timeout', 'usage', 'cut', 'garbage', 'close',
-                          'hang', 'slow', 'slow', 'dead', 'no key'))
+                          'hang', 'slow', 'slow', 'dead', 'no key',
+                          'restart', 'restart'))
         if how == 'no key':
             self.is_benign, self.is_keyless = False, True
             self.lab.known.fixed = None
@@ -414,9 +423,12 @@ class Case:
         pattern = rng.choice(('', '', 'prkey', 'prstatus', 'prhold',
                               'suspend|resume', 'paths'))
         skip, count = rng.randrange(6 if pattern == '' else 3), 1
+        if how == 'restart':
+            pattern, behaviour = '', self.restart
+            skip = rng.randrange(8)
         effect = how in ('empty', 'NULs', 'cut', 'garbage', 'close', 'hang') \
             and rng.random() < .5
-        if how == 'dead' or rng.random() < .2:
+        if how == 'dead' or how != 'restart' and rng.random() < .2:
             count = EVER
             behaviour = 'close' if how == 'dead' else behaviour
             self.is_silent = pattern in ('', 'suspend|resume')
@@ -427,6 +439,17 @@ class Case:
             pattern, how, ' %d s' % behaviour if how == 'slow' else '',
             ' after %d' % skip if skip else '',
             ', always' if count == EVER else '') + effect * ', but does it')
+
+    def restart(self, _):
+        """What multipathd 0.13 and later finds out when it starts: from its
+        file the key, from the disk if that is registered and if it holds."""
+        known, lun = self.lab.known, self.lab.lun
+        keys = [self.nexus(n).key for n in WHO]
+        known.prflag = 'set' if known.key in keys and known.key else 'unset'
+        known.prhold = 'set' if lun.type and known.key and (
+            lun.type >= 7 or self.nexus(lun.holder).key == known.key) \
+            else 'unset'
+        return 'close'
 
     def rival_acts(self):
         """As fence_scsi does, or Windows: look, preempt, reserve, go. Or as
@@ -477,12 +500,19 @@ class Case:
         self.action = rng.choice(5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,)
                                  + 2 * (RELEASE, RESERVE) + (CLEAR,)
                                  + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
+        self.is_in, self.is_cleanup = False, False
+        if rng.random() < .06:
+            self.is_in = rng.random() < .5
+            self.is_cleanup = not self.is_in
+            self.action = REGISTER_AND_IGNORE
         self.key = rng.choice(8 * (KEY,) + (0, NEW))
         self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
         if self.action in REGISTERS and self.sa_key == RIVAL:
             self.sa_key = 0
         if self.action in PREEMPTS and rng.random() < .5:
             self.sa_key = self.key
+        if self.is_cleanup:
+            self.sa_key = 0
         if self.beginning_is == 'nobody' and self.action == REGISTER:
             self.key = 0
         self.type = rng.choice(TYPES)
@@ -501,20 +531,27 @@ class Case:
         self.wait_idle()
         self.log = lab.helper.log()[self.log_begin:]
         self.tell('%s %x %x type %d: %s after %.1f s' % (
-            NAMES[self.action], self.key, self.sa_key, self.type,
+            'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
+            else NAMES[self.action], self.key, self.sa_key, self.type,
             'GOOD' if self.answer == GOOD else self.answer, self.seconds))
 
     def send(self):
         """And kill the worker if that is due."""
         lab, script = self.lab, self.target.script
-        lab.client.send(pr_out(self.action, self.type), [lab.map])
-        lab.client.sock.sendall(parameters(self.key, self.sa_key))
+        if self.is_in:
+            lab.client.send(pr_in(READ_KEYS), [lab.map])
+        elif self.is_cleanup:
+            lab.client.send(bytes([CLEANUP]) + bytes(15), [lab.map])
+        else:
+            lab.client.send(pr_out(self.action, self.type), [lab.map])
+            lab.client.sock.sendall(parameters(self.key, self.sa_key))
         end = time.monotonic() + 30
         while not select.select([lab.client.sock], [], [], .002)[0]:
             self.kill()
             assert time.monotonic() < end, 'no answer: %r' % self.story
         self.end = self.target.clock()
-        answer = code(lab.client.reply())
+        reply = lab.client.reply()
+        answer = code(reply)
         while script.killed:        # it has died in what came after
             self.kill()
         return answer
@@ -617,7 +654,9 @@ class Case:
     def wrong(self):
         """The rules that are broken."""
         names = ('is_explained', 'is_known', 'is_resumed', 'is_in_time',
-                 'is_logged', 'is_undone', 'works')
+                 'is_logged', 'is_undone', 'works', 'goes_on')
+        if self.is_in:
+            names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
 
     def is_explained(self):
@@ -720,6 +759,38 @@ class Case:
                    or n.open_other for n in paths) \
             or len({n.key == self.sa_key for n in paths}) < 2
 
+    def is_read(self):
+        """By one path that works, and nothing has been changed by it."""
+        paths = [self.nexus(path) for path in PATHS]
+        clean = not any(self.changes(path, what) for path in PATHS
+                        for what in (STATE, OPEN, DELAY))
+        return self.answer == GOOD or self.is_killed or not clean \
+            or str(self.answer).startswith('status') or all(
+            n.inject or n.state or n.delay_ms or n.open_errno or n.open_other
+            for n in paths)
+
+    def goes_on(self):
+        """After an error, when all is well again, the guest repeats."""
+        known = self.lab.known
+        if self.answer in (GOOD, CONFLICT) or known.fixed != 0 \
+                or self.lab.helper.process.poll() is not None:
+            return True
+        self.lab.mpd.rules = []
+        for path in PATHS:
+            n = self.nexus(path)
+            n.inject_count = n.state = n.delay_ms = n.open_errno = 0
+            n.open_other = n.dm_failed = 0
+        self.target.script.actions = 0
+        self.action, self.sa_key, self.key = REGISTER_AND_IGNORE, AGAIN, 0
+        self.is_in = self.is_cleanup = False
+        self.is_killed = False
+        answer = self.send()
+        self.wait_idle()
+        keys = [self.nexus(path).key for path in PATHS]
+        self.tell('again: %s, keys %s' % (answer, keys))
+        return answer == GOOD and known.key == AGAIN \
+            and known.prflag == 'set' and set(keys) == {AGAIN}
+
     def works(self):
         """What is no fault, or soon over, must not cost the guest anything."""
         if not self.is_benign or self.gone == set(PATHS):
@@ -788,6 +859,33 @@ def test_what_must_be_so_after_random_commands():
         run.close()
     assert not finds, '%d finds\n%s' % (len(finds),
                                         '\n'.join(map(told, finds)))
+
+
+def is_reading_first(lab):
+    lab.reset()
+    lab.registered()
+    lab.mpd.on('', 'hang', count=1)
+    lab.client.send(pr_out(REGISTER), [lab.map])
+    lab.client.sock.sendall(parameters(KEY, NEW))
+    end = time.monotonic() + 20
+    while not lab.mpd.commands:
+        assert time.monotonic() < end, 'nothing for multipathd'
+        time.sleep(.01)
+    with lab.helper.client() as reader:
+        assert reader.read_in(lab.map, READ_KEYS).status == GOOD
+        is_first = not select.select([lab.client.sock], [], [], 0)[0]
+    lab.mpd.reset()
+    lab.client.reply()
+    return is_first
+
+
+def test_reading_waits_for_no_other_command():
+    """Unless this machine is so slow that the other has given up."""
+    lab = Lab()
+    try:
+        assert any(is_reading_first(lab) for _ in range(5))
+    finally:
+        lab.close()
 
 
 def show(seeds):
