@@ -62,6 +62,8 @@ enum { /* DID_..., include/scsi/scsi_status.h in the kernel */
        NO_CONNECT = 0x01,
        BUS_BUSY = 0x02,
        BAD_TARGET = 0x04,
+       IMM_RETRY = 0x0c, /* the kernel itself repeats these two, */
+       REQUEUE = 0x0d,   /* as nothing was done */
        TRANSPORT_FAILFAST = 0x0f
 };
 
@@ -257,6 +259,8 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
         command->is_lost = command->unreached && hdr->host_status != NO_CONNECT
                            && hdr->host_status != BUS_BUSY
                            && hdr->host_status != BAD_TARGET
+                           && hdr->host_status != IMM_RETRY
+                           && hdr->host_status != REQUEUE
                            && hdr->host_status != TRANSPORT_FAILFAST;
         return;
     }

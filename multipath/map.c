@@ -58,11 +58,13 @@ bool map_wait(struct map *map, int64_t deadline)
     return true;
 }
 
-/* What has to be put right has some time even after the deadline. */
+/* What has to be put right has some time even after the deadline, once. */
 void map_extend(struct map *map)
 {
     int64_t least = clock_us() + AFTERWARDS_WITHIN;
 
+    if (least > map->end)
+        least = map->end;
     if (map->deadline < least)
         map->deadline = least;
 }
@@ -238,6 +240,7 @@ const char *map_begin(struct map *map, dev_t device, const char *socket_path,
     map->suspension = suspension;
     map->device = device;
     map->deadline = clock_us() + COMMAND_WITHIN;
+    map->end = map->deadline + AFTERWARDS_WITHIN;
     map->multipathd = (struct multipathd){
         .map = map->name,
         .alias = map->alias,

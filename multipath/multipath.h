@@ -94,6 +94,7 @@ struct map {
     struct suspension *suspension;
     struct multipathd multipathd;
     int64_t deadline;
+    int64_t end;   /* of all, see map_extend() */
     int64_t pause; /* us, the next one in map_wait() */
     struct answer answer;
     struct path paths[PATHS_MOST];

@@ -22,6 +22,7 @@ struct registration {
     struct path *last;              /* is changed last, or NULL */
     bool is_told;                   /* multipathd has been, of new */
     bool is_status_told;            /* likewise, that it is registered */
+    bool is_whole;                  /* all paths have the new key */
     bool is_fenced;                 /* somebody has removed the key */
     uint8_t flags;
 };
@@ -157,14 +158,38 @@ static bool paths_register(struct map *map, struct registration *r,
         return false;
     request->cdb[1] = REGISTER_AND_IGNORE;
     conflicts_due(map);
-    if (!sweep(map, request, &r->new, map->deadline) || !status_tell(map, r))
+    r->is_whole = sweep(map, request, &r->new, map->deadline);
+    if (!r->is_whole || !status_tell(map, r))
         return false;
     /* Paths that were left out, or have come, before multipathd knew. */
     conflicts_due(map);
-    if (!sweep(map, request, &r->new, map->deadline))
+    r->is_whole = sweep(map, request, &r->new, map->deadline);
+    if (!r->is_whole)
         return false;
     r->is_fenced = witness_ask(map, &r->new) != DONE;
     return !r->is_fenced;
+}
+
+/*
+ * PREEMPT takes the key also from paths of ours that are left out, or they
+ * would come back with it, and go on to hold what all registrants do: if no
+ * other host has the same key. Returns whether it was done, by which the last
+ * path may have lost its own.
+ */
+static bool left_out_lose(struct map *map, const struct registration *r)
+{
+    struct reservation reservation;
+    struct request preempt;
+    unsigned count;
+
+    /* The last path is set aside, too. */
+    if (count_of(map, ASIDE) < 2 || !reservation_read(map, &reservation)
+        || !keys_read(map, r->previous.value, &count) || count >= map->count)
+        return false;
+    request_set(&preempt, PREEMPT,
+                reservation.is_held ? reservation.scope_type : WRITE_EXCLUSIVE,
+                r->previous.value, r->previous.value, 0);
+    return path_send(map, r->last, &preempt) == DONE;
 }
 
 /* A path that does not have the key need not lose it. */
@@ -181,9 +206,13 @@ static bool paths_unregister(struct map *map, struct registration *r,
     for (i = 0; i < map->count; i++)
         lost += map->paths[i].is_lost;
     if (r->last != NULL) {
+        bool is_done = left_out_lose(map, r);
+
         r->last->verdict = DUE;
         if (!sweep(map, request, NULL, map->deadline))
             return false;
+        if (is_done)
+            r->last->verdict = DONE;
     }
     if (count_of(map, DONE) + lost == 0) {
         if (count_of(map, CONFLICT) > 0)
@@ -241,12 +270,14 @@ static void map_undo(struct map *map, const struct registration *r)
         changed += map->paths[i].is_lost
                    || (r->new.value != 0 ? map->paths[i].is_new
                                          : map->paths[i].verdict == DONE);
-    if (r->new.value == 0 && changed > 0)
-        return; /* to be repeated */
+    /* It was done, but for what multipathd has to know: to be repeated. */
+    if (changed > 0 && !r->is_fenced
+        && (r->new.value == 0 || (r->is_whole && r->previous.value != 0)))
+        return;
     map_extend(map);
     if (r->is_fenced
-        || (r->new.value != 0 && r->new.value != r->previous.value
-            && changed > 0))
+        || (r->new.value != 0
+            && r->new.value != r->previous.value &&changed > 0))
         keys_take_off(map, r->new.value, r->flags);
     if (r->is_fenced
             ? !key_forget(map)
@@ -282,7 +313,7 @@ void map_register(struct map *map, const struct multipathd_key *old,
         r.previous.value = 0;
     if (r.previous.value != 0 && !last_find(map, &r))
         return;
-    map->is_known = !is_ignored && count > 0;
+    map->is_known = !is_ignored && r.previous.value == 0 && count > 0;
     for (i = 0; i < map->count; i++)
         map->paths[i].is_new = map->paths[i].is_lost = false;
     if (!key_announce(map, &r)) {

@@ -389,8 +389,7 @@ bool settle(struct map *map)
 /* The initiators that SPEC_I_PT names are registered: not twice. */
 static void request_cut(struct request *request)
 {
-    if (!is_register(request)
-        || (request->data[LIST_FLAGS] & SPEC_I_PT) == 0)
+    if (!is_register(request) || (request->data[LIST_FLAGS] & SPEC_I_PT) == 0)
         return;
     request->data[LIST_FLAGS] &= (uint8_t)~SPEC_I_PT;
     request->length = LIST_SIZE;
@@ -417,7 +416,7 @@ static bool path_is_clear(struct map *map, struct path *path,
     do {
         path->verdict = path_prove(map, path, key);
         if (path->verdict == DONE)
-            return !map->is_known || request->cdb[1] == REGISTER_AND_IGNORE;
+            return !map->is_known;
         if (path->verdict == CONFLICT) {
             if (is_first
                 && (!keys_read(map, key->value, &count)
@@ -450,8 +449,9 @@ static bool path_sweep(struct map *map, struct path *path,
     path->is_lost = path->verdict == LOST && is_register(request);
     if (path->is_lost && key != NULL && map->witness == NULL
         && !path_is_clear(map, path, request, key)) {
-        map_fail(map, "%s has lost its answer, and what has come of it cannot "
-                      "be told",
+        map_fail(map,
+                 "%s has lost its answer, and what has come of it cannot "
+                 "be told",
                  path->name);
         return false;
     }
@@ -539,8 +539,9 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
     map_extend(map);
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
     for (i = 0; i < map->count; i++)
-        map->paths[i].verdict =
-            map->paths[i].is_new || !map->is_known ? DUE : CONFLICT;
+        map->paths[i].verdict = map->paths[i].is_new || !map->is_known
+                                    ? DUE
+                                    : CONFLICT;
     sweep(map, &request, NULL, map->deadline);
     for (i = 0; i < map->count; i++)
         if (map->paths[i].verdict != DONE && map->paths[i].verdict != CONFLICT)
