@@ -10,6 +10,10 @@
 
 #include <string.h>
 
+#define MULTIPATHD_MUTE                                                        \
+    "multipathd does not say which key it has: is it running, and are we "     \
+    "root?"
+
 /*
  * To one path; but a conflict there is not the answer yet, as another one
  * may be the holder, who may repeat RESERVE; and that may be gone.
@@ -145,6 +149,19 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
         hold_settle(map, was, map->answer.status == GOOD);
 }
 
+/* CLEANUP: this host shall know nothing of its registration any more. */
+static void map_cleanup(struct map *map)
+{
+    struct multipathd_key key;
+    struct request request;
+
+    request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+    if (multipathd_key_get(&map->multipathd, &key))
+        map_register(map, &key, &request);
+    else
+        map_fail(map, MULTIPATHD_MUTE);
+}
+
 static void map_out(struct map *map, struct request *request)
 {
     unsigned action = request->cdb[1] &= 0x1f;
@@ -158,8 +175,7 @@ static void map_out(struct map *map, struct request *request)
         return;
     }
     if (!multipathd_key_get(&map->multipathd, &key)) {
-        map_fail(map, "multipathd does not say which key it has: is it "
-                      "running, and are we root?");
+        map_fail(map, MULTIPATHD_MUTE);
         return;
     }
     if (action == REGISTER || action == REGISTER_AND_IGNORE)

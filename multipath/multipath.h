@@ -76,6 +76,7 @@ struct path {
     enum verdict said;    /* to the last command for any path */
     bool is_lost;         /* it may have been done here */
     bool is_new;          /* it has got the key, for sure */
+    bool is_down;         /* its transport has given it up */
     bool is_reported;     /* as left out */
     char why[96];         /* it did not take the last command */
 };
@@ -171,10 +172,8 @@ bool hold_announce(struct map *, enum multipathd_hold *was);
 void hold_settle(struct map *, enum multipathd_hold was, bool holds);
 
 /* register.c */
-bool key_forget(struct map *);
 void map_register(struct map *, const struct multipathd_key *old,
                   struct request *);
-void map_cleanup(struct map *);
 void map_clear(struct map *, const struct multipathd_key *,
                const struct request *);
 

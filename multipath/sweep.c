@@ -209,57 +209,35 @@ enum verdict path_prove(struct map *map, struct path *path,
 /* ---- Any path --------------------------------------------------------- */
 
 /*
- * One turn: the first path that answers, or NULL. *waits is one for which it
- * may be worth to wait. A conflict is not the answer to PERSISTENT RESERVE OUT
- * unless it is everybody's: nothing was done, and the path may have come back
- * without having been registered yet.
- */
-static struct path *any_try(struct map *map, const struct request *request,
-                            struct path **waits)
-{
-    bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT;
-    unsigned i;
-
-    *waits = NULL;
-    for (i = 0; i < map->count; i++) {
-        struct path *path = &map->paths[i];
-
-        if (path->said == CONFLICT || path->said == ASIDE)
-            continue;
-        path->said = path_send(map, path, request);
-        if (path->said >= DONE && (!is_out || path->said != CONFLICT))
-            return path;
-        if (path->said <= LOST)
-            *waits = path;
-    }
-    return NULL;
-}
-
-/*
  * The path that has answered; or NULL, and the answer is CONFLICT, of all
- * paths that are not left out, or that it has failed.
+ * paths that are not left out, or that it has failed. A conflict is not the
+ * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
+ * and the path may have come back without having been registered yet.
  */
 struct path *any_send(struct map *map, const struct request *request)
 {
+    bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT, is_again = false;
     struct path *path, *waits;
-    unsigned i, left;
 
     map->is_lost = false;
     map->pause = PAUSE_LEAST;
-    for (i = 0; i < map->count; i++)
-        map->paths[i].said = DUE;
-    for (;;) {
-        path = any_try(map, request, &waits);
-        if (path != NULL)
-            return path;
-        for (i = left = map->left_out = 0; i < map->count; i++) {
-            path = &map->paths[i];
-            if (path->said <= LOST && path_is_left_out(map, path))
+    for (path = map->paths; path < map->paths + map->count; path++)
+        path->said = DUE;
+    for (;; is_again = true) {
+        waits = NULL;
+        map->left_out = 0;
+        for (path = map->paths; path < map->paths + map->count; path++) {
+            if (path->said <= LOST)
+                path->said = path_send(map, path, request);
+            if (path->said >= DONE && !(is_out && path->said == CONFLICT))
+                return path;
+            if (path->said <= LOST && is_again && path_is_left_out(map, path))
                 path->said = ASIDE;
             map->left_out += path->said == ASIDE;
-            left += path->said <= LOST;
+            if (path->said <= LOST)
+                waits = path;
         }
-        if (left == 0)
+        if (waits == NULL)
             break;
         if (!map_wait(map, map->deadline)) {
             map_fail(map, "no path takes the command in time: %s %s",
