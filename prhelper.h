@@ -277,7 +277,6 @@ struct server {
     pid_t worker_pending;
     int64_t worker_retry;
     bool is_resume_due; /* some worker died with a map suspended */
-    int session_rules;  /* a Landlock ruleset for sessions, -1: none */
     unsigned max_clients;
     unsigned slots;                 /* of the tables that follow */
     struct session *sessions;       /* main's alone, NULL elsewhere */
