@@ -389,6 +389,7 @@ GROUP = grp.getgrgid(NOBODY.pw_gid).gr_name
     (['-g', '54321'], 0, 54321),
     (['-u', 'nobody', '-g', GROUP], NOBODY.pw_uid, NOBODY.pw_gid),
     (['-g', '7', '-u', '6'], 6, 7),
+    (['-u', 'root', '-g', 'root'], 0, 0),
     (['-u', '0', '-g', '0'], 0, 0)])
 def test_user_and_group_are_changed_and_the_capability_kept(
         place, options, uid, gid):
