@@ -31,6 +31,7 @@
 #include <linux/seccomp.h>
 #include <scsi/sg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -353,16 +354,13 @@ static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
     return result;
 }
 
-/* To remove files in the directory that path is in. */
+/* To remove files in the directory that path is in, and below it. */
 static int landlock_allow_remove(int ruleset, const char *path)
 {
-    size_t length = (size_t)(strrchr(path, '/') - path) + 1;
     char directory[128]; /* a socket's path is shorter */
 
-    if (length >= sizeof(directory))
-        return -1;
-    memcpy(directory, path, length);
-    directory[length] = '\0';
+    snprintf(directory, sizeof(directory), "%.*s",
+             (int)(strrchr(path, '/') - path) + 1, path);
     return landlock_allow(ruleset, directory, LANDLOCK_REMOVE_FILE);
 }
 

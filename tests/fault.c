@@ -182,6 +182,7 @@ LARGE(WRAP, getrlimit, (int which, struct rlimit *limit), (which, limit))
 LARGE(WRAP, lstat, (const char *path, struct stat *st), (path, st))
 LARGE(WRAP, setrlimit, (int which, const struct rlimit *limit), (which, limit))
 
+WRAP(rename, (const char *from, const char *to), (from, to))
 WRAP_AS(getppid, pid_t, -1, (void), ())
 WRAP_AS(sendmsg, ssize_t, -1, (int fd, const struct msghdr *message, int flags),
         (fd, message, flags))

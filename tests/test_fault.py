@@ -109,13 +109,16 @@ EXPECTED = {
     'fcntl listen_activated': {START: (e.EBADF,)},
     'setsockopt listen_activated': {SAME: (e.ENOPROTOOPT, e.EINVAL)},
     'socket unix_socket': {START: (e.EMFILE, e.EAFNOSUPPORT)},
-    'connect is_alive': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES),
-                         START: (e.EAGAIN,)},
+    'stat is_in_shared_directory': {SAME: (e.EACCES, e.ENOENT)},
+    'connect is_alive': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES,
+                                e.EAGAIN)},
+    'nanosleep is_alive': {START: (e.EINTR,)},
     'getsockopt is_alive': {SAME: (e.EINVAL,)},
-    'lstat listen_open 1': {SAME: (e.ENOENT, e.EIO)},
-    'lstat listen_open 2': {START: (e.ENOENT, e.EIO)},
-    'unlink listen_open': {SAME: (), START: (e.EACCES, e.EROFS)},
-    'bind listen_open': {START: (e.EADDRINUSE, e.EACCES, e.ENOSPC)},
+    'lstat place_clear': {SAME: (e.ENOENT, e.EIO)},
+    'unlink place_clear': {START: (e.EACCES, e.EROFS)},
+    'rename place_clear': {START: (e.EACCES, e.EROFS)},
+    'bind listen_open': {SAME: (e.EADDRINUSE,), START: (e.EACCES, e.ENOSPC)},
+    'lstat listen_open': {LEFT: (e.ENOENT, e.EIO)},
     'listen listen_open': {START: (e.EADDRINUSE, e.EOPNOTSUPP)},
     'lstat listen_remove': {LEFT: (e.ENOENT, e.EACCES)},
     'unlink listen_remove': {LEFT: (e.ENOENT, e.EACCES, e.EROFS)},
@@ -383,6 +386,8 @@ class Run:
         if self.scenario.stale:
             with socket.socket(socket.AF_UNIX) as s:
                 s.bind(self.path)
+        if self.scenario.in_the_way:
+            open(self.path, 'w').close()
         self.listener = None
         if self.scenario.activated or self.scenario.alive:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -699,10 +704,7 @@ SCENARIOS = [
     Scenario('background', '-v', '-d', main=1, background=True, notify=True,
              stale=True, pid_file=True,
              only='daemon|trace|line_read|notify|listen|alive|socket|syslog|^close|'
-                  '^write line_write 1', outcomes={
-                 # What is there and cannot be seen is not replaced.
-                 'lstat listen_open 1': {START: (e.ENOENT, e.EIO)},
-                 'unlink listen_open': {START: (e.EACCES, e.EROFS)}}),
+                  '^write line_write 1|place'),
     Scenario('activated', '-v', activated=True, stderr='pipe',
              only='socket_option|listen_activated'),
     Scenario('background, no start', '-d', main=1, background=True,
@@ -712,7 +714,12 @@ SCENARIOS = [
              pid_file=True, fails=True, only='kill daemon_background',
              broken={'read daemon_background': (e.EIO, *ONE)}),
     Scenario('another helper there', alive=True, fails=True,
-             only='getsockopt'),
+             only='getsockopt|nanosleep is_alive',
+             broken={'connect is_alive': (e.EAGAIN, *ONE)}),
+    Scenario('a file at the path', in_the_way=True, only='rename'),
+    Scenario('a PID file that is replaced all the time', pid_file=True,
+             fails=True, only='^$',
+             broken={'stat daemon_pid_file_lock': (e.ENOENT, 1, 9999)}),
     Scenario('nobody to notify', '-v', notify=True, only='^close notify',
              broken={'connect notify_open': (e.ECONNREFUSED, *ONE)}),
     Scenario('blocking stderr, replaced PID file', '-v', stderr='pipe',
