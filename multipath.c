@@ -227,6 +227,8 @@ static enum outcome path_try(struct map *map, struct path *path,
                                : map->suspension->alias[0] != '\0'
                                    ? SUSPENDED_TIMEOUT
                                    : SG_IO_TIMEOUT);
+        if (command->refusal != NULL)
+            map->command->refusal = command->refusal;
         if (command->unreached) {
             map->is_lost = map->is_lost || command->is_lost;
             break;

@@ -141,6 +141,7 @@ EXPECTED = {
     # privdrop.c
     'syscall capabilities_get': {START: (e.EPERM, e.ENOSYS)},
     'syscall capabilities_set': {START: (e.EPERM, e.ENOSYS)},
+    'stat is_in_user_namespace': {SAME: (e.ENOENT, e.EACCES)},
     'prctl bounding_set_empty': {SAME: (e.EINVAL, e.EPERM)},
     'getgroups groups_clear': {SAME: (e.EINVAL,)},
     'setgroups groups_clear': {SAME: (e.EPERM, e.ENOSYS)},
@@ -214,7 +215,7 @@ EXPECTED = {
         '4/44/00': (e.EREMOTEIO, e.ENOMEM, e.ENODEV), '3/11/00': (e.ENODATA,),
         '2/3A/00': (e.ENOMEDIUM,), '5/24/00': (e.EINVAL,),
         '7/27/07': (e.ENOSPC,),
-        'B/00/06': (e.EIO, e.ENOTTY, e.EPERM, e.EINTR)},
+        'B/00/06': (e.EIO, e.ENOTTY, e.EPERM, e.EACCES, e.EINTR)},
 }
 
 Site = collections.namedtuple('Site', 'name offset generation role')

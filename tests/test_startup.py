@@ -522,6 +522,17 @@ def test_user_and_group_are_changed_and_the_capability_kept(
     assert stop(process) == 0
 
 
+def test_the_capability_of_a_user_namespace_is_worth_a_warning(place):
+    """In rootless podman, or pods with hostUsers: false."""
+    prefix = ['unshare', '-Ur']
+    if subprocess.run([*prefix, 'true'], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip('no user namespace is to be had')
+    begin_by(place, prefix)
+    assert place.serves()
+    assert ('warning: CAP_SYS_RAWIO is only that of a user namespace'
+            in place.log())
+
+
 @needs_root
 def test_the_daemon_drops_its_privileges_too(place):
     result = place.run('-d', '-f', place.pid_file, '-u', 'nobody',
