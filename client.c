@@ -198,12 +198,6 @@ static bool command_execute(struct client *client, struct pr_command *command)
                     (unsigned long)client->record->uid, strerror(errno));
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
     }
-    if (command->refusal != NULL && !client->refusal_logged) {
-        log_warning("client pid %ld uid %lu: command refused: %s",
-                    (long)client->record->pid,
-                    (unsigned long)client->record->uid, command->refusal);
-        client->refusal_logged = true;
-    }
     return true;
 }
 
@@ -232,6 +226,13 @@ static bool client_execute(struct client *client)
     }
     if (command.status != GOOD)
         client->record->errors++;
+    if (command.status != GOOD && command.refusal != NULL
+        && !client->refusal_logged) {
+        log_warning("client pid %ld uid %lu: command refused: %s",
+                    (long)client->record->pid,
+                    (unsigned long)client->record->uid, command.refusal);
+        client->refusal_logged = true;
+    }
     protocol_reply(c, command.status, command.payload);
     report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
     conversation_fd_close(c);

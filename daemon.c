@@ -96,9 +96,9 @@ void daemon_background_ready(int report, int syslog)
 int daemon_pid_file_lock(const char *path)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    int fd;
+    int fd, tries;
 
-    for (;;) {
+    for (tries = 0; tries < 100; tries++) {
         struct stat ours, there = { 0 };
 
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -116,6 +116,9 @@ int daemon_pid_file_lock(const char *path)
             return fd;
         close(fd);
     }
+    fatal("PID file '%s' is removed or replaced all the time, by others who "
+          "can write to its directory",
+          path);
 }
 
 void daemon_pid_file_write(int fd, const char *path)

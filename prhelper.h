@@ -86,7 +86,6 @@ enum trace_event {
 };
 void trace_list(void);
 void trace_enable(const char *pattern);
-void trace_enable_all(int fd, const char *path);
 void trace_file_set(int fd, const char *path);
 int trace_file(void); /* -1: none */
 void trace_begin(bool is_verbose);
@@ -286,7 +285,6 @@ struct server {
     pid_t worker_pending;
     int64_t worker_retry;
     bool is_resume_due; /* some worker died with a map suspended */
-    int session_rules;  /* a Landlock ruleset for sessions, -1: none */
     unsigned max_clients;
     unsigned slots;                 /* of the tables that follow */
     struct session *sessions;       /* main's alone, NULL elsewhere */

@@ -185,7 +185,7 @@ static void session_begin(struct server *server, struct record *record)
     server->listener.fd = -1;
     server->report[0] = -1;
     server->queue[QUEUE_OUT] = -1;
-    fds_close_except(socket, server->queue[QUEUE_IN], server->session_rules);
+    fds_close_except(socket, server->queue[QUEUE_IN], -1);
     /* The filter tells these by number: that shall name nothing else. */
     descriptors.rlim_cur = (rlim_t)server->queue[QUEUE_IN];
     if (trace_file() >= 0 && trace_file() < server->queue[QUEUE_IN])

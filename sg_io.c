@@ -288,7 +288,7 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
 /*
  * Sends a command that sg_io_vet() let pass, and waits for its end, up to
  * timeout milliseconds. A signal would end the wait on /dev/sgN early: the
- * caller must have blocked them.
+ * caller must have blocked them. Sets refusal if it was the kernel's.
  */
 void sg_io_execute(struct pr_command *command, unsigned timeout)
 {
@@ -324,5 +324,9 @@ void sg_io_execute(struct pr_command *command, unsigned timeout)
         return;
     }
     command->unreached = errno == ENODEV || errno == ENXIO;
+    if (errno == EPERM || errno == EACCES)
+        command->refusal = "the kernel does not let the helper send it: "
+                           "CAP_SYS_RAWIO is missing, or is that of a user "
+                           "namespace, or a security module forbids it";
     outcome_set(command, errno_outcomes, errno);
 }

@@ -78,28 +78,6 @@ void trace_enable(const char *pattern)
         log_warning("trace event '%s' does not exist", pattern);
 }
 
-/* A pattern on each line; those that are empty or begin with # are none. */
-void trace_enable_all(int fd, const char *path)
-{
-    char line[128];
-    size_t length = 0;
-    ssize_t got;
-
-    do {
-        got = read(fd, &line[length], 1);
-        if (got < 0)
-            fatal("%s: %s", path, strerror(errno));
-        if (got == 1 && line[length] != '\n') {
-            length += length < sizeof(line) - 1;
-            continue;
-        }
-        line[length] = '\0';
-        if (length > 0 && line[0] != '#')
-            trace_enable(line);
-        length = 0;
-    } while (got == 1);
-}
-
 /* Takes over fd, in place of the one before, and gives it its number. */
 void trace_file_set(int fd, const char *path)
 {

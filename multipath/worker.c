@@ -33,7 +33,9 @@
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
 #define LOCK_PAUSE_NS 10000000
 
-enum { ANSWER_HEAD = 1 + PROTOCOL_SENSE_SIZE }; /* before the payload */
+enum { /* before the payload */
+       ANSWER_HEAD = sizeof(const char *) + 1 + PROTOCOL_SENSE_SIZE
+};
 
 /* ---- In a session ----------------------------------------------------- */
 
@@ -102,12 +104,13 @@ int worker_ask(int queue, const struct pr_command *command)
  */
 void worker_answer(int answer, struct pr_command *command)
 {
-    struct iovec parts[3] = {
+    struct iovec parts[4] = {
+        { .iov_base = &command->refusal, .iov_len = sizeof(const char *) },
         { .iov_base = &command->status, .iov_len = 1 },
         { .iov_base = command->sense, .iov_len = PROTOCOL_SENSE_SIZE },
         { .iov_base = command->data, .iov_len = command->length },
     };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 4 };
     ssize_t bytes;
 
     bytes = recvmsg(answer, &message, MSG_DONTWAIT);
@@ -125,7 +128,9 @@ struct work {
     int map;
     int answer;
     uint8_t cdb[PROTOCOL_CDB_SIZE];
-    uint8_t status; /* from here on, the answer */
+    /* From here on, the answer. A constant has one address in all of us. */
+    const char *refusal;
+    uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
     /* As in struct conversation: some targets write more than asked for. */
     uint8_t data[PROTOCOL_DATA_MAX + 64];
@@ -238,13 +243,12 @@ static void work_do(const struct server *server, struct work *work,
         break;
     default:;
     }
-    if (command.refusal != NULL)
-        log_warning("command refused: %s", command.refusal);
+    work->refusal = command.refusal;
     work->status = command.status;
     if (work->cdb[0] == PERSISTENT_RESERVE_IN)
         size += command.payload;
     close(work->map);
-    send(work->answer, (uint8_t *)work + offsetof(struct work, status), size,
+    send(work->answer, (uint8_t *)work + offsetof(struct work, refusal), size,
          MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 

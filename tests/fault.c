@@ -17,7 +17,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -183,9 +182,8 @@ LARGE(WRAP, getrlimit, (int which, struct rlimit *limit), (which, limit))
 LARGE(WRAP, lstat, (const char *path, struct stat *st), (path, st))
 LARGE(WRAP, setrlimit, (int which, const struct rlimit *limit), (which, limit))
 
-WRAP_AS(getgrnam, struct group *, NULL, (const char *name), (name))
+WRAP(rename, (const char *from, const char *to), (from, to))
 WRAP_AS(getppid, pid_t, -1, (void), ())
-WRAP_AS(getpwnam, struct passwd *, NULL, (const char *name), (name))
 WRAP_AS(sendmsg, ssize_t, -1, (int fd, const struct msghdr *message, int flags),
         (fd, message, flags))
 WRAP_AS(setsid, pid_t, -1, (void), ())

@@ -93,7 +93,8 @@ def test_group_option(place, form):
 
 
 @pytest.mark.parametrize('value', ['', '-1', '4294967295', '4294967296',
-                                   '99999999999999999999', '1x', '0x1'])
+                                   '99999999999999999999', '1x', '0x1', 'roo',
+                                   'root:x', 'root ', 300 * 'r'])
 @pytest.mark.parametrize('option', ['-u', '-g'])
 def test_an_id_that_is_no_id_is_refused(place, option, value):
     fails(place.run(option, value), "invalid ", "'%s'" % value)

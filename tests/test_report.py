@@ -7,6 +7,7 @@ command takes; a time is compared with the clock's before and after.
 """
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import re
@@ -409,6 +410,61 @@ def test_a_file_that_takes_no_more_harms_nobody(helper, disks, tmp_path):
     os.close(write)
     assert b'of signal 9' in os.read(read, 4096)
     os.close(read)
+
+
+# Refusals. ----------------------------------------
+
+def refusals(main):
+    return re.findall(r'warning: client pid (\d+) uid (\d+): command refused: '
+                      '(.*)', main.log())
+
+
+@MODES
+@pytest.mark.parametrize('error', [errno.EPERM, errno.EACCES])
+def test_what_the_kernel_refuses_is_logged_once_per_client(
+        helper, disks, target, mode, error):
+    """As for CAP_SYS_RAWIO in a user namespace, or SELinux."""
+    main, fd = helper(*mode), disks.open(0)
+    target.nexus(0).fail_ioctl(error, 8)
+    for _ in range(2):
+        with main.client() as client:
+            for _ in range(2):
+                assert client.read_in(fd, READ_KEYS).status == CHECK_CONDITION
+                assert client.out(fd, CLEAR).status == CHECK_CONDITION
+    assert main.stop() == 0
+    found = refusals(main)
+    assert [line[:2] for line in found] == 2 * [tuple(map(str, US))]
+    assert all('CAP_SYS_RAWIO' in line[2] for line in found)
+
+
+@MODES
+def test_another_error_is_no_refusal(helper, disks, target, mode):
+    main, fd = helper(*mode), disks.open(0)
+    target.nexus(0).fail_ioctl(errno.EIO, 8)
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == CHECK_CONDITION
+    assert main.stop() == 0 and not refusals(main)
+
+
+@pytest.mark.parametrize('mode', ['sessions', 'single-process'])
+def test_refusals_on_a_map_are_logged_once_per_client(tmp_path, mode):
+    lab = Lab(mode)
+    try:
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).fail_ioctl(errno.EPERM, 1000)
+        for _ in range(3):
+            assert lab.client.read_in(lab.map,
+                                      READ_KEYS).status == CHECK_CONDITION
+        with lab.helper.client() as other:
+            other.read_in(lab.map, READ_KEYS)
+            wait_until(lambda: len(refusals(lab.helper)) >= 2)
+            found = refusals(lab.helper)
+    finally:
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).inject_count = 0
+        lab.close()
+    assert [line[:2] for line in found] == 2 * [tuple(map(str, US))]
+    assert all('CAP_SYS_RAWIO' in line[2] for line in found)
 
 
 # SIGUSR1. ----------------------------------------

@@ -6,6 +6,7 @@ Nothing here may need SCSI, or assert anything about how long a step takes.
 What is not tested, because nothing outside can see it: that LISTEN_PID and
 its like leave the environment (/proc/PID/environ shows what exec passed).
 """
+import contextlib
 import fcntl
 import grp
 import os
@@ -14,6 +15,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -81,23 +84,143 @@ def test_a_live_socket_of_a_helper_that_gave_up_root_is_refused(place):
     assert place.serves()
 
 
-def test_a_listener_with_a_full_backlog_is_alive(place):
-    with listener(place.socket, 0):
-        queued = []
-        while True:
-            client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            client.setblocking(False)
-            queued.append(client)
-            try:
-                client.connect(place.socket)
-            except BlockingIOError:
-                break
-        before = inode(place.socket)
+def fill(listening):
+    """Connect to it until nobody else can."""
+    queued = []
+    while True:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.setblocking(False)
+        queued.append(client)
+        try:
+            client.connect(listening.getsockname())
+        except BlockingIOError:
+            return queued
+
+
+DIRECTORIES = [0o777, 0o1777, 0o775, 0o757,
+               pytest.param('theirs', marks=needs_root)]
+OURS = [0o755, 0o700]
+
+
+def directory(place, kind):
+    if kind == 'theirs':
+        os.chown(place.open_dir, NOBODY.pw_uid, NOBODY.pw_gid)
+    os.chmod(place.open_dir, 0o755 if kind == 'theirs' else kind)
+
+
+def put_file(path):
+    with open(path, 'w') as f:
+        f.write('dear')
+
+
+def put_directory(path):
+    os.mkdir(path)
+    put_file(path + '/file')
+
+
+IN_THE_WAY = {'file': put_file, 'directory': put_directory, 'fifo': os.mkfifo,
+              'symlink': lambda path: os.symlink('/no/where', path),
+              'socket': lambda path: listener(path).close(),
+              'datagram': lambda path: socket.socket(
+                  socket.AF_UNIX, socket.SOCK_DGRAM).bind(path)}
+
+
+@pytest.mark.parametrize('what', IN_THE_WAY)
+@pytest.mark.parametrize('where', DIRECTORIES)
+def test_what_others_put_at_the_path_does_not_keep_us(place, what, where):
+    IN_THE_WAY[what](place.socket)
+    directory(place, where)
+    is_socket = what in ('socket', 'datagram')
+    process = place.begin(wait=False)
+    wait_until(lambda: accepts(place.socket) or process.poll() is not None)
+    assert process.poll() is None, place.log()
+    assert place.serves()
+    # What is no socket is still there, and the log says where.
+    others = sorted(set(os.listdir(place.open_dir)) - {'s'})
+    assert len(others) == (not is_socket)
+    if not is_socket:
+        aside = os.path.join(place.open_dir, others[0])
+        assert "%s was no socket: it is %s now" % (place.socket,
+                                                   aside) in place.log()
+        if what in ('file', 'directory'):
+            with open(aside + '/file' * (what == 'directory')) as f:
+                assert f.read() == 'dear'
+    assert stop(process) == 0
+    # Root has no power over their directory left by then.
+    assert os.path.lexists(place.socket) == (where == 'theirs')
+
+
+@pytest.mark.parametrize('what', ['file', 'directory', 'fifo', 'symlink'])
+@pytest.mark.parametrize('where', OURS)
+def test_what_only_we_can_have_put_there_is_not_touched(place, what, where):
+    IN_THE_WAY[what](place.socket)
+    directory(place, where)
+    before = inode(place.socket)
+    result = place.run()
+    assert result.status == 1 and 'is no socket' in result.err, result
+    assert inode(place.socket) == before
+    assert os.listdir(place.open_dir) == ['s']
+
+
+@pytest.mark.parametrize('where', OURS)
+def test_a_listener_with_a_full_backlog_is_alive(place, where):
+    directory(place, where)
+    with listener(place.socket, 0) as full:
+        queued, before = fill(full), inode(place.socket)
         result = place.run()
         assert result.status == 1 and place.socket in result.err, result
         assert inode(place.socket) == before
         for client in queued:
             client.close()
+
+
+@pytest.mark.parametrize('where', DIRECTORIES)
+def test_a_full_backlog_is_no_sign_of_life_where_others_can_write(place,
+                                                                  where):
+    directory(place, where)
+    with listener(place.socket, 0) as full:
+        queued, before = fill(full), inode(place.socket)
+        process = place.begin(wait=False)
+        wait_until(lambda: os.path.exists(place.socket)
+                   and inode(place.socket) != before and accepts(place.socket)
+                   or process.poll() is not None)
+        assert process.poll() is None, place.log()
+        assert place.serves()
+        for client in queued:
+            client.close()
+
+
+def test_a_backlog_that_is_full_for_a_moment_is_a_helpers(place):
+    """Where others can write, too: one of ours takes who waits."""
+    with listener(place.socket, 0) as full:
+        queued = fill(full)
+        process = place.begin(wait=False)
+        time.sleep(0.2)
+        for _ in queued[:-1]:
+            queued.append(full.accept()[0])
+        assert process.wait(20) == 1
+        assert 'another process listens there' in place.log()
+        for client in queued:
+            client.close()
+
+
+def test_a_path_that_is_taken_again_and_again(place):
+    """Who owns the directory does not give up; nor do we, at once."""
+    stopped = threading.Event()
+
+    def take():
+        while not stopped.is_set():
+            with contextlib.suppress(OSError):
+                os.close(os.open(place.socket, os.O_CREAT | os.O_EXCL))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        place.begin()
+    finally:
+        stopped.set()
+        thread.join()
+    assert place.serves()
 
 
 @needs_root
@@ -389,6 +512,7 @@ GROUP = grp.getgrgid(NOBODY.pw_gid).gr_name
     (['-g', '54321'], 0, 54321),
     (['-u', 'nobody', '-g', GROUP], NOBODY.pw_uid, NOBODY.pw_gid),
     (['-g', '7', '-u', '6'], 6, 7),
+    (['-u', 'root', '-g', 'root'], 0, 0),
     (['-u', '0', '-g', '0'], 0, 0)])
 def test_user_and_group_are_changed_and_the_capability_kept(
         place, options, uid, gid):
@@ -396,6 +520,17 @@ def test_user_and_group_are_changed_and_the_capability_kept(
     check_powers(place, process, reduced(), uid, gid)
     assert place.log() == ''
     assert stop(process) == 0
+
+
+def test_the_capability_of_a_user_namespace_is_worth_a_warning(place):
+    """In rootless podman, or pods with hostUsers: false."""
+    prefix = ['unshare', '-Ur']
+    if subprocess.run([*prefix, 'true'], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip('no user namespace is to be had')
+    begin_by(place, prefix)
+    assert place.serves()
+    assert ('warning: CAP_SYS_RAWIO is only that of a user namespace'
+            in place.log())
 
 
 @needs_root

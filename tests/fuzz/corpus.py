@@ -148,6 +148,8 @@ OPTIONS = [
     '-h', '--help', '-V', '--version', '--ver', '-x', '--nothing', '--daemon=1',
     '-u\nuser\n-g\ngroup', '--user=0', '-u007', '-g4294967294',
     '-u\n4294967295', '-u\n-1', '-u\n 1', '-g\n18446744073709551616', '-u\n',
+    '-u\nuser:x', '-g\nuse', '-g\n:',
+    '-u\n' + 300 * 'u',
     '-q', '-v\n-v\n-vvv', '-T\nhelp', '-T\nenable=*', '-Tpr*,file=/t',
     '-T\nevents=/e,file=/f', '-T\nevents=x', '--trace=file=x', '-T\nfoo=1',
     '-T\n,', '-T\nname,enable=other', '-T\nenable', '-T\na,b',

@@ -37,6 +37,10 @@ int fuzz_listen(int fd, int backlog);
 int fuzz_close(int fd);
 int fuzz_lstat(const char *path, struct stat *st);
 int fuzz_unlink(const char *path);
+int fuzz_stat(const char *path, struct stat *st);
+int fuzz_rename(const char *from, const char *to);
+int fuzz_nanosleep(const struct timespec *time, struct timespec *rest);
+int fuzz_clock_gettime(clockid_t clock, struct timespec *now);
 ssize_t fuzz_send(int fd, const void *data, size_t size, int flags);
 
 enum { PID = 123, UID = 7, PASSED_FD = 3, FIRST_FD = 1000, NOTHING = 9 };
@@ -52,6 +56,7 @@ static struct {
     uint32_t made;     /* found by the first one after bind() */
     bool may_be_alive; /* what listens there */
     bool bound;
+    bool is_shared;
 } place;
 
 /* Digits may be written as such. Behind the end of the line there are 0. */
@@ -187,13 +192,13 @@ int fuzz_connect(int fd, const struct sockaddr *address, socklen_t size)
     address_check(address, size, place.is_stream ? place.path : place.notify);
     MUST(place.is_stream || place.notify[0] == '/' || place.notify[0] == '@');
     errno = errors[answer(5)];
-    place.may_be_alive = errno == EAGAIN;
+    place.may_be_alive = errno == EAGAIN && !place.is_shared;
     return errno != 0 ? -1 : 0;
 }
 
 int fuzz_bind(int fd, const struct sockaddr *address, socklen_t size)
 {
-    MUST(fd == FIRST_FD + place.sockets - 1 && place.is_stream);
+    MUST(fd == FIRST_FD && place.is_stream);
     address_check(address, size, place.path);
     errno = EADDRINUSE;
     place.bound = answer(4) != 1;
@@ -202,7 +207,7 @@ int fuzz_bind(int fd, const struct sockaddr *address, socklen_t size)
 
 int fuzz_listen(int fd, int backlog)
 {
-    MUST(fd == FIRST_FD + place.sockets - 1 && place.bound && backlog > 128);
+    MUST(place.is_stream && place.bound && backlog > 128);
     errno = EADDRINUSE;
     return answer(4) == 1 ? -1 : 0;
 }
@@ -221,6 +226,51 @@ int fuzz_lstat(const char *path, struct stat *st)
         place.made = found;
     errno = ENOENT;
     return found == 0 && !place.bound ? -1 : 0;
+}
+
+/* The directory: ours alone, or such that others can write to it. */
+int fuzz_stat(const char *path, struct stat *st)
+{
+    static const struct stat directories[] = {
+        { .st_mode = S_IFDIR | 0755, .st_uid = UID },
+        { .st_mode = S_IFDIR | 0775, .st_uid = UID },
+        { .st_mode = S_IFDIR | 0757, .st_uid = UID },
+        { .st_mode = S_IFDIR | 0755, .st_uid = UID + 1 },
+    };
+    uint32_t found = answer(4);
+
+    MUST(strncmp(path, place.path, strlen(path)) == 0);
+    MUST(path[strlen(path) - 1] == '/');
+    MUST(strchr(place.path + strlen(path), '/') == NULL);
+    *st = directories[found];
+    place.is_shared = found != 0;
+    return 0;
+}
+
+/* What is no socket, and only where others can have put it. */
+int fuzz_rename(const char *from, const char *to)
+{
+    static const int errors[] = { 0, ENOENT, EACCES };
+    size_t length = strlen(place.path);
+
+    MUST(strcmp(from, place.path) == 0 && strncmp(to, from, length) == 0);
+    MUST(to[length] == '.' && strchr(to + length, '/') == NULL);
+    MUST(place.is_shared && place.found == 2 && !place.bound);
+    errno = errors[answer(3)];
+    return errno != 0 ? -1 : 0;
+}
+
+int fuzz_nanosleep(const struct timespec *time, struct timespec *rest)
+{
+    MUST(time->tv_sec == 0 && rest == NULL);
+    return 0;
+}
+
+int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    MUST(clock == CLOCK_MONOTONIC);
+    memset(now, 0, sizeof(*now));
+    return 0;
 }
 
 int fuzz_unlink(const char *path)
@@ -335,7 +385,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         line_take(line, "NOTIFY=", &place.notify);
         line_take(line, "PATH=", &place.path);
     }
-    place_use();
+    if (place.path == NULL || place.path[0] == '/')
+        place_use();
     free(place.pid);
     free(place.fds);
     free(place.notify);
