@@ -24,7 +24,8 @@ import pytest
 
 import sim
 from conftest import program
-from launch import wait_until
+from launch import (A_USER, limit_processes, lingering, no_more_processes,
+                    wait_until)
 from prclient import (
     BUSY, CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS, EXCLUSIVE_ACCESS_AR,
     EXCLUSIVE_ACCESS_RO, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_FULL_STATUS,
@@ -765,6 +766,77 @@ def test_more_clients_than_the_limit_at_once(begin, disks, mode):
         client.send(READ_CDB[1:], [disk])
         assert client.reply().status == GOOD
     for client in clients:
+        client.close()
+    assert helper.stop() == 0
+
+
+def test_who_reconnects_at_the_limit_costs_nobody_a_connection(begin, disks):
+    """Its old session may still be there when the new one begins."""
+    helper = begin('--max-clients=8')
+    disk, other = disks.open(0), OtherPeer(helper, 5)
+    innocent = other.clients()
+    for client in innocent:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    for _ in range(100):
+        clients = [helper.client() for _ in range(3)]
+        for client in clients:
+            client.close()
+    helper.wait_sessions(5)
+    for client in innocent:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    assert 'disconnecting' not in helper.log()
+    other.close()
+    assert helper.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0,
+                    reason='other processes of this user come and go')
+def test_newcomers_are_served_although_no_process_can_be_forked(begin, disks):
+    """The peer with the most loses its longest idle; that is said once."""
+    helper = begin(*A_USER)
+    disk, other = disks.open(0), OtherPeer(helper, 20)
+    greedy = other.clients()
+    with helper.client() as modest:
+        assert modest.read_in(disk, READ_KEYS).status == GOOD
+        assert greedy[0].read_in(disk, READ_KEYS).status == GOOD
+        no_more_processes(helper)
+        clients = []
+        for client in [*greedy[1:10], greedy[10]]:
+            start = time.monotonic()
+            clients.append(helper.client())
+            assert clients[-1].read_in(disk, READ_KEYS).status == GOOD
+            assert time.monotonic() - start < 5
+            assert client.closed()
+            helper.wait_sessions(21)
+        for client in [modest, greedy[0], *greedy[11:], *clients]:
+            assert client.read_in(disk, READ_KEYS).status == GOOD
+        assert helper.log().count('cannot fork') == 1
+        assert 'pid %d' % other.pid in helper.log()
+        for client in clients:
+            client.close()
+    other.close()
+    assert helper.stop() == 0
+
+
+def test_who_goes_for_nothing_is_the_last_to_go(begin, disks):
+    """With the processes used up by others, nobody need be disconnected."""
+    helper = begin(*A_USER)
+    disk = disks.open(0)
+    clients = [helper.client() for _ in range(8)]
+    for client in clients:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    limit_processes(helper, 1)
+    late = helper.client(hello=False)
+    assert clients[0].closed()
+    time.sleep(1)
+    for client in clients[1:]:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    limit_processes(helper, None)
+    late.read(4)
+    late.send(bytes(4))
+    assert late.read_in(disk, READ_KEYS).status == GOOD
+    assert helper.log().count('cannot fork') == 1
+    for client in clients + [late]:
         client.close()
     assert helper.stop() == 0
 
