@@ -232,6 +232,8 @@ struct client {
     int64_t deadline;
     int64_t timeout;
     bool refusal_logged;
+    bool is_session; /* all of this process serves it */
+    bool is_busy;    /* as in its record, but nobody else can write that */
     struct record *record;
     struct conversation conversation;
 };

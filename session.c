@@ -187,7 +187,8 @@ static void session_begin(struct server *server, struct record *record)
     int socket;
     ssize_t sent;
 
-    if (prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0) < 0)
+    /* It dies with main, but see client_busy(). */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
         _exit(errno);
     if (getppid() != server->pid)
         _exit(ESRCH); /* main was gone before we asked to go with it */
@@ -206,6 +207,7 @@ static void session_begin(struct server *server, struct record *record)
     server->used = 1;
     memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     log_syslog_renew();
+    server->clients[0].is_session = true;
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
                  server->options->client_timeout);
     close(server->listener.fd);

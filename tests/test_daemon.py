@@ -1052,6 +1052,26 @@ def test_sigkill_of_main_takes_the_sessions_along(begin, target, disks):
         assert gone(sessions)
 
 
+@pytest.mark.parametrize('before', range(3))
+def test_sigkill_of_main_takes_a_session_that_lingers(begin, before):
+    """In its own close(), or in the kernel's of what came beside others."""
+    helper = begin()
+    with helper.client() as client, open(os.devnull) as null:
+        helper.wait_sessions(1)
+        session, = helper.sessions()
+        sender, receiver = lingering()
+        os.kill(session, signal.SIGSTOP)
+        client.send(READ_CDB, [null.fileno()] * before + [sender.fileno()])
+        sender.close()              # what it has got is the last reference
+        os.kill(session, signal.SIGCONT)
+        client.drained()
+        time.sleep(0.2)
+        assert not gone([session], 0.1) or before > 0
+        helper.stop(signal.SIGKILL)
+        assert gone([session], 10)
+        receiver.close()
+
+
 def private_memory(pid):
     """Bytes that only this process has."""
     with open('/proc/%d/smaps_rollup' % pid) as f:

@@ -202,6 +202,7 @@ EXPECTED = {
     'kill session_check': {SAME: (e.ESRCH, e.EPERM)},
     'kill session_kill_all': {SAME: (e.ESRCH, e.EPERM)},
     # client.c
+    'prctl client_busy': {SAME: (e.EINVAL,)},
     'getsockopt client_begin': {SAME: (e.EINVAL, e.ENOTCONN)},
     'recvmsg client_receive': {SAME: (e.EAGAIN, e.EINTR, SHORT),
                                CLOSED: (e.ECONNRESET, e.ENOMEM)},
