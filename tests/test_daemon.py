@@ -818,6 +818,32 @@ def test_newcomers_are_served_although_no_process_can_be_forked(begin, disks):
     assert helper.stop() == 0
 
 
+def test_newcomer_is_served_although_a_peer_connects_without_end(
+        begin, disks):
+    """It waits behind few of those who connect and close at once."""
+    helper, disk, pids, times = begin(), disks.open(0), [], []
+    for _ in range(3):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            with contextlib.suppress(BaseException):
+                while True:
+                    helper.client(hello=False).close()
+            os._exit(0)
+    try:
+        time.sleep(0.5)
+        for _ in range(7):
+            start = time.monotonic()
+            with helper.client() as client:
+                assert client.read_in(disk, READ_KEYS).status == GOOD
+            times.append(time.monotonic() - start)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert statistics.median(times) < 1, times
+    assert helper.stop() == 0
+
+
 def test_who_goes_for_nothing_is_the_last_to_go(begin, disks):
     """With the processes used up by others, nobody need be disconnected."""
     helper = begin(*A_USER)

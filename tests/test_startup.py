@@ -6,6 +6,7 @@ Nothing here may need SCSI, or assert anything about how long a step takes.
 What is not tested, because nothing outside can see it: that LISTEN_PID and
 its like leave the environment (/proc/PID/environ shows what exec passed).
 """
+import contextlib
 import fcntl
 import grp
 import os
@@ -304,6 +305,29 @@ def test_what_is_passed_must_be_a_listening_stream_socket(place, kind):
         assert activated(place, passed, kind=kind).wait(20) == 1
     assert place.log().startswith('qemu-pr-helper: ')
     assert 'ocket activation' in place.log()
+
+
+@pytest.mark.parametrize('is_activated', [False, True])
+def test_few_clients_wait_in_line(place, is_activated):
+    """Each newcomer waits behind them; the others wait in connect()."""
+    with contextlib.ExitStack() as stack:
+        if is_activated:
+            passed = stack.enter_context(listener(place.socket, 4096))
+            process = activated(place, passed)
+        else:
+            process = place.begin()
+        assert place.serves()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BlockingIOError):
+                for _ in range(30):
+                    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    sock.setblocking(False)
+                    sock.connect(place.socket)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert place.serves()
+        assert stop(process) == 0
 
 
 # Messages to a service manager. ----------------------------------------
