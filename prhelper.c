@@ -125,6 +125,7 @@ static void server_set_up(struct server *server, const struct options *options)
     server->pid = getpid();
     server->stop_by = NEVER;
     server->status_by = NEVER;
+    server->crowded_by = NEVER;
     server->max_clients = slots;
     slots = slots * 2 + 16;
     if (!options->single_process) {

@@ -31,6 +31,9 @@
 
 #define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
 
+/* How long there may be too many clients: those who reconnect are leaving. */
+#define CROWDED_FOR (SECOND / 4)
+
 static bool session_is_active(const struct server *server, unsigned i)
 {
     if (server->options->single_process)
@@ -56,21 +59,25 @@ static unsigned peer_connections(const struct server *server, unsigned i)
     return count;
 }
 
-/*
- * If as many clients are served as may be, returns who has to go: of the
- * peer with the most connections, the one that has been idle for longest; one
- * with a command at a device only if there is no other. Otherwise returns
- * server->slots. (Quadratic in the number of peers, but only at the limit.)
- */
-static unsigned victim_choose(const struct server *server)
+static unsigned active_count(const struct server *server)
 {
-    unsigned i, active = 0, victim = server->slots, most = 0;
+    unsigned i, active = 0;
 
     for (i = 0; i < server->slots; i++)
         if (session_is_active(server, i))
             active++;
-    if (active < server->max_clients)
-        return server->slots;
+    return active;
+}
+
+/*
+ * Returns who has to go: of the peer with the most connections, the one that
+ * has been idle for longest; one with a command at a device only if there is
+ * no other. (Quadratic in the number of peers, but only at a limit.)
+ */
+static unsigned victim_choose(const struct server *server)
+{
+    unsigned i, victim = server->slots, most = 0;
+
     for (i = 0; i < server->slots; i++) {
         const struct record *record = &server->records[i];
         const struct record *best = &server->records[victim];
@@ -98,8 +105,8 @@ static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
 
-    log_warning("%u clients: disconnecting one of pid %ld uid %lu",
-                server->max_clients, (long)record->pid,
+    log_warning("no room for %u clients: disconnecting one of pid %ld uid %lu",
+                active_count(server), (long)record->pid,
                 (unsigned long)record->uid);
 }
 
@@ -112,8 +119,7 @@ static void back_off(struct server *server, const char *what, int error,
                      int64_t now)
 {
     if (!server->complained)
-        log_error("cannot %s for a new client, trying again: %s", what,
-                  strerror(error));
+        log_error("cannot %s, trying again: %s", what, strerror(error));
     server->complained = true;
     server->retry = now + RETRY_AFTER;
 }
@@ -122,6 +128,30 @@ static void session_leave(struct server *server, unsigned i, int64_t now)
 {
     kill(server->sessions[i].pid, SIGTERM);
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
+}
+
+static void session_evict(struct server *server, int64_t now)
+{
+    unsigned victim = victim_choose(server);
+
+    victim_log(server, victim);
+    session_leave(server, victim, now);
+}
+
+/*
+ * There is no room for another process: a client has to go, if there is more
+ * than one; but no further one if the process that has gone meanwhile made no
+ * room for us, since then it is others who fill it.
+ */
+void session_make_room(struct server *server, const char *what, int error,
+                       int64_t now)
+{
+    back_off(server, what, error, now);
+    if (server->sessions == NULL || server->room == ROOM_MADE
+        || active_count(server) < 2)
+        return;
+    session_evict(server, now);
+    server->room = ROOM_AWAITED;
 }
 
 /*
@@ -157,7 +187,8 @@ static void session_begin(struct server *server, struct record *record)
     int socket;
     ssize_t sent;
 
-    if (prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0) < 0)
+    /* It dies with main, but see client_busy(). */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
         _exit(errno);
     if (getppid() != server->pid)
         _exit(ESRCH); /* main was gone before we asked to go with it */
@@ -176,6 +207,7 @@ static void session_begin(struct server *server, struct record *record)
     server->used = 1;
     memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     log_syslog_renew();
+    server->clients[0].is_session = true;
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
                  server->options->client_timeout);
     close(server->listener.fd);
@@ -202,17 +234,13 @@ static void session_begin(struct server *server, struct record *record)
 /* A client is waiting at the listener: starts its session. */
 void session_spawn(struct server *server, int64_t now)
 {
-    unsigned i, victim = victim_choose(server);
+    unsigned i;
     pid_t pid;
 
-    if (victim < server->slots) {
-        victim_log(server, victim);
-        session_leave(server, victim, now);
-    }
     for (i = 0; i < server->slots && server->sessions[i].pid != 0; i++)
         ;
     if (i == server->slots) {
-        back_off(server, "find a place", EUSERS, now);
+        session_make_room(server, "find a place for a new client", EUSERS, now);
         return;
     }
     memset(&server->records[i], 0, sizeof(server->records[i]));
@@ -223,7 +251,8 @@ void session_spawn(struct server *server, int64_t now)
         return;
     }
     if (pid < 0) {
-        back_off(server, "fork", errno, now);
+        session_make_room(server, "fork for a new client" FORK_CURE, errno,
+                          now);
         return;
     }
     server->sessions[i].pid = pid;
@@ -241,12 +270,15 @@ void session_reported(struct server *server)
     ssize_t count = read(server->report[0], bytes, sizeof(bytes));
 
     while (count-- > 0) {
+        if (server->room == ROOM_ENOUGH) /* or else it was made for this one */
+            server->complained = false;
+        server->room = ROOM_ENOUGH;
         if (bytes[count] == 'w') {
             server->worker_pending = 0;
+            server->worker_retry = 0;
             continue;
         }
         server->pending = 0;
-        server->complained = false;
         server->totals.clients++;
     }
 }
@@ -273,7 +305,7 @@ static void session_ended(struct server *server, unsigned i, int status,
         session_reported(server);
     if (server->pending == server->sessions[i].pid) {
         server->pending = 0;
-        back_off(server, "accept",
+        back_off(server, "accept a new client",
                  WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
     }
     server->sessions[i].pid = 0;
@@ -297,6 +329,11 @@ void session_reap(struct server *server, int64_t now)
             session_ended(server, i, status, now);
         else
             worker_ended(server, pid, status, now);
+        if (server->room == ROOM_AWAITED) {
+            server->room = ROOM_MADE;
+            server->retry = now;
+            server->worker_retry = now;
+        }
     }
 }
 
@@ -324,13 +361,20 @@ bool session_any(const struct server *server)
 /*
  * Kills the sessions that were told to leave and have not: they hang in
  * something that is no command at a device, such as the close() of a
- * descriptor that their client made up. Returns when to look again.
+ * descriptor that their client made up. Tells one to leave if there have been
+ * too many for a moment. Returns when to look again.
  */
 int64_t session_check(struct server *server, int64_t now)
 {
     int64_t next = NEVER;
     unsigned i;
 
+    if (active_count(server) <= server->max_clients)
+        server->crowded_by = NEVER;
+    else if (server->crowded_by == NEVER)
+        server->crowded_by = now + CROWDED_FOR;
+    else if (server->crowded_by <= now)
+        session_evict(server, now);
     for (i = 0; i < server->slots; i++) {
         struct session *session = &server->sessions[i];
 
@@ -344,7 +388,7 @@ int64_t session_check(struct server *server, int64_t now)
         if (session->leave_by < next)
             next = session->leave_by;
     }
-    return next;
+    return server->crowded_by < next ? server->crowded_by : next;
 }
 
 /* The end of our patience with commands in flight. */
@@ -374,10 +418,11 @@ void session_drop(struct server *server, struct client *client)
 /* The same as session_spawn() for --single-process. */
 void session_accept(struct server *server, int64_t now)
 {
-    unsigned i = victim_choose(server);
+    unsigned i;
     int socket;
 
-    if (i < server->slots) {
+    if (active_count(server) >= server->max_clients) {
+        i = victim_choose(server);
         victim_log(server, i);
         client_leave(&server->clients[i]);
         session_drop(server, &server->clients[i]);
@@ -386,7 +431,7 @@ void session_accept(struct server *server, int64_t now)
         ;
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0) {
-        back_off(server, "accept", errno, now);
+        back_off(server, "accept a new client", errno, now);
         return;
     }
     server->complained = false;

@@ -162,6 +162,7 @@ EXPECTED = {
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
     'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    'kill worker_check': {SAME: (e.ESRCH, e.EPERM)},
     # sysfs.c, multipath.c
     'readlink sysfs_scsi_host': {SAME: (e.ENOENT,)},
     'open sysfs_slaves': {LOST: (e.ENOENT, e.EMFILE)},
@@ -201,6 +202,7 @@ EXPECTED = {
     'kill session_check': {SAME: (e.ESRCH, e.EPERM)},
     'kill session_kill_all': {SAME: (e.ESRCH, e.EPERM)},
     # client.c
+    'prctl client_busy': {SAME: (e.EINVAL,)},
     'getsockopt client_begin': {SAME: (e.EINVAL, e.ENOTCONN)},
     'recvmsg client_receive': {SAME: (e.EAGAIN, e.EINTR, SHORT),
                                CLOSED: (e.ECONNRESET, e.ENOMEM)},
@@ -617,6 +619,8 @@ class Run:
                 cdb, self.map, parameters(key, new_key, flags))))
 
         self.client = None
+        if self.scenario.mute:
+            self.hang_without_a_word()
         out(REGISTER_AND_IGNORE, 0, KEY)
         out(REGISTER_AND_IGNORE, 0, KEY, flags=4)       # ALL_TG_PT
         assert {self.target.nexus(n).key for n in PATHS} == {KEY}
@@ -645,6 +649,15 @@ class Run:
         self.settle()
         if self.scenario.crowded:
             self.evict_who_waits()
+
+    def hang_without_a_word(self):
+        """Main cannot tell this worker from one that takes no command."""
+        for n in PATHS:
+            self.target.nexus(n).hold = 1
+        self.expect(LOST, lambda: self.answer(
+            lambda c: c.read_in(self.map, READ_KEYS)))
+        for n in PATHS:
+            self.target.nexus(n).hold = 0
 
     def evict_who_waits(self):
         """Two clients have commands at a path that hangs, a third comes."""
@@ -742,6 +755,10 @@ SCENARIOS = [
     Scenario('multipath, one process', '-v', '--single-process',
              '--max-clients=2', mapped=True, single=True, crowded=True,
              only='worker_|^close client_close'),
+    Scenario('multipath, mute worker', '-v', mapped=True, mute=True,
+             only='worker_check', usual=[
+                 'qemu-pr-helper: a command on a multipath map died of '
+                 'signal 9'], broken={'write worker_run': (e.EPIPE, *ONE)}),
     Scenario('multipath, slow', '-v', mapped=True, slow=True,
              only='nanosleep|^close (name|path|worker)', usual=[LOST, LOST],
              broken={'connect name_connect': (e.EAGAIN, *ONE),
