@@ -29,21 +29,29 @@ enum {
 };
 
 /*
+ * Whether a variable is the number of this process: one for another process
+ * has come down to us. To be asked by the process that was started, before
+ * it forks.
+ */
+static bool is_our_pid(const char *text)
+{
+    char *end;
+
+    return strtol(text, &end, 10) == (long)getpid() && *end == '\0';
+}
+
+/*
  * Were we started by a service manager that passed us a socket? Takes the
- * variables out of the environment. To be asked by the process that was
- * started, before it forks.
+ * variables out of the environment. Before the first fork.
  */
 bool listen_is_activated(const struct options *options)
 {
     const char *pid = getenv("LISTEN_PID");
     const char *fds = getenv("LISTEN_FDS");
-    bool ours;
     long count;
     char *end;
 
-    ours = pid != NULL && fds != NULL && pid[0] != '\0' && fds[0] != '\0'
-           && strtol(pid, &end, 10) == (long)getpid() && *end == '\0';
-    if (!ours)
+    if (pid == NULL || fds == NULL || !is_our_pid(pid))
         return false;
     count = strtol(fds, &end, 10);
     if (*end != '\0')
@@ -170,15 +178,21 @@ void listen_remove(const struct listener *listener)
         log_verbose("cannot remove %s: %s", listener->path, strerror(errno));
 }
 
-/* A socket to who waits for our messages, or -1 if nobody does. */
+/*
+ * A socket to who waits for our messages, or -1 if nobody does: libvirtd, for
+ * one, hands its own NOTIFY_SOCKET down, but systemd says in SYSTEMD_EXEC_PID
+ * (since version 248) whose it is. Other managers do not set that. Before the
+ * first fork.
+ */
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
+    const char *pid = getenv("SYSTEMD_EXEC_PID");
     struct sockaddr_un address;
     socklen_t length;
     int fd;
 
-    if (name == NULL)
+    if (name == NULL || (pid != NULL && !is_our_pid(pid)))
         return -1;
     length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {

@@ -359,6 +359,7 @@ int main(int argc, char **argv)
     log_open();
     options_parse(&options, argc, argv);
     activated = listen_is_activated(&options);
+    server.notify = notify_open();
 
     if (options.background) {
         report = daemon_background();
@@ -373,7 +374,6 @@ int main(int argc, char **argv)
         listen_activated(&server.listener);
     else
         listen_open(&server.listener, options.socket_path);
-    server.notify = notify_open();
     server_set_up(&server, &options);
     privdrop(options.uid, options.gid);
     if (options.background)

@@ -6,6 +6,7 @@ Nothing here may need SCSI, or assert anything about how long a step takes.
 What is not tested, because nothing outside can see it: that LISTEN_PID and
 its like leave the environment (/proc/PID/environ shows what exec passed).
 """
+import contextlib
 import fcntl
 import grp
 import os
@@ -327,6 +328,48 @@ def test_a_service_manager_hears_of_start_and_stop(place, options, first,
         process.terminate()
         assert manager.recv(4096).split(b'\n')[0] == b'STOPPING=1'
         assert process.wait(20) == 0
+
+
+def told(place, exec_pid, background):
+    """What the manager hears of a life, if SYSTEMD_EXEC_PID is this ($$: the
+    helper's own number, as it is started)."""
+    name = place.open_dir + '/notify'
+    options = ['-d', '-f', place.pid_file] if background else []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        manager.setblocking(False)
+        process = subprocess.Popen(
+            ['sh', '-c', 'SYSTEMD_EXEC_PID=%s exec "$@"' % exec_pid, 'sh',
+             *place.command(options, None)], env={'NOTIFY_SOCKET': name})
+        place.processes.append(process)
+        wait_until(lambda: accepts(place.socket))
+        assert place.serves()
+        if background:
+            assert process.wait(20) == 0
+            with open(place.pid_file) as f:
+                os.kill(int(f.read()), signal.SIGTERM)
+            wait_until(lambda: lock_owner(place.pid_file) == 0)
+        else:
+            assert stop(process) == 0
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(manager.recv(4096))
+        return heard
+
+
+@pytest.mark.parametrize('background', [False, True])
+@pytest.mark.parametrize('pid', ['1', '', 'x', '$$x', '-$$', '$PPID', '0'])
+def test_the_service_manager_of_another_process_hears_nothing(
+        place, background, pid):
+    """libvirtd gives the helper its own environment."""
+    assert told(place, pid, background) == []
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_the_service_manager_of_this_process_hears_of_it(place, background):
+    """With -d, that of the process that was started."""
+    assert told(place, '$$', background) == [b'READY=1', b'STOPPING=1']
 
 
 @pytest.mark.parametrize('name', ['', '@', 'relative', '/no/where',
