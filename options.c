@@ -39,7 +39,7 @@ static const struct options defaults = {
     .sandbox = SANDBOX,
     .max_clients = 1024,
     .client_timeout = 30 * SECOND,
-    .stop_timeout = 10 * SECOND,
+    .stop_timeout = 8 * SECOND, /* libvirt, podman and docker kill after 10 */
 };
 
 static void usage(void)
