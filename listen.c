@@ -69,14 +69,12 @@ bool listen_is_activated(const struct options *options)
     return true;
 }
 
-static int socket_option(int fd, int option)
+static int passed_option(int option)
 {
-    int value = -1;
+    int value = -1; /* unless there is such a socket */
     socklen_t size = sizeof(value);
 
-    if (getsockopt(fd, SOL_SOCKET, option, &value, &size) < 0)
-        fatal("socket activation failed: descriptor %d: %s", fd,
-              strerror(errno));
+    getsockopt(ACTIVATION_FD, SOL_SOCKET, option, &value, &size);
     return value;
 }
 
@@ -90,9 +88,9 @@ void listen_activated(struct listener *listener)
     const int off = 0;
     size_t i;
 
-    if (socket_option(ACTIVATION_FD, SO_DOMAIN) != AF_UNIX
-        || socket_option(ACTIVATION_FD, SO_TYPE) != SOCK_STREAM
-        || socket_option(ACTIVATION_FD, SO_ACCEPTCONN) != 1)
+    if (passed_option(SO_DOMAIN) != AF_UNIX
+        || passed_option(SO_TYPE) != SOCK_STREAM
+        || passed_option(SO_ACCEPTCONN) != 1)
         fatal("socket activation failed: descriptor %d is no listening Unix "
               "stream socket",
               ACTIVATION_FD);

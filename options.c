@@ -80,31 +80,33 @@ static void usage(void)
            (int)(defaults.stop_timeout / SECOND));
 }
 
-/* A decimal number from least to most; anything else is fatal. */
+/* Is it a decimal number from least to most, and nothing else? */
+static bool is_number(const char *text, unsigned long least, unsigned long most,
+                      unsigned long *value)
+{
+    char *end;
+
+    errno = 0;
+    *value = strtoul(text, &end, 10);
+    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
+           && *value >= least && *value <= most;
+}
+
 static unsigned long number(const char *option, const char *text,
                             unsigned long least, unsigned long most)
 {
-    char *end;
     unsigned long value;
 
-    errno = 0;
-    value = strtoul(text, &end, 10);
-    if (!isdigit((unsigned char)text[0]) || *end != '\0' || errno != 0
-        || value < least || value > most)
+    if (!is_number(text, least, most, &value))
         fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
               most);
     return value;
 }
 
 /* A number that fits an id, for names that are in no database. */
-static bool id_parse(const char *text, unsigned long *id)
+static bool is_id(const char *text, unsigned long *id)
 {
-    char *end;
-
-    errno = 0;
-    *id = strtoul(text, &end, 10);
-    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
-           && *id < (uid_t)-1;
+    return is_number(text, 0, (uid_t)-1 - 1, id);
 }
 
 static uid_t user_id(const char *name)
@@ -114,7 +116,7 @@ static uid_t user_id(const char *name)
 
     if (user != NULL)
         return user->pw_uid;
-    if (!id_parse(name, &id))
+    if (!is_id(name, &id))
         fatal("invalid user '%s'", name);
     return (uid_t)id;
 }
@@ -126,7 +128,7 @@ static gid_t group_id(const char *name)
 
     if (group != NULL)
         return group->gr_gid;
-    if (!id_parse(name, &id))
+    if (!is_id(name, &id))
         fatal("invalid group '%s'", name);
     return (gid_t)id;
 }
@@ -164,8 +166,7 @@ static void trace_parse(char *argument)
         } else if (value != NULL && strcmp(word, "file") == 0) {
             /* Not to wait for a FIFO's reader. */
             trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
-                                                 | O_NONBLOCK | O_NOCTTY),
-                           value);
+                                                 | O_NONBLOCK | O_NOCTTY));
         } else if (value != NULL ? strcmp(word, "enable") == 0 : first) {
             const char *pattern = value != NULL ? value : word;
 

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import grp
 import os
+import re
 import select
 import shutil
 import signal
@@ -685,3 +686,46 @@ def test_the_daemon_survives_a_caller_without_streams(place):
         preexec_fn=lambda: os.closerange(0, 3), timeout=20)
     assert result.returncode == 0
     misbehave(place)
+
+
+@pytest.fixture
+def empty_root(place):
+    """A directory with the helper, its libraries and nothing else in it."""
+    root = place.dir + '/root'
+    files = [place.binary]
+    ldd = subprocess.run(['ldd', place.binary], text=True, capture_output=True)
+    if ldd.returncode == 0:             # it is not a static one
+        files += re.findall(r'(/\S+) \(', ldd.stdout)
+    for file in files:
+        os.makedirs(os.path.dirname(root + file), exist_ok=True)
+        shutil.copy(file, root + file)
+    os.makedirs(root + place.open_dir)
+    return root
+
+
+@needs_root
+def test_dev_null_is_not_needed_if_the_descriptors_are_open(place, empty_root):
+    process = place.begin(wait=False, preexec_fn=lambda: os.chroot(empty_root))
+    wait_until(lambda: accepts(empty_root + place.socket)
+               or process.poll() is not None)
+    assert place.serves(empty_root + place.socket), place.log()
+    assert stop(process) == 0
+
+
+@needs_root
+def test_dev_null_is_not_needed_in_the_background(place, empty_root):
+    result = place.run('-d', '-f', place.pid_file,
+                       preexec_fn=lambda: os.chroot(empty_root))
+    assert result == (0, '', '')
+    assert place.serves(empty_root + place.socket)
+
+
+@needs_root
+@pytest.mark.parametrize('fd', [0, 1])
+def test_dev_null_is_needed_for_a_closed_descriptor(place, empty_root, fd):
+    def prepare():
+        os.chroot(empty_root)
+        os.close(fd)
+    result = place.run(preexec_fn=prepare)
+    assert result.status == 1
+    assert 'descriptor %d is closed, and /dev/null' % fd in result.err
