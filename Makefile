@@ -34,7 +34,7 @@ SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c 
 	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
 	report.c trace.c log.c
 CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
-HEADERS = prhelper.h protocol.h decode.h
+HEADERS = prhelper.h protocol.h decode.h kernel.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.

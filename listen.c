@@ -8,6 +8,7 @@
  * that it did not make, or trust a name because of where it is: the
  * directory may belong to virtual machines.
  */
+#include "kernel.h"
 #include "prhelper.h"
 
 #include <errno.h>
@@ -18,10 +19,6 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-#ifndef SO_PASSPIDFD
-#define SO_PASSPIDFD 76 /* Linux 6.5; parisc and sparc have another number */
-#endif
 
 enum {
     ACTIVATION_FD = 3, /* SD_LISTEN_FDS_START, sd-daemon.h */
