@@ -35,7 +35,7 @@ MULTIPATH = $(addprefix multipath/,worker.c actions.c register.c preempt.c \
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c sysfs.c options.c \
 	listen.c daemon.c privdrop.c sandbox.c report.c trace.c log.c $(MULTIPATH)
 CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
-HEADERS = prhelper.h protocol.h decode.h multipath/multipath.h
+HEADERS = prhelper.h protocol.h decode.h kernel.h multipath/multipath.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.

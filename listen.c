@@ -8,6 +8,7 @@
  * socket, or trust a name because of where it is: the directory may belong to
  * virtual machines, which must not keep us from starting either.
  */
+#include "kernel.h"
 #include "prhelper.h"
 
 #include <errno.h>
@@ -20,10 +21,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#ifndef SO_PASSPIDFD
-#define SO_PASSPIDFD 76 /* Linux 6.5; parisc and sparc have another number */
-#endif
-
 enum {
     ACTIVATION_FD = 3, /* SD_LISTEN_FDS_START, sd-daemon.h */
     /*
@@ -35,21 +32,29 @@ enum {
 };
 
 /*
+ * Whether a variable is the number of this process: one for another process
+ * has come down to us. To be asked by the process that was started, before
+ * it forks.
+ */
+static bool is_our_pid(const char *text)
+{
+    char *end;
+
+    return strtol(text, &end, 10) == (long)getpid() && *end == '\0';
+}
+
+/*
  * Were we started by a service manager that passed us a socket? Takes the
- * variables out of the environment. To be asked by the process that was
- * started, before it forks.
+ * variables out of the environment. Before the first fork.
  */
 bool listen_is_activated(const struct options *options)
 {
     const char *pid = getenv("LISTEN_PID");
     const char *fds = getenv("LISTEN_FDS");
-    bool ours;
     long count;
     char *end;
 
-    ours = pid != NULL && fds != NULL && pid[0] != '\0' && fds[0] != '\0'
-           && strtol(pid, &end, 10) == (long)getpid() && *end == '\0';
-    if (!ours)
+    if (pid == NULL || fds == NULL || !is_our_pid(pid))
         return false;
     count = strtol(fds, &end, 10);
     if (*end != '\0')
@@ -67,14 +72,12 @@ bool listen_is_activated(const struct options *options)
     return true;
 }
 
-static int socket_option(int fd, int option)
+static int passed_option(int option)
 {
-    int value = -1;
+    int value = -1; /* unless there is such a socket */
     socklen_t size = sizeof(value);
 
-    if (getsockopt(fd, SOL_SOCKET, option, &value, &size) < 0)
-        fatal("socket activation failed: descriptor %d: %s", fd,
-              strerror(errno));
+    getsockopt(ACTIVATION_FD, SOL_SOCKET, option, &value, &size);
     return value;
 }
 
@@ -88,9 +91,9 @@ void listen_activated(struct listener *listener)
     const int off = 0;
     size_t i;
 
-    if (socket_option(ACTIVATION_FD, SO_DOMAIN) != AF_UNIX
-        || socket_option(ACTIVATION_FD, SO_TYPE) != SOCK_STREAM
-        || socket_option(ACTIVATION_FD, SO_ACCEPTCONN) != 1)
+    if (passed_option(SO_DOMAIN) != AF_UNIX
+        || passed_option(SO_TYPE) != SOCK_STREAM
+        || passed_option(SO_ACCEPTCONN) != 1)
         fatal("socket activation failed: descriptor %d is no listening Unix "
               "stream socket",
               ACTIVATION_FD);
@@ -223,15 +226,21 @@ void listen_remove(const struct listener *listener)
         log_verbose("cannot remove %s: %s", listener->path, strerror(errno));
 }
 
-/* A socket to who waits for our messages, or -1 if nobody does. */
+/*
+ * A socket to who waits for our messages, or -1 if nobody does: libvirtd, for
+ * one, hands its own NOTIFY_SOCKET down, but systemd says in SYSTEMD_EXEC_PID
+ * (since version 248) whose it is. Other managers do not set that. Before the
+ * first fork.
+ */
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
+    const char *pid = getenv("SYSTEMD_EXEC_PID");
     struct sockaddr_un address;
     socklen_t length;
     int fd;
 
-    if (name == NULL)
+    if (name == NULL || (pid != NULL && !is_our_pid(pid)))
         return -1;
     length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {

@@ -37,7 +37,7 @@ static const struct options defaults = {
     .sandbox = SANDBOX,
     .max_clients = 1024,
     .client_timeout = 30 * SECOND,
-    .stop_timeout = 10 * SECOND,
+    .stop_timeout = 8 * SECOND, /* libvirt, podman and docker kill after 10 */
 };
 
 static void usage(void)
@@ -78,17 +78,24 @@ static void usage(void)
            (int)(defaults.stop_timeout / SECOND));
 }
 
-/* A decimal number from least to most; anything else is fatal. */
+/* Is it a decimal number from least to most, and nothing else? */
+static bool is_number(const char *text, unsigned long least, unsigned long most,
+                      unsigned long *value)
+{
+    char *end;
+
+    errno = 0;
+    *value = strtoul(text, &end, 10);
+    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
+           && *value >= least && *value <= most;
+}
+
 static unsigned long number(const char *option, const char *text,
                             unsigned long least, unsigned long most)
 {
-    char *end;
     unsigned long value;
 
-    errno = 0;
-    value = strtoul(text, &end, 10);
-    if (!isdigit((unsigned char)text[0]) || *end != '\0' || errno != 0
-        || value < least || value > most)
+    if (!is_number(text, least, most, &value))
         fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
               most);
     return value;
@@ -97,12 +104,7 @@ static unsigned long number(const char *option, const char *text,
 /* A number that fits an id. */
 static bool id_parse(const char *text, unsigned long *id)
 {
-    char *end;
-
-    errno = 0;
-    *id = strtoul(text, &end, 10);
-    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
-           && *id < (uid_t)-1;
+    return is_number(text, 0, (uid_t)-1 - 1, id);
 }
 
 /* One line without its end, as far as it fits. False at the end of the file. */
@@ -184,8 +186,7 @@ static void trace_parse(char *argument)
         } else if (value != NULL && strcmp(word, "file") == 0) {
             /* Not to wait for a FIFO's reader. */
             trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
-                                                 | O_NONBLOCK | O_NOCTTY),
-                           value);
+                                                 | O_NONBLOCK | O_NOCTTY));
         } else if (value != NULL ? strcmp(word, "enable") == 0 : first) {
             const char *pattern = value != NULL ? value : word;
 

@@ -86,7 +86,7 @@ enum trace_event {
 };
 void trace_list(void);
 void trace_enable(const char *pattern);
-void trace_file_set(int fd, const char *path);
+void trace_file_set(int fd);
 int trace_file(void); /* -1: none */
 void trace_begin(bool is_verbose);
 bool trace_is_on(enum trace_event);

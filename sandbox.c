@@ -21,21 +21,19 @@
  * A list must never name a call that no line of the code makes. Each libc
  * has its own idea of which call that is, so some lines name several.
  */
+#include "kernel.h"
 #include "prhelper.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/net.h>
-#include <linux/seccomp.h>
 #include <scsi/sg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -303,29 +301,6 @@ static int filter_install(const struct server *server, enum process process)
 }
 
 #endif
-
-/* Landlock, include/uapi/linux/landlock.h; Linux 5.13, more in later ones. */
-enum {
-    LANDLOCK_VERSION = 1,      /* flag */
-    LANDLOCK_PATH_BENEATH = 1, /* rule type */
-    LANDLOCK_READ_FILE = 1 << 2,
-    LANDLOCK_READ_DIR = 1 << 3,
-    LANDLOCK_REMOVE_FILE = 1 << 5,
-    LANDLOCK_IOCTL_DEV = 1 << 15,      /* 5th version of the interface */
-    LANDLOCK_BIND_AND_CONNECT_TCP = 3, /* 4th */
-    LANDLOCK_SIGNALS = 1 << 1          /* 6th */
-};
-
-struct landlock_ruleset {
-    uint64_t files;   /* rights that are refused unless a rule gives them */
-    uint64_t network; /* what is refused of it */
-    uint64_t scopes;  /* what is refused with processes outside */
-};
-
-struct landlock_path {
-    uint64_t rights;
-    int32_t directory;
-} __attribute__((packed));
 
 static uint64_t landlock_files(long version)
 {

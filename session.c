@@ -11,6 +11,7 @@
  * Main must never wait for a session, or believe its record for more than
  * fairness and statistics.
  */
+#include "kernel.h"
 #include "prhelper.h"
 
 #include <errno.h>
@@ -21,13 +22,8 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#ifndef SYS_close_range
-#define SYS_close_range 436 /* Linux 5.9, the same on all but alpha */
-#endif
 
 #define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
 

@@ -146,6 +146,7 @@ WRAP(accept4, (int fd, struct sockaddr *a, socklen_t *n, int flags),
      (fd, a, n, flags))
 WRAP(bind, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP(chdir, (const char *path), (path))
+WRAP(dup, (int fd), (fd))
 WRAP(dup2, (int from, int to), (from, to))
 WRAP(getgroups, (int n, gid_t *groups), (n, groups))
 WRAP(kill, (pid_t pid, int number), (pid, number))

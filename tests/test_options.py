@@ -41,6 +41,8 @@ def test_help_lists_every_option(place, option):
         assert re.search(r'^\s*%s\b' % names, result.out, re.M), names
     assert '/run/qemu-pr-helper.sock' in result.out
     assert '/run/qemu-pr-helper.pid' in result.out
+    # Less than the 10 seconds after which libvirt kills.
+    assert re.search(r'--stop-timeout=[^-]*\(default 8\)', result.out)
     assert not os.path.exists(place.socket)
 
 

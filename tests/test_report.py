@@ -380,15 +380,28 @@ def test_a_fifo_that_nobody_reads_harms_nobody(helper, disks, tmp_path):
     assert main.stop() == 0 and not main.crashes()
 
 
-def few_fds():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
-
-
-def test_a_file_that_could_not_be_told_from_others_is_an_error(tmp_path):
-    path = str(tmp_path / 'trace')
-    run = subprocess.run([SIM_HELPER, '-T', 'file=' + path], timeout=20,
-                         capture_output=True, text=True, preexec_fn=few_fds)
-    assert run.returncode == 1 and path in run.stderr
+@MODES
+@pytest.mark.parametrize('soft, hard', [(256, None), (256, 256), (24, 24)])
+def test_a_limit_to_descriptors_leaves_room_for_the_file(
+        helper, disks, tmp_path, mode, soft, hard):
+    """The session's own limit is below the file: see sandbox.c."""
+    if hard is None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    path, fd = str(tmp_path / 'trace'), disks.open(0)
+    main = helper('-T', 'request,file=' + path, *mode,
+                  preexec_fn=lambda: resource.setrlimit(
+                      resource.RLIMIT_NOFILE, (soft, hard)))
+    with main.client() as client:
+        for _ in range(3):
+            assert client.read_in(fd, READ_KEYS).status == GOOD
+        for session in main.sessions():
+            numbers = {
+                os.readlink('/proc/%d/fd/%s' % (session, n)): int(n)
+                for n in os.listdir('/proc/%d/fd' % session)}
+            limit = resource.prlimit(session, resource.RLIMIT_NOFILE)[0]
+            assert min(hard, 513) - 2 == limit <= numbers[path]
+    assert len(traced(path)) == 3
+    assert main.stop() == 0 and not main.crashes()
 
 
 def limit_files():

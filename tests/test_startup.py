@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import grp
 import os
+import re
 import select
 import shutil
 import signal
@@ -475,6 +476,48 @@ def test_a_service_manager_hears_of_start_and_stop(place, options, first,
         assert process.wait(20) == 0
 
 
+def told(place, exec_pid, background):
+    """What the manager hears of a life, if SYSTEMD_EXEC_PID is this ($$: the
+    helper's own number, as it is started)."""
+    name = place.open_dir + '/notify'
+    options = ['-d', '-f', place.pid_file] if background else []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        manager.setblocking(False)
+        process = subprocess.Popen(
+            ['sh', '-c', 'SYSTEMD_EXEC_PID=%s exec "$@"' % exec_pid, 'sh',
+             *place.command(options, None)], env={'NOTIFY_SOCKET': name})
+        place.processes.append(process)
+        wait_until(lambda: accepts(place.socket))
+        assert place.serves()
+        if background:
+            assert process.wait(20) == 0
+            with open(place.pid_file) as f:
+                os.kill(int(f.read()), signal.SIGTERM)
+            wait_until(lambda: lock_owner(place.pid_file) == 0)
+        else:
+            assert stop(process) == 0
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(manager.recv(4096))
+        return heard
+
+
+@pytest.mark.parametrize('background', [False, True])
+@pytest.mark.parametrize('pid', ['1', '', 'x', '$$x', '-$$', '$PPID', '0'])
+def test_the_service_manager_of_another_process_hears_nothing(
+        place, background, pid):
+    """libvirtd gives the helper its own environment."""
+    assert told(place, pid, background) == []
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_the_service_manager_of_this_process_hears_of_it(place, background):
+    """With -d, that of the process that was started."""
+    assert told(place, '$$', background) == [b'READY=1', b'STOPPING=1']
+
+
 @pytest.mark.parametrize('name', ['', '@', 'relative', '/no/where',
                                   '@no-such', '/' + 200 * 'x'])
 def test_a_service_manager_that_is_not_there_does_no_harm(place, name):
@@ -800,3 +843,51 @@ def test_the_daemon_survives_a_caller_without_streams(place):
         preexec_fn=lambda: os.closerange(0, 3), timeout=20)
     assert result.returncode == 0
     misbehave(place)
+
+
+@pytest.fixture
+def empty_root(place):
+    """A directory with the helper, its libraries and nothing else in it."""
+    root = place.dir + '/root'
+    files = [place.binary]
+    ldd = subprocess.run(['ldd', place.binary], text=True, capture_output=True)
+    if ldd.returncode == 0:             # it is not a static one
+        files += re.findall(r'(/\S+) \(', ldd.stdout)
+    for file in files:
+        os.makedirs(os.path.dirname(root + file), exist_ok=True)
+        shutil.copy(file, root + file)
+    os.makedirs(root + place.open_dir)
+    try:
+        subprocess.run([place.binary, '--version'], stdout=subprocess.DEVNULL,
+                       preexec_fn=lambda: os.chroot(root), check=True)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip('cannot run in a root of its own')
+    return root
+
+
+@needs_root
+def test_dev_null_is_not_needed_if_the_descriptors_are_open(place, empty_root):
+    process = place.begin(wait=False, preexec_fn=lambda: os.chroot(empty_root))
+    wait_until(lambda: accepts(empty_root + place.socket)
+               or process.poll() is not None)
+    assert place.serves(empty_root + place.socket), place.log()
+    assert stop(process) == 0
+
+
+@needs_root
+def test_dev_null_is_not_needed_in_the_background(place, empty_root):
+    result = place.run('-d', '-f', place.pid_file,
+                       preexec_fn=lambda: os.chroot(empty_root))
+    assert result == (0, '', '')
+    assert place.serves(empty_root + place.socket)
+
+
+@needs_root
+@pytest.mark.parametrize('fd', [0, 1])
+def test_dev_null_is_needed_for_a_closed_descriptor(place, empty_root, fd):
+    def prepare():
+        os.chroot(empty_root)
+        os.close(fd)
+    result = place.run(preexec_fn=prepare)
+    assert result.status == 1
+    assert 'descriptor %d is closed, and /dev/null' % fd in result.err

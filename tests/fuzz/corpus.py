@@ -175,6 +175,7 @@ LISTEN = [
     'NOTIFY=/run/notify', 'NOTIFY=@notify', 'NOTIFY=relative', 'NOTIFY=',
     'NOTIFY=@', 'NOTIFY=/' + 106 * 'n', 'NOTIFY=/' + 107 * 'n',
     'NOTIFY=@' + 107 * 'n', 'NOTIFY=/n\n000000003', 'NOTIFY=/n\n00000001',
+    *('NOTIFY=/n\nEXEC=' + pid for pid in ['123', '124', '', '123x']),
     'PATH=/' + 106 * 's', 'PATH=/' + 107 * 's', 'PATH=',
     # another flag, lstat, socket, connect, getsockopt or unlink, socket...
     *('PATH=/s\n0' + answers for answers in [

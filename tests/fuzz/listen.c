@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * listen.c - fuzzes LISTEN_PID, LISTEN_FDS and NOTIFY_SOCKET, and what is
- * found at the path of the socket. The input is lines: PID=, FDS=, NOTIFY=
- * and PATH= give a value; any other line is taken byte by byte as what the
- * system calls answer, each an index into what its function lists.
+ * listen.c - fuzzes LISTEN_PID, LISTEN_FDS, NOTIFY_SOCKET and SYSTEMD_EXEC_PID,
+ * and what is found at the path of the socket. The input is lines: PID=,
+ * FDS=, NOTIFY=, EXEC= and PATH= give a value; any other line is taken byte
+ * by byte as what the system calls answer, each an index into what its
+ * function lists.
  *
  * It must never let an activation pass that was not meant for this process,
- * a name be removed that is not a dead socket, nor an address go to the
- * kernel that is not exactly the name.
+ * nor a word to a service manager that did not start it, a name be removed
+ * that is not a dead socket, nor an address go to the kernel that is not
+ * exactly the name.
  */
 #include "fuzz.h"
 
@@ -46,10 +48,10 @@ ssize_t fuzz_send(int fd, const void *data, size_t size, int flags);
 enum { PID = 123, UID = 7, PASSED_FD = 3, FIRST_FD = 1000, NOTHING = 9 };
 
 static struct {
-    char *pid, *fds, *notify, *path; /* NULL: not set */
-    bool taken_out[3];               /* of the environment */
-    bool passed_is_wrong;            /* no listening socket, or an error */
-    bool takes_credentials;          /* the passed one */
+    char *pid, *fds, *notify, *exec, *path; /* NULL: not set */
+    bool taken_out[3];                      /* of the environment */
+    bool passed_is_wrong;                   /* no listening socket, or error */
+    bool takes_credentials;                 /* the passed one */
     int sockets, open_fds;
     bool is_stream;    /* the last socket */
     uint32_t found;    /* by the last lstat() */
@@ -73,6 +75,8 @@ char *fuzz_getenv(const char *name)
         return place.pid;
     if (strcmp(name, "LISTEN_FDS") == 0)
         return place.fds;
+    if (strcmp(name, "SYSTEMD_EXEC_PID") == 0)
+        return place.exec;
     MUST(strcmp(name, "NOTIFY_SOCKET") == 0);
     return place.notify;
 }
@@ -354,6 +358,7 @@ static void place_use(void)
     open_fds = place.open_fds;
     notify = notify_open();
     MUST(place.notify != NULL || notify == -1);
+    MUST(place.exec == NULL || number_of(place.exec) == PID || notify == -1);
     MUST(place.open_fds == open_fds + (notify >= 0));
     notify_send(notify, "READY=1");
     listen_remove(&listener);
@@ -385,6 +390,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         line_take(line, "PID=", &place.pid);
         line_take(line, "FDS=", &place.fds);
         line_take(line, "NOTIFY=", &place.notify);
+        line_take(line, "EXEC=", &place.exec);
         line_take(line, "PATH=", &place.path);
     }
     if (place.path == NULL || place.path[0] == '/')
@@ -392,6 +398,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     free(place.pid);
     free(place.fds);
     free(place.notify);
+    free(place.exec);
     free(place.path);
     free(text);
     return 0;
