@@ -223,10 +223,11 @@ static enum outcome path_try(struct map *map, struct path *path,
         if (!path_is_ready(map, path))
             break;
         command->fd = path->fd;
-        sg_io_execute(command, path->is_suspect ? SHORT_TIMEOUT
-                               : map->suspension->alias[0] != '\0'
-                                   ? SUSPENDED_TIMEOUT
-                                   : SG_IO_TIMEOUT);
+        sg_io_execute(command,
+                      path->is_suspect                    ? SHORT_TIMEOUT
+                      : map->suspension->alias[0] != '\0' ? SUSPENDED_TIMEOUT
+                                                          : SG_IO_TIMEOUT,
+                      0);
         if (command->unreached) {
             map->is_lost = map->is_lost || command->is_lost;
             break;
