@@ -68,6 +68,8 @@ fetch() {
             mkdir -p "$into/new" "$stamps"
             (cd "$into/new" && apt download "$part" >/dev/null) || return 1
             dpkg -x "$into"/new/*.deb "$into" 2>"$into/errors" || return 1
+            # Nobody's rights but one's own, as we may not be root.
+            find "$into" -type f -perm /6000 -exec chmod ug-s {} +
             rm -r "$into/new"
             : >"$stamps/$part"
         done
