@@ -26,10 +26,9 @@ if [ -z "${RUN_FETCHED:-}" ]; then
     *' kernel '*)
         packages="$packages user-mode-linux kmod mount sg3-utils dmsetup
             e2fsprogs"
-        # To compare with; all of this package would be half a desktop.
+        # To compare with.
         command -v qemu-pr-helper >/dev/null ||
-            "$top/tests/fetch.sh" "=qemu-system-common" libcap-ng0 libnuma1 \
-                liburing2 libglib2.0-0 libgnutls30 || :
+            "$top/tests/fetch.sh" "=qemu-system-common" || :
         ;;
     esac
     case " $* " in

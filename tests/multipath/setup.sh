@@ -13,8 +13,7 @@
 set -e
 
 # Without the initramfs that multipath-tools also wants to be in.
-packages='dmsetup =multipath-tools =kpartx =udev liburcu8 libaio1 libkmod2
-    libacl1 libblkid1'
+packages='dmsetup =multipath-tools =kpartx =udev'
 if [ "$*" = packages ]; then
     echo "$packages"
     exit
