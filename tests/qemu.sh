@@ -26,13 +26,11 @@ if [ "${1:-}" = multipath ]; then
     export UML_NEXUSES=3
 fi
 
-# linux-image-cloud-amd64 is empty; its documentation is a link that is named
-# after the package with the current kernel.
 for root in "$BUILD/debian" ''; do
-    image=$(readlink "$root/usr/share/doc/linux-image-cloud-amd64") && break
+    version=$(find "$root/boot" -name 'vmlinuz-*-cloud-amd64' |
+        sed 's/.*vmlinuz-//' | sort -V | tail -n 1)
+    [ -z "$version" ] || break
 done
-"$top/tests/fetch.sh" "=$image"
-version=${image#linux-image-}
 
 ram=$BUILD/qemu/initramfs
 rm -rf "$ram"

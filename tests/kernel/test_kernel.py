@@ -464,9 +464,7 @@ def test_an_o_path_fd_is_refused(client, fds, path):
 @pytest.fixture(scope='module')
 def ram():
     """APTPL registrations go to a file system that can be frozen."""
-    subprocess.check_call(['/run/insmod', os.environ['UML_MODULES']
-                           + '/drivers/block/brd.ko', 'rd_nr=1',
-                           'rd_size=8192'])
+    subprocess.check_call(['/run/insmod', 'brd', 'rd_nr=1', 'rd_size=8192'])
     subprocess.check_call(['mke2fs', '-q', '-t', 'ext2', '/dev/ram0'])
     subprocess.check_call(['mount', '/dev/ram0', '/run/target/pr'])
     yield
