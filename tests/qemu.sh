@@ -1,10 +1,11 @@
 #!/bin/sh
-# qemu.sh [multipath]
+# qemu.sh [multipath | migration]
 #
 # The whole chain with the real client: boots User-mode Linux with a SCSI
 # target, the helper and QEMU in it, and lets a virtual machine make
 # persistent reservations through them; see qemu/chain.py for what is tested.
-# With multipath, its disk is a multipath map.
+# With multipath, its disk is a multipath map; with migration, it moves from one
+# host to the next, see qemu/migration.py.
 # HELPER is the helper under test (./qemu-pr-helper).  QEMU, the guest's
 # kernel and what goes into its initramfs are fetched if not installed.
 #
@@ -19,11 +20,23 @@ BUILD=${BUILD:-$top/build}
         sg3-utils =linux-image-cloud-amd64 -- "$0" "$@"
 
 run="python3 $top/tests/qemu/chain.py"
-if [ "${1:-}" = multipath ]; then
+UML_MEMORY=768M
+case ${1:-} in
+multipath)
+    run="$run --multipath"
+    UML_NEXUSES=3
+    ;;
+migration)
+    run="$PYTHON $top/tests/qemu/migration.py"
+    UML_NEXUSES=5
+    UML_MEMORY=1024M
+    ;;
+esac
+if [ -n "${1:-}" ]; then
     # shellcheck disable=SC2046 # a list of words
     "$top/tests/fetch.sh" $("$top/tests/multipath/setup.sh" packages)
-    run="$top/tests/multipath/setup.sh $run --multipath"
-    export UML_NEXUSES=3
+    run="$top/tests/multipath/setup.sh $run"
+    export UML_NEXUSES
 fi
 
 for root in "$BUILD/debian" ''; do
@@ -72,7 +85,6 @@ done
 
 # A fetched QEMU finds what was fetched with it, but not what was installed.
 QEMU_MODULE_DIR=/usr/lib/x86_64-linux-gnu/qemu
-UML_MEMORY=768M
 UML_TIMEOUT=${UML_TIMEOUT:-500}
 export BUILD QEMU_MODULE_DIR UML_MEMORY UML_TIMEOUT
 trap 'kill "$pid"; exit 130' INT TERM HUP

@@ -52,7 +52,7 @@ overrides {
 }
 blacklist {
     devnode "^(ram|loop|ubd|fd)"
-    devnode "^sdc"
+    devnode "^sd[c-z]"
 }
 '''
 
