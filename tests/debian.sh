@@ -8,7 +8,8 @@
 # that user's home, ~/prhelper, whose build directory stays, too.  -n makes the
 # root anew.  stdin, stdout and stderr are ours, of the environment only what
 # names a proxy.  Ends with COMMAND's exit status, with 125 if there is no such
-# root to be had, and with 77 if that is for want of the archive.
+# root to be had, and with 77 if that is for want of the archive.  A second
+# call for the same root waits for the first.
 #
 # Needs root.  What is mounted for COMMAND is seen by it alone, and nothing
 # that it has started outlives it.  Must never write to this machine's files
@@ -82,7 +83,6 @@ find "$copy" -mindepth 1 -maxdepth 1 ! -name build \
     --exclude=./qemu-pr-helper --exclude=./qemu-pr-client -cf - . |
     tar -C "$copy" --no-same-permissions --no-same-owner -xf -)
 [ $user = root ] || chroot "$root" chown -R user: $home/prhelper
-exec 9>&-
 
 # shellcheck disable=SC2016 # for the inner shells
 unshare --mount --propagation private --pid --fork --kill-child sh -c '
@@ -104,7 +104,7 @@ unshare --mount --propagation private --pid --fork --kill-child sh -c '
         ${https_proxy:+"https_proxy=$https_proxy"} \
         ${no_proxy:+"no_proxy=$no_proxy"} "$@" || status=$?
     exit $status' sh "$root" $user "$home" \
-    sh -c 'umask "$1"; shift; cd ~/prhelper; exec "$@"' sh "$mask" "$@" <&0 &
+    sh -c 'umask "$1"; shift; cd ~/prhelper; exec "$@"' sh "$mask" "$@" <&0 9>&- &
 pid=$!
 trap 'kill -KILL $pid; wait $pid; exit 143' INT TERM HUP
 wait $pid

@@ -17,9 +17,9 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 BUILD=${BUILD:-$top/build}
 [ -n "${QEMU_FETCHED:-}" ] ||
     QEMU_FETCHED=1 exec "$top/tests/fetch.sh" qemu-system-x86 busybox-static \
-        sg3-utils =linux-image-cloud-amd64 -- "$0" "$@"
+        sg3-utils xz-utils python3 =linux-image-cloud-amd64 -- "$0" "$@"
 
-run="python3 $top/tests/qemu/chain.py"
+run="$PYTHON $top/tests/qemu/chain.py"
 UML_MEMORY=768M
 case ${1:-} in
 multipath)
@@ -39,11 +39,14 @@ if [ -n "${1:-}" ]; then
     export UML_NEXUSES
 fi
 
+# The newest kernel that there is.
 for root in "$BUILD/debian" ''; do
-    version=$(find "$root/boot" -name 'vmlinuz-*-cloud-amd64' |
-        sed 's/.*vmlinuz-//' | sort -V | tail -n 1)
-    [ -z "$version" ] || break
+    modules=$(find "$root/usr/lib/modules" "$root/lib/modules" -maxdepth 1 \
+        -name '*-cloud-amd64' 2>/dev/null | sort -V | tail -n 1)
+    [ -z "$modules" ] || break
 done
+kernel=$modules/vmlinuz
+[ -e "$kernel" ] || kernel=$root/boot/vmlinuz-${modules##*/}
 
 ram=$BUILD/qemu/initramfs
 rm -rf "$ram"
@@ -62,7 +65,7 @@ done
 # add_module NAME: copies a module, after those that it depends on, and lists
 # it in modules/order.  One that does not exist is built into the kernel.
 add_module() (
-    file=$(find "$root/lib/modules/$version/kernel" \
+    file=$(find "$modules/kernel" \
         -name "$(echo "$1" | sed 's/[-_]/[-_]/g').ko*")
     name=$1.ko
     if [ -z "$file" ] || [ -e "$ram/modules/$name" ]; then
@@ -91,9 +94,10 @@ trap 'kill "$pid"; exit 130' INT TERM HUP
 # shellcheck disable=SC2086 # words
 "$top/tests/uml.sh" $run \
     "${HELPER:-$top/qemu-pr-helper}" qemu-system-x86_64 \
+    -L "$BUILD/debian/usr/share/qemu" -L "$BUILD/debian/usr/share/seabios" \
     -L /usr/share/qemu -L /usr/share/seabios \
     -accel tcg -m 192 -nodefaults -display none -no-reboot \
-    -kernel "$root/boot/vmlinuz-$version" -initrd "$ram.img" \
+    -kernel "$kernel" -initrd "$ram.img" \
     -append 'console=ttyS0 quiet panic=1' &
 pid=$!
 status=0

@@ -84,6 +84,8 @@ while [ $n -le "$UML_NEXUSES" ]; do
     tpgt=$target/loopback/$wwn/tpgt_1
     mkdir -p "$tpgt/lun/lun_0"
     echo "$wwn" | sed 's/naa.5/naa.6/' >"$tpgt/nexus"
+    # Since 6.5 a loopback port has no number unless it is given one.
+    [ ! -e "$tpgt/rtpi" ] || echo $n >"$tpgt/rtpi"
     ln -s $disk "$tpgt/lun/lun_0/disk0"
     n=$((n + 1))
 done
