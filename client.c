@@ -189,9 +189,19 @@ static const char *client_send(struct client *client)
     return NULL;
 }
 
-/* Has the command executed; false if the answer is still to come. */
+/*
+ * Has the command executed; false if the answer is still to come.
+ *
+ * The one answer of a disk that is not passed on: a unit attention, where the
+ * command only reads. It is meant for the nexus, which is the host's: its
+ * kernel and path checkers take such conditions all the time, and no guest
+ * can rely on being the one that is told. But a QEMU that is migrated to reads
+ * keys and reservation once, and gives the guest up for one. Who would change
+ * something is told: the state may not be what it was when that was decided.
+ */
 static bool command_execute(struct client *client, struct pr_command *command)
 {
+    bool is_in = command->cdb[0] == PERSISTENT_RESERVE_IN;
     enum vet vet = sg_io_vet(command);
 
     client->record->since = clock_us();
@@ -200,7 +210,7 @@ static bool command_execute(struct client *client, struct pr_command *command)
     client->record->state = PROTOCOL_EXECUTE;
     report_request(client, command);
     if (vet == VET_SEND)
-        sg_io_execute(command, SG_IO_TIMEOUT);
+        sg_io_execute(command, SG_IO_TIMEOUT, is_in ? SG_IO_ATTENTIONS : 0);
     if (vet == VET_MAPPED) {
         client->answer = worker_ask(client->queue, command);
         if (client->answer >= 0) {

@@ -162,9 +162,11 @@ struct pr_command {
  */
 enum { SG_IO_TIMEOUT = 60000 };
 
+enum { SG_IO_ATTENTIONS = 5 }; /* that a command is sent again for */
+
 enum vet { VET_SEND, VET_MAPPED, VET_ANSWERED };
 enum vet sg_io_vet(struct pr_command *);
-void sg_io_execute(struct pr_command *, unsigned timeout);
+void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 bool sg_io_is_disk(const struct stat *);
 int sg_io_disk_row(unsigned number);
 void sg_io_good(struct pr_command *);

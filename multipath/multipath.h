@@ -98,6 +98,7 @@ struct map {
     int64_t end;   /* of all, see map_extend() */
     int64_t pause; /* us, the next one in map_wait() */
     struct answer answer;
+    const char *refusal; /* the kernel's; NULL: none */
     struct path paths[PATHS_MOST];
     unsigned count;
     bool is_lost;         /* an answer to the last command for any path */

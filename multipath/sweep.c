@@ -14,7 +14,6 @@
 #include <time.h>
 
 enum {
-    ATTENTIONS = 5,       /* unit attentions in a row that are passed over */
     TIMEOUT_LEAST = 1000, /* ms */
     TEST_UNIT_READY = 0x00
 };
@@ -124,18 +123,11 @@ static enum verdict path_execute(struct map *map, struct path *path,
     };
     enum verdict verdict;
     char result[RESULT_SIZE];
-    unsigned attentions = 0;
-    uint16_t code;
-    uint8_t key;
 
-    do {
-        sg_io_execute(&command, timeout_of(map));
-        verdict = verdict_of(&command);
-        sense_get(command.sense, &key, &code);
-    } while (verdict == NOT_TAKEN && !command.unreached
-             && command.status == CHECK_CONDITION && key == UNIT_ATTENTION
-             && attentions++ < ATTENTIONS);
-    report_result(&command, result);
+    sg_io_execute(&command, timeout_of(map), SG_IO_ATTENTIONS);
+    verdict = verdict_of(&command);
+    if (command.refusal != NULL)
+        map->refusal = command.refusal;
     if (verdict == DONE)
         map_answer(map, GOOD);
     answer->status = verdict == DONE ? GOOD : command.status;

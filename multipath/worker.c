@@ -33,7 +33,7 @@
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
 #define LOCK_PAUSE_NS 10000000
-#define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
+#define TAKE_WITHIN (2 * SECOND) /* a command off the queue */
 
 enum { /* before the payload */
        ANSWER_HEAD = sizeof(const char *) + 1 + PROTOCOL_SENSE_SIZE

@@ -265,10 +265,9 @@ def test_a_cluster_forms_and_breaks(cluster):
     assert cluster(1, 'release', *theirs).status == 0
     assert '  key 0xaaaa\n' in cluster(1, 'keys').out
     assert cluster(1, 'clear', '--key=bbbb').status == 0
-    seen = cluster(0, 'keys')       # the attention is passed over, and said
-    assert seen.status == 0
+    seen = cluster(0, 'keys')       # the helper passes over the attentions
+    assert seen.status == 0 and seen.err == ''
     assert seen.out.startswith('Nobody is registered')
-    assert '(6/2A/04)' in seen.err and '(6/2A/03)' in seen.err
 
 
 def test_release_with_another_type(cluster):

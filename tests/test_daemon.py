@@ -137,10 +137,9 @@ def test_reservation_and_rival(two, target, type_):
     assert a.reservation(disk_a) == held
 
     assert a.out(disk_a, RELEASE, MINE, 0, type_).status == GOOD
-    if type_ in (WRITE_EXCLUSIVE, EXCLUSIVE_ACCESS):
-        assert b.read_in(disk_b, READ_KEYS).status == GOOD
-    else:
-        assert sense_code(b.read_in(disk_b, READ_KEYS).sense) == '6/2A/04'
+    if type_ not in (WRITE_EXCLUSIVE, EXCLUSIVE_ACCESS):
+        reply = b.out(disk_b, RESERVE, RIVAL, 0, other)
+        assert sense_code(reply.sense) == '6/2A/04'
     assert b.out(disk_b, RESERVE, RIVAL, 0, other).status == GOOD
     assert b.reservation(disk_b) == (RIVAL, other)
 
@@ -156,7 +155,7 @@ def test_preempt_takes_over_and_the_victim_hears_of_it_once(two, action):
     assert b.out(disk_b, action, RIVAL, MINE, EXCLUSIVE_ACCESS).status == GOOD
     assert b.reservation(disk_b) == (RIVAL, EXCLUSIVE_ACCESS)
     assert b.keys(disk_b) == [RIVAL]
-    reply = a.read_in(disk_a, READ_KEYS)
+    reply = a.out(disk_a, RESERVE, MINE, 0, WRITE_EXCLUSIVE)
     assert reply.status == CHECK_CONDITION and reply.payload == b''
     assert sense_code(reply.sense) == '6/2A/05'
     assert a.out(disk_a, RESERVE, MINE, 0, WRITE_EXCLUSIVE).status \
@@ -301,8 +300,8 @@ SENSE = failure('6/2A/05')[1][:18]
     (dict(driver_status=5, status=RESERVATION_CONFLICT), 'B/08/00'),
     (dict(status=2), 'B/08/00'),
     (dict(driver_status=8, status=2), 'B/08/00'),
-    (dict(driver_status=8, status=2, sense=SENSE), '6/2A/05'),
-    (dict(status=2, sense=SENSE), '6/2A/05'),
+    (dict(driver_status=8, status=2, sense=SENSE, count=6), '6/2A/05'),
+    (dict(status=2, sense=SENSE, count=6), '6/2A/05'),
     (dict(status=0x04), 0x04),
     (dict(status=BUSY), BUSY),
     (dict(status=RESERVATION_CONFLICT), RESERVATION_CONFLICT),
@@ -336,9 +335,55 @@ DESCRIPTOR = bytes([0x72, 6, 0x2a, 4, 0, 0, 0, 12, 0, 10, 0x80] + 9 * [7])
     bytes(range(0x72, 0x72 + 120))], ids=lambda s: '%02x-%d' % (s[0], len(s)))
 def test_sense_of_the_device_is_not_changed(helper, target, disks, sense):
     whole = (sense + bytes(96))[:96]
+    count = 6 if sense_code(whole).startswith('6') else 1
     assert_replies(helper, disks.open(0), lambda: target.nexus(0).answer(
-        status=2, driver_status=8, sense=sense),
+        status=2, driver_status=8, sense=sense, count=count),
         (CHECK_CONDITION, whole, b''), sense)
+
+
+@pytest.mark.parametrize('sense', [SENSE, DESCRIPTOR], ids=['fixed', 'descr'])
+def test_a_read_passes_over_five_unit_attentions(helper, target, disks, sense):
+    nexus, disk = target.nexus(0), disks.open(0)
+    attention = CHECK_CONDITION, sense.ljust(96, b'\0'), b''
+    with helper.client() as client:
+        for action in range(4):
+            expected = client.read_in(disk, action)
+            assert expected.status == GOOD and expected.payload
+            for count in (1, 5, 6, 7, 12):
+                nexus.answer(status=2, sense=sense, count=count)
+                before = nexus.commands
+                assert client.read_in(disk, action) == (
+                    expected if count <= 5 else attention), (action, count)
+                assert nexus.commands == before + min(count + 1, 6)
+            nexus.inject_count = 0
+
+
+def test_a_read_is_not_sent_again_for_anything_else(helper, target, disks):
+    nexus, disk = target.nexus(0), disks.open(0)
+    with helper.client() as client:
+        for answer in (dict(host_status=8), dict(host_status=3),
+                       dict(status=BUSY), dict(status=RESERVATION_CONFLICT),
+                       dict(status=2, sense=SENSE[:2] + b'\x02' + SENSE[3:]),
+                       dict(status=2, sense=SENSE[:2] + b'\x0b' + SENSE[3:]),
+                       dict(status=BUSY, sense=SENSE)):
+            before = nexus.commands
+            nexus.answer(**answer)
+            assert client.read_in(disk, READ_KEYS).status != GOOD
+            assert nexus.commands == before + 1
+
+
+def test_who_changes_something_is_told_of_a_unit_attention(helper, target,
+                                                           disks):
+    nexus, disk = target.nexus(0), disks.open(0)
+    with helper.client() as client:
+        for action in range(8):
+            before = nexus.commands
+            nexus.attention = (0x2900, 0x2a03, 0, 0)
+            for code in ('6/29/00', '6/2A/03'):
+                reply = client.out(disk, action, 0, MINE)
+                assert sense_code(reply.sense) == code
+            assert nexus.commands == before + 2
+            assert nexus.key == 0 and client.keys(disk) == []
 
 
 def test_any_resid_gives_a_payload_within_the_allocation_length(

@@ -42,17 +42,18 @@ CONFIGURATION = '''
 defaults {
     find_multipaths no
     user_friendly_names yes
-    path_checker tur
     polling_interval 1
     max_polling_interval 1
     %s
 }
 overrides {
     no_path_retry fail
+    path_checker tur
+    detect_checker no
 }
 blacklist {
     devnode "^(ram|loop|ubd|fd)"
-    devnode "^sdc"
+    devnode "^sd[c-z]"
 }
 '''
 
@@ -143,7 +144,7 @@ class Multipathd:
 
     def registers(self):
         """Will it register a path that appears?"""
-        return ask('getprstatus map dm-0') == '1'
+        return ask('getprstatus map dm-0') in ('1', 'set')
 
     def forget(self):
         ask('unsetprstatus map dm-0')
