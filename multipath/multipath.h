@@ -30,7 +30,7 @@
 #include "../prhelper.h"
 
 /* How long a command may take, and parts of it; see map_extend(), too. */
-#define COMMAND_WITHIN (50 * SECOND)
+#define COMMAND_WITHIN (45 * SECOND)
 #define SETTLE_WITHIN (30 * SECOND)    /* before anything is changed */
 #define SUSPENDED_WITHIN (10 * SECOND) /* while all I/O waits for us */
 #define AFTERWARDS_WITHIN (8 * SECOND) /* to undo, to resume */
@@ -105,6 +105,7 @@ struct map {
     unsigned left_out;    /* paths, of that command */
     struct path *witness; /* the first that got the key, and must keep it */
     bool is_known;        /* that key, to the disk, already */
+    bool is_doubtful;     /* somebody may have removed it */
     uint32_t generation;  /* PRGENERATION, when keys_read() was called */
 };
 

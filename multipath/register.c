@@ -279,7 +279,10 @@ static void map_undo(struct map *map, const struct registration *r)
         || (r->new.value != 0
             && r->new.value != r->previous.value &&changed > 0))
         keys_take_off(map, r->new.value, r->flags);
-    if (r->is_fenced
+    map->is_known = false;
+    if (map->is_doubtful && r->previous.value != 0)
+        keys_take_off(map, r->previous.value, r->flags);
+    if (r->is_fenced || map->is_doubtful
             ? !key_forget(map)
             : (multipathd_key_set(multipathd, &r->old) == MULTIPATHD_SILENT
                || (r->previous.value == 0 && r->is_status_told

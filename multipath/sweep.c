@@ -220,7 +220,7 @@ struct path *any_send(struct map *map, const struct request *request)
         map->left_out = 0;
         for (path = map->paths; path < map->paths + map->count; path++) {
             if (path->said <= LOST)
-                path->said = path_send(map, path, request);
+                path->said = path_register(map, path, request);
             if (path->said >= DONE && !(is_out && path->said == CONFLICT))
                 return path;
             if (path->said <= LOST && is_again && path_is_left_out(map, path))
@@ -419,6 +419,7 @@ static bool path_sweep(struct map *map, struct path *path,
     path->is_lost = path->verdict == LOST && is_register(request);
     if (path->is_lost && key != NULL && map->witness == NULL
         && !path_is_clear(map, path, request, key)) {
+        map->is_doubtful = true;
         map_fail(map,
                  "%s has lost its answer, and what has come of it cannot "
                  "be told",
