@@ -1052,6 +1052,13 @@ static void act_dm(struct action *a, struct nexus *n)
     }
 }
 
+static void act_kill(void)
+{
+    target->script.killed = 1;
+    if (!target->script.hit)
+        target->script.hit = target->script.steps;
+}
+
 static void act(struct action *a)
 {
     struct nexus *n = &target->nexus[a->nexus % NEXUSES];
@@ -1073,7 +1080,7 @@ static void act(struct action *a)
     else if (a->what == DELAY)
         n->delay_ms = a->argument;
     else if (a->what == KILL)
-        target->script.killed = 1;
+        act_kill();
 }
 
 static int is_due(const struct action *a)

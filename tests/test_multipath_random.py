@@ -178,12 +178,13 @@ class Case:
         self.is_keyless = self.is_silent = self.is_slow = False
         self.unopened = set()
         self.base = self.target.clock()
+        self.is_aimed = self.rng.random() < .4
         self.beginning()
         self.choose()
-        self.is_aimed = self.rng.random() < .35
         if self.is_aimed:
             self.rng.choice((self.answer_is_lost, self.answer_is_lost,
-                             self.multipathd_fails))()
+                             self.multipathd_fails, self.multipathd_fails,
+                             self.worker_dies))()
             self.rival_acts()
         else:
             for what in self.rng.choice(TROUBLES):
@@ -213,10 +214,11 @@ class Case:
             self.tell('0.9.4')
         name = rng.choice(('nobody', 'registered', 'registered', 'fenced',
                            'held', 'held', 'held', 'rival holds',
-                           'twin', 'twin holds'))
+                           'twin', 'twin holds') + 6 * self.is_aimed
+                          * ('held',))
         if name != 'nobody':
             lab.registered()
-        if rng.random() < .7:
+        if self.is_aimed or rng.random() < .7:
             lab.rival_registered()
         if name == 'held':
             lab.held(rng.choice(TYPES), rng.choice(PATHS))
@@ -393,6 +395,10 @@ class Case:
 
     def path_hang(self, path, n):
         self.is_benign = False
+        if self.rng.random() < .4:
+            other = self.rng.choice([p for p in PATHS if p != path])
+            self.nexus(other).delay_ms = 300000
+            self.tell(sim.disk_name(other) + ': hangs, too')
         n.hang_after = self.rng.random() < .5
         text = sim.disk_name(path) + ': hangs'
         if self.rng.random() < .6:
@@ -420,9 +426,10 @@ class Case:
             self.tell('no reservation_key')
             return
         behaviour = rng.choice((2, 6, 11, 15, 30)) if how == 'slow' else how
-        pattern = rng.choice(('', '', 'prkey', 'prstatus', 'prhold',
-                              'suspend|resume', 'paths'))
-        skip, count = rng.randrange(6 if pattern == '' else 3), 1
+        pattern = rng.choice(('', 'prkey', 'paths', 'prstatus', 'prstatus')
+                             if self.action in REGISTERS else
+                             ('', 'prkey', 'prhold', 'suspend|resume'))
+        skip, count = rng.randrange(6 if pattern == '' else 2), 1
         if how == 'restart':
             pattern, behaviour = '', self.restart
             skip = rng.randrange(8)
@@ -468,7 +475,9 @@ class Case:
                     (REGISTER_AND_IGNORE, PREEMPT), (0xff,),
                     (RESERVE, RELEASE), (REGISTER_AND_IGNORE,)]
         # Soon after something has gone wrong, or at any step.
-        step = HIT + rng.randint(0, 6) if self.is_aimed else self.step()
+        step = HIT + rng.randint(0, 5) if self.is_aimed else self.step()
+        if self.is_aimed:
+            ways += 4 * ways[:3] if not is_twin else []
         type_ = rng.choice(TYPES)
         told = []
         for what in rng.choice(ways):
@@ -497,24 +506,27 @@ class Case:
     # ---- The command ------------------------------------------------------
     def choose(self):
         rng, lab = self.rng, self.lab
-        self.action = rng.choice(5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,)
-                                 + 2 * (RELEASE, RESERVE) + (CLEAR,)
-                                 + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
+        is_in = self.beginning_is not in ('nobody', 'fenced')
+        self.action = rng.choice(
+            5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,) if not is_in
+            and rng.random() < .8 else 5 * (REGISTER,)
+            + 2 * (REGISTER_AND_IGNORE,) + 2 * (RELEASE, RESERVE) + (CLEAR,)
+            + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
+        self.key = KEY if is_in or self.action not in REGISTERS else 0
+        if rng.random() < .05:
+            self.key = NEW
+        self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
         self.is_in, self.is_cleanup = False, False
         if rng.random() < .06:
             self.is_in = rng.random() < .5
             self.is_cleanup = not self.is_in
             self.action = REGISTER_AND_IGNORE
-        self.key = rng.choice(8 * (KEY,) + (0, NEW))
-        self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
         if self.action in REGISTERS and self.sa_key == RIVAL:
             self.sa_key = 0
         if self.action in PREEMPTS and rng.random() < .5:
             self.sa_key = self.key
         if self.is_cleanup:
             self.sa_key = 0
-        if self.beginning_is == 'nobody' and self.action == REGISTER:
-            self.key = 0
         self.type = rng.choice(TYPES)
         if lab.lun.type and rng.random() < .85:
             self.type = lab.lun.type
