@@ -969,6 +969,9 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr, int is_late)
         r = execute(self, hdr, &moved);
         complete(hdr, r, moved);
     }
+    /* Who has been refused does not say that it recovered. */
+    if (inject & INJECT_AFTER && hdr->status && !n->host_status)
+        return 0;
     if (inject & INJECT_ERRNO)
         return n->error;
     if (inject & INJECT_RESULT)
@@ -1165,6 +1168,9 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
         error = EINVAL;
     } else if (is_gone) {
         error = ENODEV;
+        lock();
+        record_end(self, hdr, error);
+        unlock();
     } else {
         hdr->status = hdr->masked_status = hdr->msg_status = 0;
         hdr->sb_len_wr = 0;

@@ -747,7 +747,8 @@ class Case:
                     for path in self.unopened):
                 return False
             return not self.is_keyless or self.action not in REGISTERS \
-                or 'reservation_key' in log or self.story[0] == 'fixed key'
+                or 'reservation_key' in log or not self.sa_key \
+                or any(re.match('sd.:', line) for line in self.story)
         is_hit = any(act.what in (CLEAR, *PREEMPTS) and not act.status
                      for act in self.done())
         if self.answer == GOOD and self.action in REGISTERS and not is_hit:
@@ -907,8 +908,10 @@ def show(seeds):
             case, wrong = run.case(seed)
             print(told((seed, wrong, case.story)))
             for event in run.lab.target.log():
-                print('   ', sim.disk_name(event.nexus), event.cdb[:3].hex(),
-                      hex(event.key), hex(event.sa_key), event)
+                print('    %s %s %x %x errno %d host %02x status %02x' % (
+                    sim.disk_name(event.nexus), event.cdb[:3].hex(),
+                    event.key, event.sa_key, event.error, event.host_status,
+                    event.status))
             print(case.log)
             print('   ', '\n    '.join(run.lab.mpd.texts()))
             for act in case.done():
