@@ -1313,34 +1313,48 @@ static int is_below_root(const char *path)
            || begins_with(path, "/sys/") || begins_with(path, "/dev/");
 }
 
-/* The nexus of the disk whose node this is; NEXUSES: of none. */
-static unsigned int nexus_of_node(const char *path)
+/* The nexus of the disk that is called sda...; NEXUSES: of none. */
+static unsigned int nexus_of_name(const char *name, size_t length)
 {
     unsigned int n = 0;
 
-    if (!begins_with(path, "/dev/sd"))
+    if (length < 3 || !begins_with(name, "sd"))
         return NEXUSES;
-    for (path += 7; *path >= 'a' && *path <= 'z' && n < NEXUSES; path++)
-        n = n * 26 + (unsigned int)(*path - 'a') + 1;
-    return *path || !n || n > NEXUSES ? NEXUSES : n - 1;
+    for (name += 2, length -= 2; length && n < NEXUSES; name++, length--) {
+        if (*name < 'a' || *name > 'z')
+            return NEXUSES;
+        n = n * 26 + (unsigned int)(*name - 'a') + 1;
+    }
+    return n > NEXUSES ? NEXUSES : n - 1;
 }
 
-/* Of the disk whose state this is. */
+/* Of the disk whose node this is. */
+static unsigned int nexus_of_node(const char *path)
+{
+    return begins_with(path, "/dev/")
+               ? nexus_of_name(path + 5, strlen(path + 5))
+               : NEXUSES;
+}
+
+/* Of the disk whose state this is, by its number or as part of a map. */
 static unsigned int nexus_of_state(const char *path)
 {
+    const char *end = strstr(path, "/device/state");
+    const char *slave = strstr(path, "/slaves/");
     unsigned int numbers[2] = { 0 }, i;
 
-    if (!begins_with(path, "/sys/dev/block/"))
+    if (!begins_with(path, "/sys/dev/block/") || !end
+        || strcmp(end, "/device/state"))
         return NEXUSES;
+    if (slave)
+        return nexus_of_name(slave + 8, (size_t)(end - slave - 8));
     path += 15;
     for (i = 0; i < 2; i++) {
         for (; *path >= '0' && *path <= '9'; path++)
             numbers[i] = numbers[i] * 10 + (unsigned int)(*path - '0');
         path += !i && *path == ':';
     }
-    return strcmp(path, "/device/state")
-               ? NEXUSES
-               : nexus_of_number(numbers[0], numbers[1]);
+    return path == end ? nexus_of_number(numbers[0], numbers[1]) : NEXUSES;
 }
 
 /* What the script makes of a file's name; -1 and errno: there is none. */
