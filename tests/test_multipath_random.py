@@ -12,8 +12,8 @@ is about time (SIM_SPEED=0: it is not spent), what multipathd knows, and the
 log. test_multipath.py says what each command comes to when nothing is wrong.
 
 The cases are the same in each run; RANDOM_SEED is another first one,
-RANDOM_COMMANDS how many there are, RANDOM_FINDS after how many wrong ones to
-stop. A wrong one is printed with its number and its story. By hand,
+RANDOM_COMMANDS how many there are (otherwise as many as take a minute at
+most), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed with its number and its story. By hand,
 `python3 tests/test_multipath_random.py NUMBER...` shows cases in detail.
 
 It must not make a device do what no device does, such as to execute a command
@@ -40,7 +40,8 @@ from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS, PAT
                             RIVAL, RIVALS, Lab, code as code_of)
 
 SEED = int(os.environ.get('RANDOM_SEED', 0))
-COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 4000))
+COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 0)) or 3000
+SECONDS = 0 if 'RANDOM_COMMANDS' in os.environ else 45
 FINDS = int(os.environ.get('RANDOM_FINDS', 10))
 SECOND = 1000000
 DEADLINE, SUSPENDED = 75 * SECOND, 20 * SECOND      # 60 and 15, and a margin
@@ -336,9 +337,13 @@ class Case:
     def path_state(self, path, n):
         rng = self.rng
         state = rng.choice((OFFLINE, TRANSPORT_OFFLINE))
-        n.state, n.dm_failed = state, rng.random() < .7
-        text = '%s: %s%s' % (sim.disk_name(path), sim.STATES[state],
-                             ', failed in dm' if n.dm_failed else '')
+        n.state, n.dm_failed = state, rng.random() < .6
+        text = '%s: %s, failed in dm' % (sim.disk_name(path),
+                                         sim.STATES[state])
+        if not n.dm_failed:     # at most max_polling_interval
+            seconds = rng.choice((1, 5, 20))
+            self.act(DM, path, 0, seconds, argument=1)
+            text += ' after %d s' % seconds
         self.gone.add(path)
         if rng.random() < .4:
             step = self.step()
@@ -659,8 +664,8 @@ class Case:
             return True
         answer = disk.out(WHO[act.nexus], act.what, act.own, act.key,
                           act.argument)
-        if act.what in PREEMPTS and self.is_fenced:
-            return True     # it may have met what was half done
+        if act.what in PREEMPTS and (self.is_fenced or self.is_half_done(act)):
+            return True
         return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
 
     def wrong(self):
@@ -670,6 +675,11 @@ class Case:
         if self.is_in:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
+
+    def is_half_done(self, act):
+        """It has met a new key of ours, and there will be an error."""
+        return self.answer not in (GOOD, CONFLICT) and act.key == self.sa_key \
+            and act.key and self.action in REGISTERS
 
     def is_explained(self):
         """Rules 1 to 4."""
@@ -690,9 +700,12 @@ class Case:
                         else keys[path] in (0, self.first[path],
                                             disk.keys[US]) for path in PATHS)
                 for answer, disk in found)
-        allowed = {0, *(disk.keys[US] for _, disk in found)}
-        return all(keys[path] in allowed
-                   or path not in live and keys[path] == self.first[path]
+        gone = {act.key for act in self.done() if not act.status
+                and act.what in (CLEAR, *PREEMPTS)}
+        allowed = {0, *(disk.keys[US] for _, disk in found)} - (
+            gone - {0, *self.first.values()})
+        return all(keys[path] in allowed or keys[path] == self.first[path]
+                   and (path not in live or not gone & {0, keys[path]})
                    for path in PATHS) and any(
             self.others_are(disk, seen)
             and (disk.reservation == seen.reservation
@@ -852,9 +865,11 @@ class Run:
         self.lab.target.script.skipped += 5 * SECOND
 
     def run(self, seeds):
+        end = time.monotonic() + SECONDS
         for seed in seeds:
             self.case(seed)
-            if len(self.finds) >= FINDS:
+            if len(self.finds) >= FINDS \
+                    or SECONDS and time.monotonic() > end:
                 break
         return self.finds
 
