@@ -98,9 +98,11 @@ static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
 
+    log_about((struct log_peer){ record->pid, record->uid });
     log_warning("%u clients: disconnecting one of pid %ld uid %lu",
                 server->max_clients, (long)record->pid,
                 (unsigned long)record->uid);
+    log_about((struct log_peer){ 0 });
 }
 
 /*
