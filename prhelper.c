@@ -170,7 +170,7 @@ static void server_set_up(struct server *server, const struct options *options)
     server->workers = table(slots * sizeof(pid_t), MAP_PRIVATE);
     server->suspensions = table(slots * sizeof(struct suspension), MAP_SHARED);
     server->records = table(slots * sizeof(struct record), MAP_SHARED);
-    log_rate_share(table(sizeof(struct log_rate), MAP_SHARED));
+    log_share(table(sizeof(struct log_shared), MAP_SHARED));
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
     server->fds = table((clients + FDS_CLIENTS) * sizeof(struct pollfd),
                         MAP_PRIVATE);
@@ -347,7 +347,7 @@ static void loop(struct server *server)
 {
     for (;;) {
         int64_t now = clock_us();
-        int64_t wake = server->stop_by;
+        int64_t wake = sooner(server->stop_by, log_check(now));
         nfds_t count;
 
         if (stop_wanted && !server->stopping)
@@ -400,6 +400,7 @@ int main(int argc, char **argv)
     notify_send(server.notify, "READY=1");
 
     loop(&server);
+    log_lost();
     /* Without closing anything: an exiting process does not linger. */
     _exit(EXIT_SUCCESS);
 }

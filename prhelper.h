@@ -45,7 +45,8 @@ static inline int64_t clock_us(void)
 
 /*
  * log.c: one line per call to stderr or syslogd. Never blocks or fails. What
- * somebody has asked for is logged whatever the level.
+ * somebody has asked for is logged whatever the level. Warnings are limited
+ * for each peer that they are about, as log_about() has told; {0}: none.
  */
 enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 void log_open(void);
@@ -53,11 +54,24 @@ int log_syslog_open(void);
 void log_syslog_use(int fd);
 void log_syslog_renew(void);
 void log_level_set(int level);
-struct log_rate { /* in memory that all processes share */
-    int64_t since;
-    unsigned warnings;
+struct log_peer {
+    pid_t pid;
+    uid_t uid;
 };
-void log_rate_share(struct log_rate *);
+enum { LOG_WINDOWS = 32 };
+struct log_shared {   /* in memory that all processes share */
+    unsigned lost[2]; /* messages, lines of the trace file */
+    struct log_window {
+        struct log_peer peer;
+        int64_t since;
+        unsigned warnings;
+    } windows[LOG_WINDOWS];
+};
+void log_share(struct log_shared *);
+void log_about(struct log_peer);
+struct log_peer log_whom(void);
+int64_t log_check(int64_t now);
+void log_lost(void);
 void log_at(int level, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 #define log_asked(...) log_at(LOG_ASKED, __VA_ARGS__)

@@ -101,9 +101,11 @@ static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
 
+    log_about((struct log_peer){ record->pid, record->uid });
     log_warning("no room for %u clients: disconnecting one of pid %ld uid %lu",
                 active_count(server), (long)record->pid,
                 (unsigned long)record->uid);
+    log_about((struct log_peer){ 0 });
 }
 
 /*

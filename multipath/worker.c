@@ -76,14 +76,16 @@ static ssize_t queue_put(int queue, int map, int answer)
 int worker_ask(int queue, const struct pr_command *command)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    uint8_t request[PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
-    size_t size = PROTOCOL_CDB_SIZE;
+    const struct log_peer peer = log_whom();
+    uint8_t request[sizeof(peer) + PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
+    size_t size = sizeof(peer) + PROTOCOL_CDB_SIZE;
     int ends[2], error;
     ssize_t sent;
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return -1;
-    memcpy(request, command->cdb, PROTOCOL_CDB_SIZE);
+    memcpy(request, &peer, sizeof(peer));
+    memcpy(request + sizeof(peer), command->cdb, PROTOCOL_CDB_SIZE);
     if (is_out && command->length > 0) {
         memcpy(request + size, command->data, command->length);
         size += command->length;
@@ -179,16 +181,19 @@ static int queue_take(int queue, struct work *work)
 /* Takes the command itself. Returns 0 or errno. */
 static int work_take(struct work *work)
 {
-    struct iovec parts[2] = {
+    struct log_peer peer;
+    struct iovec parts[3] = {
+        { .iov_base = &peer, .iov_len = sizeof(peer) },
         { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },
         { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
     };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
-    size_t length = sizeof(work->cdb);
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
+    size_t length = sizeof(peer) + sizeof(work->cdb);
     ssize_t bytes = recvmsg(work->answer, &message, MSG_DONTWAIT);
 
     if (bytes < 0)
         return errno;
+    log_about(peer);
     if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
         length += protocol_data_length(work->cdb);
     return (size_t)bytes == length

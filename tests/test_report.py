@@ -21,7 +21,7 @@ import time
 import pytest
 
 import sim
-from conftest import program
+from conftest import Helper, program
 from launch import wait_until
 from prclient import (BUSY, CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS_AR, GOOD,
                       PREEMPT, READ_KEYS, REGISTER, REGISTER_AND_IGNORE,
@@ -480,6 +480,96 @@ def test_refusals_on_a_map_are_logged_once_per_client(tmp_path, mode):
     assert all('CAP_SYS_RAWIO' in line[2] for line in found)
 
 
+# What one client may cause. ----------------------------------------
+
+@contextlib.contextmanager
+def another_peer(action):
+    """Calls action() in a process of its own, which stays; gives its pid."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kept = action()         # noqa: F841
+            os.write(write, b'x')
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(write)
+    try:
+        assert os.read(read, 1) == b'x'
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+
+
+def ask_in_vain(main, fd, times=1):
+    for _ in range(times):
+        with main.client() as client:
+            assert client.read_in(fd, READ_KEYS).status == CHECK_CONDITION
+
+
+def lost(main):
+    return sum(map(int, re.findall(r'\((\d+) lines lost\)', main.log())))
+
+
+@MODES
+def test_one_client_does_not_hide_the_warnings_of_others(helper, mode):
+    main, count = helper(*mode), 50
+    with open(os.devnull, 'r+b') as file:
+        ask_in_vain(main, file.fileno(), count)
+        with another_peer(lambda: ask_in_vain(main, file.fileno())) as pid:
+            pass
+    # Without another word from anybody, it says how many it has not told.
+    wait_until(lambda: len(refusals(main)) + lost(main) == count + 1)
+    assert str(pid) in [line[0] for line in refusals(main)]
+    assert main.stop() == 0
+
+
+@MODES
+def test_one_client_does_not_hide_that_others_are_disconnected(helper, mode):
+    main = helper('--max-clients=6', *mode)
+    for client in [main.client() for _ in range(40)]:
+        client.close()
+    with another_peer(lambda: [main.client() for _ in range(9)]) as pid:
+        main.wait_log('disconnecting one of pid %d ' % pid)
+    assert main.stop() == 0
+
+
+@pytest.mark.parametrize('mode', ['sessions', 'single-process'])
+def test_one_client_does_not_hide_the_warnings_of_workers(mode):
+    lab, count = Lab(mode), 30
+    try:
+        assert lab.helper.stop() == 0
+        lab.helper = main = Helper(
+            lab.dir, SIM_HELPER,
+            ['--single-process'] * (mode != 'sessions'), env=lab.env)
+
+        def warnings():
+            return main.log().count('no path is usable')
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).answer(host_status=1, count=9999)
+        ask_in_vain(main, lab.map, count)
+        wait_until(lambda: warnings() + lost(main) == count)
+        ask_in_vain(main, lab.map, 20)
+        before = warnings()
+        with another_peer(lambda: ask_in_vain(main, lab.map)):
+            wait_until(lambda: warnings() == before + 1)
+        wait_until(lambda: warnings() + lost(main) == count + 21)
+    finally:
+        lab.reset()
+        lab.close()
+
+
+def test_what_was_lost_last_is_told_at_exit(helper):
+    main, count = helper(), 20
+    with open(os.devnull, 'r+b') as file:
+        ask_in_vain(main, file.fileno(), count)
+    assert main.stop() == 0
+    assert len(refusals(main)) + lost(main) == count
+
+
 # SIGUSR1. ----------------------------------------
 
 TOTALS = re.compile(r'clients: (\d+) now, (\d+) ever; commands: (\d+), errors: '
@@ -506,7 +596,7 @@ def ask(main):
 @MODES
 def test_status_of_clients_and_totals(helper, disks, mode):
     main, fd = helper('-q', *mode), disks.open(0)
-    assert ask(main) == ((0, 1, 0, 0, 0), [])   # one looked if it is ready
+    wait_until(lambda: ask(main) == ((0, 1, 0, 0, 0), []))  # who looked
     with main.client() as client, main.client() as other:
         client.out(fd, REGISTER_AND_IGNORE, 0, 1)
         client.out(fd, RESERVE, 2)
