@@ -306,7 +306,8 @@ static bool server_is_done(struct server *server, int64_t now)
         if (server->clients[i].socket >= 0
             && client_is_in_flight(&server->clients[i]))
             return now >= server->stop_by;
-    if (server->is_session || (!session_any(server) && !worker_any(server)))
+    if (server->is_session
+        || (server->sessions_there == 0 && !worker_any(server)))
         return true;
     if (now < server->stop_by)
         return false;

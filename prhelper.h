@@ -310,8 +310,10 @@ struct server {
     int64_t worker_retry; /* or by when worker_pending is to have a command */
     bool is_resume_due;   /* some worker died with a map suspended */
     unsigned max_clients;
-    unsigned slots;                 /* of the tables that follow */
-    struct session *sessions;       /* main's alone, NULL elsewhere */
+    unsigned slots;           /* of the tables that follow */
+    struct session *sessions; /* main's alone, NULL elsewhere */
+    unsigned sessions_there;  /* with those told to leave */
+    unsigned sessions_leaving;
     struct record *records;         /* shared with the sessions */
     pid_t *workers;                 /* main's alone; 0: free */
     struct suspension *suspensions; /* shared with the workers */
@@ -331,7 +333,6 @@ void session_make_room(struct server *, const char *what, int error,
 void session_reported(struct server *);
 void session_reap(struct server *, int64_t now);
 void session_stop_all(struct server *, int64_t now);
-bool session_any(const struct server *);
 int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);

@@ -57,9 +57,9 @@ static unsigned peer_connections(const struct server *server, unsigned i)
 
 static unsigned active_count(const struct server *server)
 {
-    unsigned i, active = 0;
+    unsigned i, active = server->sessions_there - server->sessions_leaving;
 
-    for (i = 0; i < server->slots; i++)
+    for (i = 0; i < server->used; i++)
         if (session_is_active(server, i))
             active++;
     return active;
@@ -125,6 +125,8 @@ static void back_off(struct server *server, const char *what, int error,
 static void session_leave(struct server *server, unsigned i, int64_t now)
 {
     kill(server->sessions[i].pid, SIGTERM);
+    if (server->sessions[i].leave_by == NEVER)
+        server->sessions_leaving++;
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
 }
 
@@ -208,6 +210,9 @@ static void session_begin(struct server *server, struct record *record)
     server->clients[0].is_session = true;
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
                  server->options->client_timeout);
+    /* The client reads its hello while we go on; we read nothing of it yet. */
+    if (!client_work(&server->clients[0]))
+        _exit(EXIT_SUCCESS);
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);
@@ -255,6 +260,7 @@ void session_spawn(struct server *server, int64_t now)
     }
     server->sessions[i].pid = pid;
     server->sessions[i].leave_by = NEVER;
+    server->sessions_there++;
     server->pending = pid;
 }
 
@@ -307,6 +313,9 @@ static void session_ended(struct server *server, unsigned i, int status,
                  WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
     }
     server->sessions[i].pid = 0;
+    server->sessions_there--;
+    if (was_told)
+        server->sessions_leaving--;
     totals_add(server, record);
 }
 
@@ -344,18 +353,6 @@ void session_stop_all(struct server *server, int64_t now)
             session_leave(server, i, now);
 }
 
-bool session_any(const struct server *server)
-{
-    unsigned i;
-
-    if (server->sessions == NULL)
-        return false;
-    for (i = 0; i < server->slots; i++)
-        if (server->sessions[i].pid != 0)
-            return true;
-    return false;
-}
-
 /*
  * Kills the sessions that were told to leave and have not: they hang in
  * something that is no command at a device, such as the close() of a
@@ -373,7 +370,7 @@ int64_t session_check(struct server *server, int64_t now)
         server->crowded_by = now + CROWDED_FOR;
     else if (server->crowded_by <= now)
         session_evict(server, now);
-    for (i = 0; i < server->slots; i++) {
+    for (i = 0; server->sessions_leaving > 0 && i < server->slots; i++) {
         struct session *session = &server->sessions[i];
 
         if (session->pid == 0 || session->leave_by == NEVER)
