@@ -134,10 +134,8 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
     if (!reservation_read(map, &reservation))
         return;
     takes_over = reservation.is_held && reservation.key == preempted;
-    is_own = preempted == key->value
-             || (preempted == 0 && takes_over
-                 && (reservation.scope_type & 0x0f)
-                        >= WRITE_EXCLUSIVE_ALL_REGISTRANTS);
+    /* 0: all others, if all registrants hold it when the command comes. */
+    is_own = preempted == key->value || preempted == 0;
     if (takes_over && !hold_announce(map, &was))
         return;
     if (is_own)
