@@ -229,10 +229,12 @@ struct suspension { /* of a map, as long as somebody must resume it */
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
     char witness[32];       /* the path that has kept its key; likewise */
+    int64_t resume_by;      /* or another worker does it */
 };
 void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
                        struct suspension *);
-void multipath_recover(const char *socket_path, struct suspension *);
+void multipath_recover(const char *socket_path, struct suspension *,
+                       bool is_alone);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
@@ -348,7 +350,7 @@ void fds_close_except(int a, int b, int c);
 int worker_ask(int queue, const struct pr_command *);
 void worker_answer(int answer, struct pr_command *);
 void worker_spawn(struct server *, int64_t now);
-void worker_check(struct server *, int64_t now);
+int64_t worker_check(struct server *, int64_t now);
 void worker_ended(struct server *, pid_t, int status, int64_t now);
 bool worker_any(const struct server *);
 
