@@ -177,7 +177,7 @@ class Case:
         lab.is_consistent = False       # that is for us to say
         self.is_benign, self.gone, self.is_killed = True, set(), False
         self.is_keyless = self.is_silent = self.is_slow = False
-        self.unopened = set()
+        self.unopened, self.acts = set(), []
         self.base = self.target.clock()
         self.is_aimed = self.rng.random() < .4
         self.beginning()
@@ -632,9 +632,11 @@ class Case:
             yield from self.ways(acts, action)
 
     def ways(self, acts, action):
-        agains = (False, True) if action in PREEMPTS else (False,)
-        for at, again in itertools.product([None, *range(len(acts) + 1)],
-                                          agains):
+        """After an error all its keys may have been taken off, later on."""
+        ends = [None, *range(len(acts) + 1)]
+        for at, again, off in itertools.product(
+                ends, (False, True) if action in PREEMPTS else (False,),
+                (None,) if self.answer == GOOD else ends):
             disk, answer = self.disk.copy(), None
             for i in range(len(acts) + 1):
                 if i == at:
@@ -643,6 +645,8 @@ class Case:
                                       type_, again)
                     if self.is_out(disk):
                         answer = GOOD
+                if i == off:
+                    disk.drop(US)
                 if i < len(acts) and not self.is_as_seen(disk, acts[i]):
                     break
             else:
@@ -734,7 +738,6 @@ class Case:
         """Rule 5."""
         known = self.lab.known
         if known.suspended and self.is_silent:
-            known.suspended, known.suspensions = 0, []
             return 'dmsetup resume' in self.log
         most = SUSPENDED + self.target.script.excused \
             + 30 * SECOND * self.is_slow
@@ -806,11 +809,16 @@ class Case:
             n = self.nexus(path)
             n.inject_count = n.state = n.delay_ms = n.open_errno = 0
             n.open_other = n.dm_failed = 0
-        self.target.script.actions = 0
+        self.acts, self.target.script.actions = self.done(), 0
         self.action, self.sa_key, self.key = REGISTER_AND_IGNORE, AGAIN, 0
         self.is_in = self.is_cleanup = False
-        self.is_killed = False
-        answer = self.send()
+        self.is_killed = self.is_silent = False
+        for _ in range(5):      # somebody may have to resume the map first
+            self.wait_idle()
+            answer = self.send()
+            if answer == GOOD:
+                break
+            time.sleep(.1)
         self.wait_idle()
         keys = [self.nexus(path).key for path in PATHS]
         self.tell('again: %s, keys %s' % (answer, keys))
@@ -852,6 +860,9 @@ class Run:
         self.target_is_later()
         case = Case(lab, seed)
         wrong = case.wrong()
+        if lab.known.suspended:
+            lab.mpd.rules, case.is_silent = [], False
+            case.wait_idle()
         try:
             lab.check()
         except AssertionError as error:
@@ -929,8 +940,9 @@ def show(seeds):
                     event.status))
             print(case.log)
             print('   ', '\n    '.join(run.lab.mpd.texts()))
-            for act in case.done():
-                print('   ', act.what, act.nexus, act.done_step, act.status)
+            for act in case.acts or case.done():
+                print('    %d by %d at step %d, key %x: status %02x' % (
+                    act.what, act.nexus, act.done_step, act.key, act.status))
     finally:
         run.close()
 
