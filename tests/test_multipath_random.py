@@ -51,6 +51,7 @@ PREEMPTS = (PREEMPT, PREEMPT_AND_ABORT)
 NAMES = ('REGISTER', 'RESERVE', 'RELEASE', 'CLEAR', 'PREEMPT',
          'PREEMPT AND ABORT', 'REGISTER AND IGNORE')
 PR_OUT = 0x5f, None
+APTPL, ALL_TG_PT = 1, 4
 AGAIN = 0xa11ce3
 TWIN = 101          # another host, to which our guest has or had migrated
 US, THEM, HOST = 'us', 'the rival', 'the twin'
@@ -215,7 +216,7 @@ class Case:
             self.tell('0.9.4')
         name = rng.choice(('nobody', 'registered', 'registered', 'fenced',
                            'held', 'held', 'held', 'rival holds',
-                           'twin', 'twin holds') + 6 * self.is_aimed
+                           'twin', 'twin holds', 'twin is left') + 6 * self.is_aimed
                           * ('held',))
         if name != 'nobody':
             lab.registered()
@@ -226,7 +227,7 @@ class Case:
             if rng.random() < .15:
                 lab.known.prhold = rng.choice(('unknown', 'unset'))
                 self.tell('prhold ' + lab.known.prhold)
-        elif name == 'fenced':
+        elif name in ('fenced', 'twin is left'):
             for path in PATHS:
                 self.nexus(path).key = 0
         if name in ('fenced', 'rival holds'):
@@ -511,7 +512,7 @@ class Case:
     # ---- The command ------------------------------------------------------
     def choose(self):
         rng, lab = self.rng, self.lab
-        is_in = self.beginning_is not in ('nobody', 'fenced')
+        is_in = self.beginning_is not in ('nobody', 'fenced', 'twin is left')
         self.action = rng.choice(
             5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,) if not is_in
             and rng.random() < .8 else 5 * (REGISTER,)
@@ -532,6 +533,8 @@ class Case:
             self.sa_key = self.key
         if self.is_cleanup:
             self.sa_key = 0
+        self.flags = rng.choice(9 * (0,) + (APTPL, ALL_TG_PT)) \
+            if self.action in REGISTERS else 0
         self.type = rng.choice(TYPES)
         if lab.lun.type and rng.random() < .85:
             self.type = lab.lun.type
@@ -547,9 +550,10 @@ class Case:
         self.seconds = (self.end - self.begin) / SECOND
         self.wait_idle()
         self.log = lab.helper.log()[self.log_begin:]
-        self.tell('%s %x %x type %d: %s after %.1f s' % (
+        self.tell('%s %x %x type %d%s: %s after %.1f s' % (
             'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
             else NAMES[self.action], self.key, self.sa_key, self.type,
+            {APTPL: ', APTPL', ALL_TG_PT: ', ALL_TG_PT'}.get(self.flags, ''),
             'GOOD' if self.answer == GOOD else self.answer, self.seconds))
 
     def send(self):
@@ -561,7 +565,8 @@ class Case:
             lab.client.send(bytes([CLEANUP]) + bytes(15), [lab.map])
         else:
             lab.client.send(pr_out(self.action, self.type), [lab.map])
-            lab.client.sock.sendall(parameters(self.key, self.sa_key))
+            lab.client.sock.sendall(parameters(self.key, self.sa_key,
+                                                self.flags))
         end = time.monotonic() + 30
         while not select.select([lab.client.sock], [], [], .002)[0]:
             self.kill()
@@ -680,6 +685,10 @@ class Case:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
 
+    def is_hit(self):
+        return any(act.what in (CLEAR, *PREEMPTS) and not act.status
+                   for act in self.done())
+
     def is_half_done(self, act):
         """It has met a new key of ours, and there will be an error."""
         return self.answer not in (GOOD, CONFLICT) and act.key == self.sa_key \
@@ -687,7 +696,8 @@ class Case:
 
     def is_explained(self):
         """Rules 1 to 4."""
-        self.is_fenced = not any(self.nexus(path).key for path in PATHS)
+        self.is_fenced = self.is_hit() and not any(
+            self.nexus(path).key for path in PATHS)
         found = list(self.explanations())
         seen = self.now(US, None)
         keys = {path: self.nexus(path).key for path in PATHS}
@@ -765,13 +775,13 @@ class Case:
             return not self.is_keyless or self.action not in REGISTERS \
                 or 'reservation_key' in log or not self.sa_key \
                 or any(re.match('sd.:', line) for line in self.story)
-        is_hit = any(act.what in (CLEAR, *PREEMPTS) and not act.status
-                     for act in self.done())
-        if self.answer == GOOD and self.action in REGISTERS and not is_hit:
+        if self.answer == GOOD and self.action in REGISTERS \
+                and not self.is_hit():
             return all(self.nexus(path).key == self.sa_key
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS)
-        if self.answer == GOOD and self.action in PREEMPTS and not is_hit:
+        if self.answer == GOOD and self.action in PREEMPTS \
+                and not self.is_hit():
             return all(self.nexus(path).key or not self.first[path]
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS) or not any(
@@ -811,7 +821,7 @@ class Case:
             n.open_other = n.dm_failed = 0
         self.acts, self.target.script.actions = self.done(), 0
         self.action, self.sa_key, self.key = REGISTER_AND_IGNORE, AGAIN, 0
-        self.is_in = self.is_cleanup = False
+        self.is_in = self.is_cleanup = self.flags = False
         self.is_killed = self.is_silent = False
         for _ in range(5):      # somebody may have to resume the map first
             self.wait_idle()
