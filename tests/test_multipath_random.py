@@ -12,14 +12,14 @@ is about time (SIM_SPEED=0: it is not spent), what multipathd knows, and the
 log. test_multipath.py says what each command comes to when nothing is wrong.
 
 The cases are the same in each run; RANDOM_SEED is another first one,
-RANDOM_COMMANDS how many there are (otherwise as many as take a minute at
-most), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed with its number and its story. By hand,
-`python3 tests/test_multipath_random.py NUMBER...` shows cases in detail.
+RANDOM_COMMANDS how many there are (otherwise as many as take less than a
+minute), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed
+with its number and its story; `python3 tests/test_multipath_random.py NUMBER`
+shows what was sent and logged, too.
 
 It must not make a device do what no device does, such as to execute a command
 and then say that it did not.
 """
-import collections
 import errno
 import itertools
 import os
@@ -36,8 +36,8 @@ from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_KEYS,
                       CHECK_CONDITION, parameters, pr_in, pr_out, sense_code)
 from sim import (BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK, OFFLINE, OPEN,
                  RUNNING, STATE, TRANSPORT_OFFLINE)
-from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS, PATHS,
-                            RIVAL, RIVALS, Lab, code as code_of)
+from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS,
+                            PATHS, RIVAL, RIVALS, Lab, code as code_of)
 
 SEED = int(os.environ.get('RANDOM_SEED', 0))
 COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 0)) or 3000
@@ -215,9 +215,9 @@ class Case:
             lab.mpd.version = '0.9.4'
             self.tell('0.9.4')
         name = rng.choice(('nobody', 'registered', 'registered', 'fenced',
-                           'held', 'held', 'held', 'rival holds',
-                           'twin', 'twin holds', 'twin is left') + 6 * self.is_aimed
-                          * ('held',))
+                           'held', 'held', 'held', 'rival holds', 'twin',
+                           'twin holds', 'twin is left')
+                          + 6 * self.is_aimed * ('held',))
         if name != 'nobody':
             lab.registered()
         if self.is_aimed or rng.random() < .7:
