@@ -57,7 +57,8 @@ SCRIPT_FIELDS = {
 ACTION_FIELDS = {
     'at': (0, 'Q'), 'key': (8, 'Q'), 'done_at': (16, 'Q'), 'step': (24, 'I'),
     'what': (28, 'I'), 'nexus': (32, 'I'), 'argument': (36, 'I'),
-    'status': (40, 'I'), 'done_step': (44, 'I'), 'own': (48, 'Q'), 'seen': (56, 'Q')}
+    'status': (40, 'I'), 'done_step': (44, 'I'), 'own': (48, 'Q'),
+    'seen': (56, 'Q')}
 
 # What a script does besides service actions.
 LOOK, STATE, INJECT, DM, OPEN, KILL, DELAY = 8, 16, 17, 18, 19, 20, 21

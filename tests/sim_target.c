@@ -1344,7 +1344,7 @@ static unsigned int nexus_of_state(const char *path)
     unsigned int numbers[2] = { 0 }, i;
 
     if (!begins_with(path, "/sys/dev/block/") || !end
-        || strcmp(end, "/device/state"))
+        || strcmp(end, "/device/state") != 0)
         return NEXUSES;
     if (slave)
         return nexus_of_name(slave + 8, (size_t)(end - slave - 8));
