@@ -44,6 +44,7 @@ SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 MODES = ['sessions', 'single-process']
 KEY, NEW, RIVAL = 0xa11ce, 0xa11ce2, 0xb0b
 EVER = 1 << 30
+FAST = {'SIM_SPEED': '0'}      # nobody waits: the helper's clock jumps
 CLEANUP = 0xff
 CONFLICT, LOST = 'CONFLICT', 'B/08/00'
 
@@ -473,14 +474,14 @@ class Scenarios:
 
 @pytest.fixture(scope='module', params=MODES)
 def module_lab(request):
-    lab = Lab(request.param)
+    lab = Lab(request.param, env=FAST)
     yield lab
     lab.close()
 
 
 @pytest.fixture(scope='module')
 def sessions_lab():
-    lab = Lab()
+    lab = Lab(env=FAST)
     yield lab
     lab.close()
 
