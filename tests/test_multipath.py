@@ -196,6 +196,17 @@ class Lab:
         self.rival_registered()
         self.lun.type, self.lun.holder = type_, RIVALS
 
+    def die(self, path, state='offline'):
+        """The kernel has given the path up, and multipathd knows."""
+        self.root.state(path, state)
+        self.nexus(path).dm_failed = 1
+        self.dead.add(path)
+
+    def live(self, path):
+        self.root.state(path, 'running')
+        self.nexus(path).dm_failed = 0
+        self.dead.discard(path)
+
     # ---- States -----------------------------------------------------------
     def usable(self):
         return [n for n in PATHS if n not in self.dead]
@@ -428,18 +439,13 @@ LOSSES = set(FAILURES) & {'host %02x' % n for n in range(3, 0x20)} - {
 
 
 # ... or before any is.
-def unplug(lab, n, **_):
-    os.unlink(lab.root.node(n))
-
-
 def change_state(text):
-    return lambda lab, n, **_: lab.root.state(n, text)
+    return lambda lab, n, **_: lab.die(n, text)
 
 
 STATES = {'state ' + text: change_state(text)
-          for text in ('offline', 'blocked', 'transport-offline', 'quiesce',
-                       'created-blocked', 'deleted', 'runningx', '')}
-STATES['no node'] = unplug
+          for text in ('offline', 'transport-offline', 'deleted', 'cancel',
+                       'runningx')}
 
 
 class Scenarios:
@@ -641,7 +647,7 @@ def test_the_answer_is_lost_to_a_register_that_is_refused(run_one, others):
                     REFUSALS['status 08'](lab, path, only=(0x5f, REGISTER),
                                           count=1)
                 else:
-                    lab.root.state(path, 'offline')
+                    lab.die(path)
             before = lab.state()
             FAILURES[fault](lab, lost, count=1, after=after,
                             only=(0x5f, REGISTER))
@@ -811,7 +817,7 @@ def test_a_rival_holds(run):
             lab.rival_holds(WRITE_EXCLUSIVE)
             lab.before = lab.state()
             for path in dead:
-                lab.root.state(path, 'offline')
+                lab.die(path)
             assert lab.out(RELEASE, KEY, 0, 1) == GOOD
             assert_unchanged(lab)
 
@@ -843,7 +849,7 @@ def test_type_mismatch_is_never_a_reason_to_preempt(run):
             lab.dead = set(dead)
             lab.before = lab.state()
             for path in dead:
-                lab.root.state(path, 'offline')
+                lab.die(path)
             answer = lab.out(RELEASE, KEY, 0, WRITE_EXCLUSIVE_RO)
             assert answer == (CONFLICT if dead else '5/26/04')
             assert_unchanged(lab)
@@ -863,7 +869,7 @@ def test_release_when_multipathd_does_not_know_us_as_the_holder(run, hold,
             lab.known.prhold = hold
         if hold == '0.9.4':
             lab.mpd.version, lab.known.prhold = hold, 'unknown'
-        lab.root.state(0, 'offline')
+        lab.die(0)
         lab.dead = {0}
         lab.before = lab.state()
         assert lab.out(RELEASE, KEY, 0, 1) == answer
@@ -883,7 +889,7 @@ def test_reserve_again_through_another_path(run, hold):
             lab.lun.type = held_type
             lab.lun.holder = RIVALS if key == RIVAL else 0
             lab.known.prhold = hold
-            lab.root.state(0, 'offline')
+            lab.die(0)
             lab.before = lab.state()
             assert lab.out(RESERVE, KEY, 0, type_) == (
                 GOOD if good else CONFLICT)
@@ -915,7 +921,7 @@ def learn(lab, action, dead=()):
 def prepare_dead(lab, action, dead):
     prepare(lab, action)
     for path in dead:
-        lab.root.state(path, 'offline')
+        lab.die(path)
     lab.dead = set(dead)
     lab.before = lab.state()
 
@@ -970,71 +976,6 @@ def test_multipathd_fails_at_each_command(run_one, name):
                 'register', 'unregister', 'release') else MISBEHAVIOURS[few]):
         if not texts[i].startswith('resume'):   # tried again after a second
             multipathd_fails(run_one, name, texts, i, behaviour, effect)
-
-
-def in_background(cases, number=16):
-    """Runs each case, a function of Scenarios, with labs of its own."""
-    cases, lock = iter(cases), threading.Lock()
-
-    def work():
-        lab = Lab()
-        run = Scenarios(lab)
-        try:
-            while True:
-                with lock:
-                    case = next(cases, None)
-                if case is None:
-                    return run.wrong
-                case(run)
-        finally:
-            lab.close()
-    pool = concurrent.futures.ThreadPoolExecutor(number)
-    results = [pool.submit(work) for _ in range(number)]
-    pool.shutdown(wait=False)
-    return results
-
-
-def slow_cases():
-    """Where the helper waits for multipathd, or before it asks again."""
-    kinds = itertools.cycle([(kind, effect) for kind in multipathd.HANGING
-                             for effect in (False, True)])
-
-    def case(name, i, behaviours):
-        def do(run):
-            texts = learn(run.lab, ACTIONS[name], SUSPENDING.get(name, ()))[0]
-            if i >= len(texts):
-                return
-            for behaviour, effect in behaviours:
-                multipathd_fails(run, name, texts, i, behaviour, effect)
-
-        def do_resume(run):
-            texts = learn(run.lab, ACTIONS[name], SUSPENDING[name])[0]
-            for i, text in enumerate(texts):
-                if text.startswith('resume'):
-                    for behaviour, effect in behaviours:
-                        multipathd_fails(run, name, texts, i, behaviour,
-                                         effect)
-        return do if i is not None else do_resume
-    for name in SUSPENDING:
-        for behaviour in MISBEHAVIOURS[::3]:
-            yield case(name, None, [behaviour])
-    for name, commands in (
-            ('register', 3), ('unregister', 3), ('reserve', 2),
-            ('release', 5), ('clear', 3), ('change the key, holding', 4),
-            ('preempt ourselves', 4), ('clean up', 2)):
-        for i in range(commands):
-            for _ in range(2):
-                yield case(name, i, [next(kinds)])
-
-
-@pytest.fixture(scope='module', autouse=True)
-def background(request):
-    """Begins what takes long, before all else."""
-    results = []
-    if any('background' in item.name for item in request.session.items):
-        results = in_background(slow_cases())
-    yield results
-    concurrent.futures.wait(results)
 
 
 @pytest.mark.parametrize('way', ['absent', 'not root', 'deny', 'fail',
@@ -1181,11 +1122,11 @@ def test_what_multipathd_is_told(run):
                                                               '8:32']
                 assert lab.known.aptpl == (name != 'register')
     with run.scenario('pathlist without the dead') as lab:
-        lab.root.state(1, 'offline')
+        lab.die(1)
         lab.dead = {1}
         assert ACTIONS['register'].run(lab) == GOOD
         assert sorted(lab.known.pathlist.split()) == ['8:0', '8:32']
-        lab.root.state(1, 'running')
+        lab.live(1)
         lab.known.path_returns('sdb')
         lab.dead = set()
 
@@ -1525,7 +1466,7 @@ def test_many_slaves(run_one):
                 continue
             dead = lab.lun.holder
             lab.dead = {dead}
-            lab.root.state(dead, 'offline')
+            lab.die(dead)
             assert lab.out(RELEASE, KEY, 0, 1) == GOOD
             assert lab.holder() is None
             assert {lab.nexus(n).key for n in more + list(PATHS)
@@ -1594,7 +1535,7 @@ def test_path_that_comes_while_releasing(run):
     with run.scenario() as lab:
         lab.strangers_allowed = True
         action = prepare(lab, ACTIONS['release'])
-        lab.root.state(0, 'offline')
+        lab.die(0)
         lab.dead = {0}
 
         def change():
@@ -1654,7 +1595,7 @@ def test_a_reservation_that_was_taken_over_is_ours_in_the_end(run):
 def test_path_that_returns_is_registered_by_multipathd(run):
     """As long as we are registered, with the key that we have by then."""
     with run.scenario() as lab:
-        lab.root.state(1, 'offline')
+        lab.die(1)
         lab.dead = {1}
         for step, key in (((REGISTER, 0, KEY), KEY),
                           ((REGISTER, KEY, NEW), NEW),
@@ -1725,7 +1666,7 @@ def test_spec_i_pt_is_sent_once(run):
         with run.scenario(dead) as lab:
             lab.strangers_allowed = True
             if dead is not None:
-                lab.root.state(dead, 'offline')
+                lab.die(dead)
                 lab.dead = {dead}
             ids = sim.transport_id(200) + sim.transport_id(201)
             data = parameters(0, KEY, 8) + struct.pack('>I', len(ids)) + ids
@@ -1744,7 +1685,7 @@ def test_all_tg_pt_is_sent_once_for_each_host(run):
     for dead, flags in itertools.product((None, 0, 1, 2), (4, 5)):
         with run.scenario(dead, flags) as lab:
             if dead is not None:
-                lab.root.state(dead, 'offline')
+                lab.die(dead)
                 lab.dead = {dead}
             assert lab.out(REGISTER, 0, KEY, flags=flags) == GOOD
             lab.assert_registered(KEY)
@@ -2062,12 +2003,6 @@ def test_where_multipathd_is_looked_for(where):
         run.done()
     finally:
         lab.close()
-
-
-def test_multipathd_hangs_in_background(background):
-    wrong = sum((r.result() for r in background), [])
-    if wrong:
-        pytest.fail('\n'.join(wrong), pytrace=False)
 
 
 def test_number_of_scenarios(capsys):

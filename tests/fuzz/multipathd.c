@@ -40,11 +40,12 @@ static char too_long[109];
 static char *const names[] = { NULL, "/run/m", "@m", "", too_long };
 
 static const char *const verbs[] = {
-    "getprkey map dm-3",    "setprkey map dm-3 key ", "unsetprkey map dm-3",
-    "setprstatus map dm-3", "unsetprstatus map dm-3", "getprhold map dm-3",
-    "setprhold map dm-3",   "unsetprhold map dm-3",   "suspend map alias",
-    "resume map alias",     "getprstatus map dm-3",
-    "show paths format \"%d %t %T\""
+    "getprkey map dm-3",      "setprkey map dm-3 key ",
+    "unsetprkey map dm-3",    "setprstatus map dm-3",
+    "unsetprstatus map dm-3", "getprhold map dm-3",
+    "setprhold map dm-3",     "unsetprhold map dm-3",
+    "suspend map alias",      "resume map alias",
+    "getprstatus map dm-3",   "show paths format \"%d %t %T\""
 };
 
 static struct {
