@@ -260,23 +260,42 @@ static void totals_add(struct server *server, const struct record *record)
     server->totals.errors += record->errors;
 }
 
+/* Of a session that nobody told to leave; without a record: or had a client. */
+static void signal_log(const struct session *session,
+                       const struct record *record, int number)
+{
+    const char *why = number == SIGSYS ? ": it made a system call that the "
+                                         "sandbox forbids, see the kernel's log"
+                                       : "";
+
+    if (record != NULL)
+        log_error("session %ld of client pid %ld uid %lu died of signal %d%s",
+                  (long)session->pid, (long)record->pid,
+                  (unsigned long)record->uid, number, why);
+    else
+        log_error("session %ld died of signal %d before it had a client%s",
+                  (long)session->pid, number, why);
+}
+
 static void session_ended(struct server *server, unsigned i, int status,
                           int64_t now)
 {
     const struct record *record = &server->records[i];
-    bool was_told = server->sessions[i].leave_by != NEVER;
+    const struct session *session = &server->sessions[i];
+    bool has_client;
 
-    if (WIFSIGNALED(status) && !was_told)
-        log_error("session %ld of client pid %ld uid %lu died of signal %d",
-                  (long)server->sessions[i].pid, (long)record->pid,
-                  (unsigned long)record->uid, WTERMSIG(status));
     /* Its byte may be in the pipe although the writer is gone. */
-    if (server->pending == server->sessions[i].pid)
+    if (server->pending == session->pid)
         session_reported(server);
-    if (server->pending == server->sessions[i].pid) {
+    has_client = server->pending != session->pid;
+    if (WIFSIGNALED(status) && session->leave_by == NEVER)
+        signal_log(session, has_client ? record : NULL, WTERMSIG(status));
+    if (!has_client) {
         server->pending = 0;
-        back_off(server, "accept",
-                 WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
+        if (WIFEXITED(status))
+            back_off(server, "accept", WEXITSTATUS(status), now);
+        else
+            server->retry = now + RETRY_AFTER;
     }
     server->sessions[i].pid = 0;
     totals_add(server, record);
