@@ -362,14 +362,18 @@ static uint64_t landlock_files(long version)
 }
 
 /*
- * Gives rights below a directory. One that is not there, or that we can no
- * longer reach with the capabilities that are left, needs no rule.
+ * Gives rights in and below a directory, the first length bytes of path. One
+ * that is not there, or that we can no longer reach with the capabilities
+ * that are left, needs no rule.
  */
-static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
+static int landlock_allow(int ruleset, const char *path, int length,
+                          uint64_t rights)
 {
     struct landlock_path rule = { .rights = rights };
+    char directory[128]; /* a socket's path is shorter */
     int result;
 
+    snprintf(directory, sizeof(directory), "%.*s", length, path);
     rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (rule.directory < 0)
         return errno == ENOENT || errno == EACCES ? 0 : -1;
@@ -377,16 +381,6 @@ static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
                           &rule, 0);
     close(rule.directory);
     return result;
-}
-
-/* To remove files in the directory that path is in, and below it. */
-static int landlock_allow_remove(int ruleset, const char *path)
-{
-    char directory[128]; /* a socket's path is shorter */
-
-    snprintf(directory, sizeof(directory), "%.*s",
-             (int)(strrchr(path, '/') - path) + 1, path);
-    return landlock_allow(ruleset, directory, LANDLOCK_REMOVE_FILE);
 }
 
 /*
@@ -409,11 +403,16 @@ static int landlock_restrict(long version, const char *socket_path)
                            sizeof(refused), 0);
     if (ruleset < 0)
         return -1;
-    if (landlock_allow(ruleset, "/sys", LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
+    if (landlock_allow(ruleset, "/sys", 4,
+                       LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
             == 0
-        && landlock_allow(ruleset, "/dev", device) == 0
+        && landlock_allow(ruleset, "/dev", 4, device) == 0
         && (socket_path == NULL
-            || landlock_allow_remove(ruleset, socket_path) == 0))
+            || landlock_allow(ruleset, socket_path,
+                              (int)(strrchr(socket_path, '/') - socket_path)
+                                  + 1,
+                              LANDLOCK_REMOVE_FILE)
+                   == 0))
         result = (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
     close(ruleset);
     return result;

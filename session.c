@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -98,11 +99,11 @@ static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
 
-    log_about((struct log_peer){ record->pid, record->uid });
+    *log_about() = (struct log_peer){ record->pid, record->uid };
     log_warning("%u clients: disconnecting one of pid %ld uid %lu",
                 server->max_clients, (long)record->pid,
                 (unsigned long)record->uid);
-    log_about((struct log_peer){ 0 });
+    *log_about() = (struct log_peer){ 0 };
 }
 
 /*
@@ -260,36 +261,28 @@ static void totals_add(struct server *server, const struct record *record)
     server->totals.errors += record->errors;
 }
 
-/* Of a session that nobody told to leave; without a record: or had a client. */
-static void signal_log(const struct session *session,
-                       const struct record *record, int number)
-{
-    const char *why = number == SIGSYS ? ": it made a system call that the "
-                                         "sandbox forbids, see the kernel's log"
-                                       : "";
-
-    if (record != NULL)
-        log_error("session %ld of client pid %ld uid %lu died of signal %d%s",
-                  (long)session->pid, (long)record->pid,
-                  (unsigned long)record->uid, number, why);
-    else
-        log_error("session %ld died of signal %d before it had a client%s",
-                  (long)session->pid, number, why);
-}
-
 static void session_ended(struct server *server, unsigned i, int status,
                           int64_t now)
 {
     const struct record *record = &server->records[i];
     const struct session *session = &server->sessions[i];
+    char whose[64] = " that had no client yet";
     bool has_client;
 
     /* Its byte may be in the pipe although the writer is gone. */
     if (server->pending == session->pid)
         session_reported(server);
     has_client = server->pending != session->pid;
+    if (has_client)
+        snprintf(whose, sizeof(whose), " of client pid %ld uid %lu",
+                 (long)record->pid, (unsigned long)record->uid);
     if (WIFSIGNALED(status) && session->leave_by == NEVER)
-        signal_log(session, has_client ? record : NULL, WTERMSIG(status));
+        log_error("session %ld%s died of signal %d%s", (long)session->pid,
+                  whose, WTERMSIG(status),
+                  WTERMSIG(status) == SIGSYS
+                      ? ": it made a system call that the sandbox forbids, see "
+                        "the kernel's log"
+                      : "");
     if (!has_client) {
         server->pending = 0;
         if (WIFEXITED(status))
