@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -101,11 +102,11 @@ static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
 
-    log_about((struct log_peer){ record->pid, record->uid });
+    *log_about() = (struct log_peer){ record->pid, record->uid };
     log_warning("no room for %u clients: disconnecting one of pid %ld uid %lu",
                 active_count(server), (long)record->pid,
                 (unsigned long)record->uid);
-    log_about((struct log_peer){ 0 });
+    *log_about() = (struct log_peer){ 0 };
 }
 
 /*
@@ -298,23 +299,34 @@ static void session_ended(struct server *server, unsigned i, int status,
                           int64_t now)
 {
     const struct record *record = &server->records[i];
-    bool was_told = server->sessions[i].leave_by != NEVER;
+    const struct session *session = &server->sessions[i];
+    char whose[64] = " that had no client yet";
+    bool has_client;
 
-    if (WIFSIGNALED(status) && !was_told)
-        log_error("session %ld of client pid %ld uid %lu died of signal %d",
-                  (long)server->sessions[i].pid, (long)record->pid,
-                  (unsigned long)record->uid, WTERMSIG(status));
     /* Its byte may be in the pipe although the writer is gone. */
-    if (server->pending == server->sessions[i].pid)
+    if (server->pending == session->pid)
         session_reported(server);
-    if (server->pending == server->sessions[i].pid) {
+    has_client = server->pending != session->pid;
+    if (has_client)
+        snprintf(whose, sizeof(whose), " of client pid %ld uid %lu",
+                 (long)record->pid, (unsigned long)record->uid);
+    if (WIFSIGNALED(status) && session->leave_by == NEVER)
+        log_error("session %ld%s died of signal %d%s", (long)session->pid,
+                  whose, WTERMSIG(status),
+                  WTERMSIG(status) == SIGSYS
+                      ? ": it made a system call that the sandbox forbids, see "
+                        "the kernel's log"
+                      : "");
+    if (!has_client) {
         server->pending = 0;
-        back_off(server, "accept a new client",
-                 WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
+        if (WIFEXITED(status))
+            back_off(server, "accept a new client", WEXITSTATUS(status), now);
+        else
+            server->retry = now + RETRY_AFTER;
     }
     server->sessions[i].pid = 0;
     server->sessions_there--;
-    if (was_told)
+    if (session->leave_by != NEVER)
         server->sessions_leaving--;
     totals_add(server, record);
 }

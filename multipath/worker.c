@@ -77,7 +77,7 @@ static ssize_t queue_put(int queue, int map, int answer)
 int worker_ask(int queue, const struct pr_command *command)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    const struct log_peer peer = log_whom();
+    const struct log_peer peer = *log_about();
     uint8_t request[sizeof(peer) + PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
     size_t size = sizeof(peer) + PROTOCOL_CDB_SIZE;
     int ends[2], error;
@@ -194,7 +194,7 @@ static int work_take(struct work *work)
 
     if (bytes < 0)
         return errno;
-    log_about(peer);
+    *log_about() = peer;
     if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
         length += protocol_data_length(work->cdb);
     return (size_t)bytes == length

@@ -74,6 +74,7 @@ Event = collections.namedtuple(
 INJECT_ERRNO, INJECT_RESULT, INJECT_RESID, INJECT_AFTER = 1, 2, 4, 8
 IN_SENSE = -1 << 63     # an argument: where the sense bytes are
 
+ABORT, SMASHED = 0x7ab00001, 0x7ab00002     # in place of a call's number
 SIM_DEVICE, SIM_CHARACTER = 1 << 30, 1 << 29
 
 
