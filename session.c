@@ -201,13 +201,6 @@ static void session_begin(struct server *server, struct record *record)
         ;
     if (sent < 0)
         _exit(errno); /* main would wait for this byte */
-    server->is_session = true;
-    server->sessions = NULL;
-    server->workers = NULL;
-    munmap(server->suspensions, server->slots * sizeof(struct suspension));
-    server->signals_by = 0;
-    server->used = 1;
-    memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     log_syslog_renew();
     server->clients[0].is_session = true;
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
@@ -215,6 +208,13 @@ static void session_begin(struct server *server, struct record *record)
     /* The client reads its hello while we go on; we read nothing of it yet. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
+    server->is_session = true;
+    server->sessions = NULL;
+    server->workers = NULL;
+    munmap(server->suspensions, server->slots * sizeof(struct suspension));
+    server->signals_by = 0;
+    server->used = 1;
+    memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);
