@@ -70,9 +70,24 @@ static unsigned active_count(const struct server *server)
 }
 
 /*
+ * Of two with as many connections, who goes first? Not whoever came, or sent
+ * a command, since there have been too many; not one with a command at a
+ * device; the one that has been idle for longest.
+ */
+static bool goes_before(const struct server *server, const struct record *a,
+                        const struct record *b)
+{
+    int64_t crowded = server->crowded_by - CROWDED_FOR;
+
+    if ((a->since < crowded) != (b->since < crowded))
+        return a->since < crowded;
+    return a->busy != b->busy ? b->busy : a->since < b->since;
+}
+
+/*
  * Returns who has to go: of the peer with the most connections, the one that
- * has been idle for longest; one with a command at a device only if there is
- * no other. (Quadratic in the number of peers, but only at a limit.)
+ * goes_before() its others. (Quadratic in the number of peers, but only at a
+ * limit.)
  */
 static unsigned victim_choose(const struct server *server)
 {
@@ -90,10 +105,7 @@ static unsigned victim_choose(const struct server *server)
                           : peer_connections(server, i);
         if (victim < server->slots
             && (connections < most
-                || (connections == most
-                    && (record->busy > best->busy
-                        || (record->busy == best->busy
-                            && record->since >= best->since)))))
+                || (connections == most && !goes_before(server, record, best))))
             continue;
         victim = i;
         most = connections;
@@ -104,10 +116,11 @@ static unsigned victim_choose(const struct server *server)
 static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
+    unsigned clients = active_count(server);
 
-    log_warning("no room for %u clients: disconnecting one of pid %ld uid %lu",
-                active_count(server), (long)record->pid,
-                (unsigned long)record->uid);
+    log_warning("%u clients: disconnecting one of pid %ld uid %lu",
+                clients < server->max_clients ? clients : server->max_clients,
+                (long)record->pid, (unsigned long)record->uid);
 }
 
 /*
