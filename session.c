@@ -67,9 +67,24 @@ static unsigned active_count(const struct server *server)
 }
 
 /*
+ * Of two with as many connections, who goes first? Not whoever came, or sent
+ * a command, since there have been too many; not one with a command at a
+ * device; the one that has been idle for longest.
+ */
+static bool goes_before(const struct server *server, const struct record *a,
+                        const struct record *b)
+{
+    int64_t crowded = server->crowded_by - CROWDED_FOR;
+
+    if ((a->since < crowded) != (b->since < crowded))
+        return a->since < crowded;
+    return a->busy != b->busy ? b->busy : a->since < b->since;
+}
+
+/*
  * Returns who has to go: of the peer with the most connections, the one that
- * has been idle for longest; one with a command at a device only if there is
- * no other. (Quadratic in the number of peers, but only at a limit.)
+ * goes_before() its others. (Quadratic in the number of peers, but only at a
+ * limit.)
  */
 static unsigned victim_choose(const struct server *server)
 {
@@ -87,10 +102,7 @@ static unsigned victim_choose(const struct server *server)
                           : peer_connections(server, i);
         if (victim < server->slots
             && (connections < most
-                || (connections == most
-                    && (record->busy > best->busy
-                        || (record->busy == best->busy
-                            && record->since >= best->since)))))
+                || (connections == most && !goes_before(server, record, best))))
             continue;
         victim = i;
         most = connections;
@@ -101,11 +113,12 @@ static unsigned victim_choose(const struct server *server)
 static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
+    unsigned clients = active_count(server);
 
     *log_about() = (struct log_peer){ record->pid, record->uid };
-    log_warning("no room for %u clients: disconnecting one of pid %ld uid %lu",
-                active_count(server), (long)record->pid,
-                (unsigned long)record->uid);
+    log_warning("%u clients: disconnecting one of pid %ld uid %lu",
+                clients < server->max_clients ? clients : server->max_clients,
+                (long)record->pid, (unsigned long)record->uid);
     *log_about() = (struct log_peer){ 0 };
 }
 
@@ -200,13 +213,6 @@ static void session_begin(struct server *server, struct record *record)
         ;
     if (sent < 0)
         _exit(errno); /* main would wait for this byte */
-    server->is_session = true;
-    server->sessions = NULL;
-    server->workers = NULL;
-    munmap(server->suspensions, server->slots * sizeof(struct suspension));
-    server->signals_by = 0;
-    server->used = 1;
-    memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     log_syslog_renew();
     server->clients[0].is_session = true;
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
@@ -214,6 +220,13 @@ static void session_begin(struct server *server, struct record *record)
     /* The client reads its hello while we go on; we read nothing of it yet. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
+    server->is_session = true;
+    server->sessions = NULL;
+    server->workers = NULL;
+    munmap(server->suspensions, server->slots * sizeof(struct suspension));
+    server->signals_by = 0;
+    server->used = 1;
+    memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);

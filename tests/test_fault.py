@@ -108,6 +108,7 @@ EXPECTED = {
     # listen.c
     'getsockopt passed_option': {START: (e.ENOTSOCK, e.EBADF)},
     'fcntl listen_activated': {START: (e.EBADF,)},
+    'listen listen_activated': {SAME: (e.EACCES, e.EINVAL)},
     'setsockopt listen_activated': {SAME: (e.ENOPROTOOPT, e.EINVAL)},
     'socket unix_socket': {START: (e.EMFILE, e.EAFNOSUPPORT)},
     'stat is_in_shared_directory': {SAME: (e.EACCES, e.ENOENT)},
@@ -897,8 +898,11 @@ def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
         if not re.search(scenario.only or '', name):
             continue
         most = 4 if 'client_' in name else 2
-        if 'ioctl' in name or name == 'ppoll server_wait 1':
-            most = 1        # how often the latter is called, time tells
+        # How often the second is called, time tells; the others are too late
+        # for a client that is closed anyway.
+        if re.search('ioctl|ppoll server_wait 1|setrlimit session_begin|'
+                     'sandbox_session|filter_install', name):
+            most = 1
         for outcome, errors in expected(name, role, scenario).items():
             for error in errors:
                 tools.pairs.add((where[0], role, error))
