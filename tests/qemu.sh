@@ -7,6 +7,7 @@
 # With multipath, its disk is a multipath map.
 # HELPER is the helper under test (./qemu-pr-helper).  QEMU, the guest's
 # kernel and what goes into its initramfs are fetched if not installed.
+# QEMU_RUN is run in place of qemu/chain.py, with the same arguments.
 #
 # Must work for any user and without KVM, and must write nothing outside the
 # build directory.
@@ -18,7 +19,7 @@ BUILD=${BUILD:-$top/build}
     QEMU_FETCHED=1 exec "$top/tests/fetch.sh" qemu-system-x86 busybox-static \
         sg3-utils =linux-image-cloud-amd64 -- "$0" "$@"
 
-run="python3 $top/tests/qemu/chain.py"
+run=${QEMU_RUN:-python3 $top/tests/qemu/chain.py}
 if [ "${1:-}" = multipath ]; then
     # shellcheck disable=SC2046 # a list of words
     "$top/tests/fetch.sh" $("$top/tests/multipath/setup.sh" packages)
