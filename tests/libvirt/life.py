@@ -1,4 +1,4 @@
-"""The helper in the hands of libvirt, run inside User-mode Linux by libvirt.sh.
+"""The helper in libvirt's hands, run inside User-mode Linux by libvirt.sh.
 
 libvirtd starts one for a virtual machine whose disk has <reservations
 managed='yes'/>, with its own environment, as a daemon, and with a PID file of
@@ -117,10 +117,11 @@ class Libvirtd:
         os.symlink('/run', '/var/run')
         for directory in 'lib/libvirt', 'cache/libvirt', 'log/libvirt':
             os.makedirs('/var/' + directory)
-        for path, line in (('/etc/passwd', 'libvirt-qemu:x:64055:64055::/:\n'),
-                           ('/etc/group', 'libvirt-qemu:x:64055:\nkvm:x:107:\n')):
-            with open(path, 'a') as f:      # that Debian's libvirtd looks for
-                f.write(line)
+        for path, lines in (    # that Debian's libvirtd looks for
+                ('/etc/passwd', 'libvirt-qemu:x:64055:64055::/:\n'),
+                ('/etc/group', 'libvirt-qemu:x:64055:\nkvm:x:64056:\n')):
+            with open(path, 'a') as f:
+                f.write(lines)
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.manager.setblocking(False)
@@ -288,9 +289,9 @@ def plugged(name, helper, guest, rival):
     check(name + ': the guest has noticed', guest.wait_disk(False))
     check(name + ': the reservation is still the guest\'s',
           rival.reservation(), OURS)
-    check(name + ': the disk is plugged in again', virsh(
-        'attach-device', 'vm', write('/run/sda.xml', DISK % ('sda', 'sda')))[0],
-        0)
+    first = write('/run/sda.xml', DISK % ('sda', 'sda'))
+    check(name + ': the disk is plugged in again',
+          virsh('attach-device', 'vm', first)[0], 0)
     check(name + ': the guest has it', guest.wait_disk())
     serves(name + ', plugged again', helper, guest, rival)
 
