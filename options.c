@@ -80,33 +80,31 @@ static void usage(void)
            (int)(defaults.stop_timeout / SECOND));
 }
 
-/* Is it a decimal number from least to most, and nothing else? */
-static bool is_number(const char *text, unsigned long least, unsigned long most,
-                      unsigned long *value)
-{
-    char *end;
-
-    errno = 0;
-    *value = strtoul(text, &end, 10);
-    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
-           && *value >= least && *value <= most;
-}
-
+/* A decimal number from least to most; anything else is fatal. */
 static unsigned long number(const char *option, const char *text,
                             unsigned long least, unsigned long most)
 {
+    char *end;
     unsigned long value;
 
-    if (!is_number(text, least, most, &value))
+    errno = 0;
+    value = strtoul(text, &end, 10);
+    if (!isdigit((unsigned char)text[0]) || *end != '\0' || errno != 0
+        || value < least || value > most)
         fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
               most);
     return value;
 }
 
 /* A number that fits an id, for names that are in no database. */
-static bool is_id(const char *text, unsigned long *id)
+static bool id_parse(const char *text, unsigned long *id)
 {
-    return is_number(text, 0, (uid_t)-1 - 1, id);
+    char *end;
+
+    errno = 0;
+    *id = strtoul(text, &end, 10);
+    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
+           && *id < (uid_t)-1;
 }
 
 static uid_t user_id(const char *name)
@@ -116,7 +114,7 @@ static uid_t user_id(const char *name)
 
     if (user != NULL)
         return user->pw_uid;
-    if (!is_id(name, &id))
+    if (!id_parse(name, &id))
         fatal("invalid user '%s'", name);
     return (uid_t)id;
 }
@@ -128,7 +126,7 @@ static gid_t group_id(const char *name)
 
     if (group != NULL)
         return group->gr_gid;
-    if (!is_id(name, &id))
+    if (!id_parse(name, &id))
         fatal("invalid group '%s'", name);
     return (gid_t)id;
 }

@@ -15,10 +15,10 @@ set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck disable=SC2046 # a list of words
 [ -n "${LIBVIRT_FETCHED:-}" ] ||
-    LIBVIRT_FETCHED=1 exec "$top/tests/fetch.sh" libvirt-daemon \
+    LIBVIRT_FETCHED=1 exec "$top/tests/fetch.sh" python3 libvirt-daemon \
         libvirt-clients $("$top/tests/multipath/setup.sh" packages) -- "$0"
 
-QEMU_RUN="$top/tests/multipath/setup.sh python3 $top/tests/libvirt/life.py"
+QEMU_RUN="$top/tests/multipath/setup.sh $PYTHON $top/tests/libvirt/life.py"
 UML_NEXUSES=3
 export QEMU_RUN UML_NEXUSES
 exec "$top/tests/qemu.sh"

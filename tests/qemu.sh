@@ -19,13 +19,14 @@ BUILD=${BUILD:-$top/build}
     QEMU_FETCHED=1 exec "$top/tests/fetch.sh" qemu-system-x86 busybox-static \
         sg3-utils =linux-image-cloud-amd64 -- "$0" "$@"
 
-run=${QEMU_RUN:-python3 $top/tests/qemu/chain.py}
+run="python3 $top/tests/qemu/chain.py"
 if [ "${1:-}" = multipath ]; then
     # shellcheck disable=SC2046 # a list of words
     "$top/tests/fetch.sh" $("$top/tests/multipath/setup.sh" packages)
     run="$top/tests/multipath/setup.sh $run --multipath"
     export UML_NEXUSES=3
 fi
+run=${QEMU_RUN:-$run}
 
 # linux-image-cloud-amd64 is empty; its documentation is a link that is named
 # after the package with the current kernel.
