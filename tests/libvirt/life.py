@@ -113,8 +113,16 @@ class Libvirtd:
     """The daemon, and the service manager that it believes to have."""
 
     def __init__(self):
+        os.mkdir('/run/var')
+        subprocess.check_call(['mount', '--rbind', '/var', '/run/var'])
         subprocess.check_call(['mount', '-t', 'tmpfs', 'var', '/var'])
         os.symlink('/run', '/var/run')
+        for path in (os.path.dirname(TESTS), os.environ['BUILD'],
+                     os.path.dirname(sys.argv[1])):
+            if path.startswith('/var/') and not os.path.exists(path):
+                os.makedirs(path)           # as it was
+                subprocess.check_call(['mount', '--rbind', '/run' + path,
+                                       path])
         for directory in 'lib/libvirt', 'cache/libvirt', 'log/libvirt':
             os.makedirs('/var/' + directory)
         for path, lines in (    # that Debian's libvirtd looks for
