@@ -149,6 +149,10 @@ check-qemu: $(HELPER)
 	tests/qemu.sh
 	tests/qemu.sh multipath
 
+# libvirt's own helper for each virtual machine, beside QEMU's.
+check-libvirt: $(HELPER)
+	tests/libvirt.sh
+
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER)
 	tests/run.sh multipath reference
@@ -319,5 +323,5 @@ distclean:
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
-	check-reproducible check-deb check-recipes check-qemu fuzz soak coverage lint \
-	bench demo install uninstall dist deb clean distclean
+	check-reproducible check-deb check-recipes check-qemu check-libvirt fuzz soak \
+	coverage lint bench demo install uninstall dist deb clean distclean
