@@ -144,6 +144,11 @@ check-qemu: $(HELPER)
 	tests/qemu.sh
 	tests/qemu.sh multipath
 
+# A guest with a reservation moves from host to host, with the QEMU of Debian
+# sid; as root.
+check-migration: $(HELPER)
+	tests/migration.sh
+
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER)
 	tests/run.sh multipath reference
@@ -314,5 +319,5 @@ distclean:
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
-	check-reproducible check-deb check-recipes check-qemu fuzz soak coverage lint \
-	bench demo install uninstall dist deb clean distclean
+	check-reproducible check-deb check-recipes check-qemu check-migration fuzz \
+	soak coverage lint bench demo install uninstall dist deb clean distclean

@@ -195,7 +195,7 @@ class Journey:
     def unfence(self):
         self.trying.end()
         check('the rival has been refused all the time',
-              (self.trying.refused() > 20, self.trying.breaches()),
+              (self.trying.refused() > 0, self.trying.breaches()),
               (True, {}))
 
     def check_guest(self):
@@ -339,6 +339,13 @@ def main():
             journey.move('a', alua)
             journey.move('b', reset)
             if number == 5:
+                for state, word in (('offline', 'failed faulty offline'),
+                                    ('running', 'active ready running')):
+                    cluster.set_state('sda', state)
+                    multipathd.wait_path('sda', word)
+                print('-- a path of host a was gone for a moment')
+                journey.check_fenced(hosts['a'])
+                journey.check_state()
                 journey.stay('c')
                 journey.move('c', nothing)
                 journey.move('b', alua)
