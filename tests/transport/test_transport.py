@@ -1,0 +1,311 @@
+"""Reservations on multipath maps while connections of their paths fail.
+
+Runs as root inside tests/uml.sh and tests/multipath/setup.sh; see
+iscsi.py for what is there. What must hold, whatever the transport does:
+a host that GOOD says is registered writes through every path that is back,
+and has one key on all of them; one that has unregistered, or that has been
+fenced, writes through none; GOOD to RESERVE or RELEASE is what the other
+host sees. An error may be the answer while a path fails, never afterwards.
+
+So that this takes minutes, a failure strikes all maps at once, and on each
+of them another command is sent: each test looks at what came of one.
+"""
+import errno
+import mmap
+import os
+import threading
+import time
+
+import pytest
+
+import prclient as pr
+import iscsi
+from conftest import Helper, program
+from iscsi import View, direct, wait_until
+
+A, A2, B = 0xa11ce, 0xa11ce2, 0xb0b     # keys: ours, our next, the rival's
+TYPE, OTHER = pr.WRITE_EXCLUSIVE_RO, pr.EXCLUSIVE_ACCESS_RO
+ALL = pr.WRITE_EXCLUSIVE_AR
+NOTHING = None
+
+
+class Case:
+    """On a map where the rival is registered and ours is what before says
+    ('' nothing, 'registered', 'held'; the rival holds it otherwise, with
+    'free' nobody) a command is sent, or nothing, and the rival perhaps
+    fences us while it is carried out; after says what is right then."""
+
+    def __init__(self, before, command, after, type_=TYPE, fenced=False):
+        self.before, self.command, self.after = before, command, after
+        self.type, self.fenced = type_, fenced
+
+
+REGISTERED = View([A, A], [B], (B, TYPE), 'rival')
+CHANGED = REGISTERED._replace(ours=[A2, A2])
+OUT = REGISTERED._replace(ours=[])
+HOLDING = View([A, A], [B], (A, TYPE), 'us')
+ALONE = HOLDING._replace(rivals=[])
+CASES = {
+    'register': Case('', (pr.REGISTER, 0, A), REGISTERED),
+    'register-and-ignore': Case('', (pr.REGISTER_AND_IGNORE, 0, A),
+                                REGISTERED),
+    'change': Case('registered', (pr.REGISTER, A, A2), CHANGED),
+    'change-and-ignore': Case('registered', (pr.REGISTER_AND_IGNORE, 0, A2),
+                              CHANGED),
+    'change-held': Case('held', (pr.REGISTER, A, A2),
+                        HOLDING._replace(ours=[A2, A2],
+                                         reservation=(A2, TYPE))),
+    'unregister': Case('registered', (pr.REGISTER, A, 0), OUT),
+    'unregister-and-ignore': Case('registered',
+                                  (pr.REGISTER_AND_IGNORE, 0, 0), OUT),
+    'unregister-held': Case('held', (pr.REGISTER, A, 0),
+                            View([], [B], None, None)),
+    'reserve': Case('registered free', (pr.RESERVE, A, 0, TYPE), HOLDING),
+    'release': Case('held', (pr.RELEASE, A, 0, TYPE),
+                    View([A, A], [B], None, None)),
+    'clear': Case('held', (pr.CLEAR, A), View([], [], None, None)),
+    'preempt-rival': Case('registered', (pr.PREEMPT, A, B, TYPE), ALONE),
+    'preempt-and-abort-rival': Case(
+        'registered', (pr.PREEMPT_AND_ABORT, A, B, TYPE), ALONE),
+    'preempt-own': Case('held', (pr.PREEMPT, A, A, OTHER),
+                        HOLDING._replace(reservation=(A, OTHER))),
+    'preempt-and-abort-own': Case(
+        'held', (pr.PREEMPT_AND_ABORT, A, A, OTHER),
+        HOLDING._replace(reservation=(A, OTHER))),
+    'preempt-all': Case('registered', (pr.PREEMPT, A, 0, ALL),
+                        View([A, A], [], (0, ALL), 'us'), type_=ALL),
+    'fenced': Case('held', NOTHING, OUT, fenced=True),
+    'fenced-change': Case('registered', (pr.REGISTER, A, A2), OUT,
+                          fenced=True),
+    'fenced-preempt-own': Case('held', (pr.PREEMPT, A, A, TYPE), OUT,
+                               fenced=True),
+}
+
+
+class Failure:
+    """how: what becomes of the connections of these paths, either before the
+    command or, with 'midst', while it is carried out; for so many seconds."""
+
+    def __init__(self, how, paths, seconds, moment='before'):
+        self.how, self.paths, self.seconds = how, paths, seconds
+        self.moment = moment
+
+
+LONG = iscsi.REPLACEMENT + 4
+FAILURES = {
+    '%s-%s' % (name, '-and-'.join(map(str, paths))):
+        Failure(how, paths, seconds, moment)
+    for paths in ((0,), (1,), (0, 1))
+    for name, how, seconds, moment in (
+        ('cut', 'cut', 2, 'before'), ('cut-long', 'cut', LONG, 'before'),
+        ('cut-in-the-midst', 'cut', 2, 'midst'),
+        ('stalled', 'stall', 2, 'before'),
+        ('mute', 'mute', 3 * iscsi.NOOP, 'before'))
+    if len(paths) == 1 or name in ('cut', 'cut-in-the-midst')}
+
+
+# Writes, which are what reservations are about. ------------------------------
+
+def write(fd, block):
+    """errno of one block written: EBADE says RESERVATION CONFLICT."""
+    try:
+        os.pwrite(fd, block, 0)
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def write_through(device):
+    block = mmap.mmap(-1, 512)      # at a page's start, for O_DIRECT
+    fd = os.open('/dev/' + os.path.basename(device), os.O_WRONLY | os.O_DIRECT)
+    try:
+        return write(fd, block)
+    finally:
+        os.close(fd)
+
+
+class Writer:
+    """Writes through a map all the time, as a guest would."""
+
+    def __init__(self, device):
+        self.device = device
+        self.done = []          # (when it began, when it ended, errno)
+        self.is_over = False
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        block = mmap.mmap(-1, 512)
+        fd = os.open(self.device, os.O_WRONLY | os.O_DIRECT)
+        while not self.is_over:
+            began = time.monotonic()
+            result = write(fd, block)
+            self.done.append((began, time.monotonic(), result))
+            time.sleep(0.2)
+        os.close(fd)
+
+    def stop(self):
+        self.is_over = True
+        self.thread.join(60)
+        assert not self.thread.is_alive(), 'a write hangs'
+
+    def since(self, moment):
+        """The results of writes that began later."""
+        return {result for began, _, result in self.done if began > moment}
+
+
+# One failure, and what came of each command. ---------------------------------
+
+class Trial:
+    """One case on one map."""
+
+    def __init__(self, name, map_, helper):
+        self.case, self.map = CASES[name], map_
+        self.client = helper.client(timeout=120)
+        self.fd = pr.open_device(map_.device)
+        self.answer = self.writer = self.fenced_at = None
+
+    def send(self, command):
+        return self.client.out(self.fd, *command).status
+
+    def prepare(self):
+        self.map.reset()
+        case = self.case
+        assert self.map.rival_out(pr.REGISTER, 0, B) == pr.GOOD
+        if case.before != '':
+            assert self.send((pr.REGISTER, 0, A)) == pr.GOOD
+        if case.before == 'held':
+            assert self.send((pr.RESERVE, A, 0, case.type)) == pr.GOOD
+        elif 'free' not in case.before:
+            assert self.map.rival_out(pr.RESERVE, B, 0, case.type) == pr.GOOD
+        self.writer = Writer(self.map.device)
+
+    def run(self):
+        """In a thread, as there are many."""
+        if self.case.command:
+            self.answer = self.send(self.case.command)
+            self.answered_at = time.monotonic()
+
+    def fence(self):
+        """As fence_scsi does it: preempt what is registered and not ours,
+        but until there is nothing left."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            keys = set(self.map.rival_do(direct.keys)) - {B}
+            if not keys:
+                break
+            for key in keys:
+                self.map.rival_out(pr.PREEMPT, B, key, self.case.type)
+        else:
+            raise AssertionError('there is no end of our keys')
+        self.fenced_at = time.monotonic()
+
+    def repeat(self):
+        """A guest whose command failed sends it again. If that was done after
+        all, it may be a conflict now."""
+        action, key, *rest = self.case.command
+        if action == pr.REGISTER:
+            action, key = pr.REGISTER_AND_IGNORE, 0
+        return self.send((action, key, *rest))
+
+    def close(self):
+        if self.writer:
+            self.writer.stop()
+        os.close(self.fd)
+        self.client.close()
+
+
+@pytest.fixture(scope='module')
+def machine():
+    program = iscsi.missing()
+    if program:
+        pytest.skip('not installed: ' + program)
+    return iscsi.Machine(len(CASES))
+
+
+@pytest.fixture(scope='module')
+def helper(tmp_path_factory):
+    started = Helper(str(tmp_path_factory.mktemp('helper')),
+                     program('HELPER', 'qemu-pr-helper'))
+    yield started
+    started.stop()
+    assert started.crashes() == []
+
+
+def in_threads(functions):
+    threads = [threading.Thread(target=f, daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def join(threads):
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), 'a command does not end'
+
+
+@pytest.fixture(scope='module', params=FAILURES)
+def trials(request, machine, helper):
+    failure = FAILURES[request.param]
+    machine.restore()
+    by_name = {name: Trial(name, map_, helper)
+               for name, map_ in zip(CASES, machine.maps)}
+    everyone = by_name.values()
+    for trial in everyone:
+        trial.prepare()
+    relays = [machine.relays[number] for number in failure.paths]
+    commands = []
+    if failure.moment == 'midst':
+        commands = in_threads([trial.run for trial in everyone])
+        time.sleep(0.1)
+    for relay in relays:
+        getattr(relay, failure.how)()
+    began = time.monotonic()
+    if failure.how == 'cut':
+        for number in failure.paths:
+            wait_until(lambda: machine.state(number) == 'blocked',
+                       'the disks of path %d are blocked' % number)
+    commands += in_threads([trial.run for trial in everyone
+                            if not commands])
+    time.sleep(0.5)
+    fences = in_threads([trial.fence for trial in everyone
+                         if trial.case.fenced])
+    time.sleep(max(0, began + failure.seconds - time.monotonic()))
+    machine.restore()
+    join(commands + fences)
+    yield by_name
+    for trial in everyone:
+        trial.close()
+
+
+def right(trial):
+    return trial.map.view() == trial.case.after
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_good_is_true(trials, name):
+    trial = trials[name]
+    case, expected = trial.case, trial.case.after
+    good_at = None
+    if case.command and not case.fenced:
+        if trial.answer == pr.GOOD:
+            good_at = trial.answered_at
+        else:
+            assert trial.repeat() in (pr.GOOD, pr.RESERVATION_CONFLICT)
+            good_at = time.monotonic()
+    elif case.command and trial.answer == pr.GOOD:
+        pass                        # before it was fenced
+    time.sleep(max(0, good_at + 1 - time.monotonic()) if good_at else 0)
+    assert trial.map.view() == expected
+    assert not trial.map.is_suspended()
+    trial.writer.stop()
+    may_write = not expected.reservation or expected.ours
+    results = {path: write_through(path) for path in trial.map.paths}
+    assert results == dict.fromkeys(trial.map.paths,
+                                    0 if may_write else errno.EBADE)
+    since = trial.writer.since(good_at or trial.fenced_at)
+    if expected.ours:
+        assert errno.EBADE not in since, 'a write that was registered failed'
+    elif not may_write:
+        assert 0 not in since, 'a write that was not registered was done'
