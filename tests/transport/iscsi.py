@@ -26,7 +26,7 @@ import prclient as pr
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
                 + '/multipath')
 import cluster      # noqa: E402, of the multipath tests
-from cluster import ask, direct, settle, wait_until
+from cluster import DEADLINE, ask, direct, settle, wait_until
 
 TARGET = 'iqn.2026-11.example:target'
 US, RIVAL = 'iqn.2026-11.example:us', 'iqn.2026-11.example:rival'
@@ -36,7 +36,7 @@ PORT = 3260                     # the target's; the relays' are the next ones
 # A session whose connection is lost is tried again for REPLACEMENT seconds,
 # in which its disks are 'blocked'; then they are 'transport-offline'. That a
 # connection has fallen silent is noticed after NOOP seconds twice.
-REPLACEMENT, NOOP = 6, 2
+REPLACEMENT, NOOP = 10, 2
 SETTINGS = '''
 node.session.timeo.replacement_timeout = %d
 node.conn[0].timeo.noop_out_interval = %d
@@ -183,7 +183,7 @@ def make_target(luns):
 
 
 def iscsiadm(*words):
-    subprocess.run(['iscsiadm', *words], check=True, timeout=cluster.DEADLINE,
+    subprocess.run(['iscsiadm', *words], check=True, timeout=DEADLINE,
                    stdout=subprocess.DEVNULL)
 
 
@@ -298,6 +298,9 @@ class Multipathd(cluster.Multipathd):
 
     def wait_for_all(self):
         """Every path is well, say the kernel, the checker and the map."""
+        wait_until(lambda: all(state(path) == 'running'
+                               for path in self.paths), 'all are connected')
+
         def are_well():
             well = [line.split()[0] for line in ask(
                 'show paths format "%d %t %T %o"').splitlines()
@@ -338,9 +341,14 @@ class Machine:
         self.multipathd.start()
         self.maps = [Map(*disks) for disks in zip(zip(*paths), rivals)]
 
-    def state(self, number):
-        """What the disks of a path are in, if it is one thing."""
-        return '/'.join({state(m.paths[number]) for m in self.maps})
+    def fail(self, how, numbers):
+        """A function of Relay, for these; a cut is known when this ends."""
+        for number in numbers:
+            getattr(self.relays[number], how)()
+        if how == 'cut':
+            wait_until(lambda: not any(
+                state(m.paths[number]) == 'running'
+                for m in self.maps for number in numbers), 'disks are blocked')
 
     def restore(self):
         for relay in self.relays:

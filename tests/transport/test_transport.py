@@ -21,7 +21,7 @@ import pytest
 import prclient as pr
 import iscsi
 from conftest import Helper, program
-from iscsi import View, direct, wait_until
+from iscsi import DEADLINE, View, direct, wait_until
 
 A, A2, B = 0xa11ce, 0xa11ce2, 0xb0b     # keys: ours, our next, the rival's
 TYPE, OTHER = pr.WRITE_EXCLUSIVE_RO, pr.EXCLUSIVE_ACCESS_RO
@@ -91,17 +91,17 @@ class Failure:
         self.moment = moment
 
 
-LONG = iscsi.REPLACEMENT + 4
+LONG = iscsi.REPLACEMENT + 2
 FAILURES = {
     '%s-%s' % (name, '-and-'.join(map(str, paths))):
         Failure(how, paths, seconds, moment)
-    for paths in ((0,), (1,), (0, 1))
-    for name, how, seconds, moment in (
-        ('cut', 'cut', 2, 'before'), ('cut-long', 'cut', LONG, 'before'),
-        ('cut-in-the-midst', 'cut', 2, 'midst'),
-        ('stalled', 'stall', 2, 'before'),
-        ('mute', 'mute', 3 * iscsi.NOOP, 'before'))
-    if len(paths) == 1 or name in ('cut', 'cut-in-the-midst')}
+    for name, how, seconds, moment, places in (
+        ('cut', 'cut', 2, 'before', ((0,), (1,), (0, 1))),
+        ('cut-long', 'cut', LONG, 'before', ((0,), (1,))),
+        ('cut-in-the-midst', 'cut', 2, 'midst', ((0,), (1,))),
+        ('stalled', 'stall', 2, 'before', ((0,),)),
+        ('mute', 'mute', 3 * iscsi.NOOP, 'before', ((0,), (1,))))
+    for paths in places}
 
 
 # Writes, which are what reservations are about. ------------------------------
@@ -157,13 +157,13 @@ class Writer:
 # One failure, and what came of each command. ---------------------------------
 
 class Trial:
-    """One case on one map."""
+    """One case on one map, and what came of it."""
 
     def __init__(self, name, map_, helper):
         self.case, self.map = CASES[name], map_
         self.client = helper.client(timeout=120)
         self.fd = pr.open_device(map_.device)
-        self.answer = self.writer = self.fenced_at = None
+        self.answer = self.again = self.writer = None
 
     def send(self, command):
         return self.client.out(self.fd, *command).status
@@ -181,32 +181,39 @@ class Trial:
         self.writer = Writer(self.map.device)
 
     def run(self):
-        """In a thread, as there are many."""
         if self.case.command:
+            t0 = time.monotonic()
             self.answer = self.send(self.case.command)
-            self.answered_at = time.monotonic()
+            self.took = time.monotonic() - t0
+            self.settled_at = time.monotonic()
 
     def fence(self):
-        """As fence_scsi does it: preempt what is registered and not ours,
+        """As fence_scsi does it: preempts what is registered and not ours,
         but until there is nothing left."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + DEADLINE
         while time.monotonic() < end:
             keys = set(self.map.rival_do(direct.keys)) - {B}
             if not keys:
                 break
             for key in keys:
                 self.map.rival_out(pr.PREEMPT, B, key, self.case.type)
-        else:
-            raise AssertionError('there is no end of our keys')
-        self.fenced_at = time.monotonic()
+        self.settled_at = time.monotonic()
 
-    def repeat(self):
-        """A guest whose command failed sends it again. If that was done after
-        all, it may be a conflict now."""
-        action, key, *rest = self.case.command
-        if action == pr.REGISTER:
-            action, key = pr.REGISTER_AND_IGNORE, 0
-        return self.send((action, key, *rest))
+    def finish(self):
+        """When all paths are back. A guest whose command failed sends it once
+        more; if that was done after all, it may be a conflict now."""
+        if self.case.command and not self.case.fenced and self.answer:
+            action, key, *rest = self.case.command
+            if action == pr.REGISTER:
+                action, key = pr.REGISTER_AND_IGNORE, 0
+            self.again = self.send((action, key, *rest))
+            self.settled_at = time.monotonic()
+        time.sleep(max(0, self.settled_at + 1 - time.monotonic()))
+        self.view, self.is_suspended = self.map.view(), self.map.is_suspended()
+        self.writer.stop()
+        self.results = [write_through(path) for path in self.map.paths]
+        self.since = self.writer.since(self.settled_at)
+        print("ANSWER", *[k for k in CASES if CASES[k] is self.case], "%.1f" % getattr(self, "took", 0), self.answer, self.again, self.view)
 
     def close(self):
         if self.writer:
@@ -232,7 +239,7 @@ def helper(tmp_path_factory):
     assert started.crashes() == []
 
 
-def in_threads(functions):
+def start_all(functions):
     threads = [threading.Thread(target=f, daemon=True) for f in functions]
     for thread in threads:
         thread.start()
@@ -241,8 +248,8 @@ def in_threads(functions):
 
 def join(threads):
     for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive(), 'a command does not end'
+        thread.join(2 * DEADLINE)
+        assert not thread.is_alive(), 'it does not end'
 
 
 @pytest.fixture(scope='module', params=FAILURES)
@@ -252,60 +259,96 @@ def trials(request, machine, helper):
     by_name = {name: Trial(name, map_, helper)
                for name, map_ in zip(CASES, machine.maps)}
     everyone = by_name.values()
-    for trial in everyone:
-        trial.prepare()
-    relays = [machine.relays[number] for number in failure.paths]
+    join(start_all([trial.prepare for trial in everyone]))
     commands = []
     if failure.moment == 'midst':
-        commands = in_threads([trial.run for trial in everyone])
+        commands = start_all([trial.run for trial in everyone])
         time.sleep(0.1)
-    for relay in relays:
-        getattr(relay, failure.how)()
     began = time.monotonic()
-    if failure.how == 'cut':
-        for number in failure.paths:
-            wait_until(lambda: machine.state(number) == 'blocked',
-                       'the disks of path %d are blocked' % number)
-    commands += in_threads([trial.run for trial in everyone
-                            if not commands])
+    machine.fail(failure.how, failure.paths)
+    if failure.moment != 'midst':
+        commands = start_all([trial.run for trial in everyone])
     time.sleep(0.5)
-    fences = in_threads([trial.fence for trial in everyone
-                         if trial.case.fenced])
+    commands += start_all([trial.fence for trial in everyone
+                           if trial.case.fenced])
     time.sleep(max(0, began + failure.seconds - time.monotonic()))
+    t1 = time.monotonic()
     machine.restore()
-    join(commands + fences)
+    t2 = time.monotonic()
+    join(commands)
+    print('RESTORE', request.param, t2-t1, time.monotonic()-t2, time.monotonic()-began)
+    join(start_all([trial.finish for trial in everyone]))
     yield by_name
     for trial in everyone:
         trial.close()
 
 
-def right(trial):
-    return trial.map.view() == trial.case.after
-
-
 @pytest.mark.parametrize('name', CASES)
 def test_good_is_true(trials, name):
     trial = trials[name]
-    case, expected = trial.case, trial.case.after
-    good_at = None
-    if case.command and not case.fenced:
-        if trial.answer == pr.GOOD:
-            good_at = trial.answered_at
-        else:
-            assert trial.repeat() in (pr.GOOD, pr.RESERVATION_CONFLICT)
-            good_at = time.monotonic()
-    elif case.command and trial.answer == pr.GOOD:
-        pass                        # before it was fenced
-    time.sleep(max(0, good_at + 1 - time.monotonic()) if good_at else 0)
-    assert trial.map.view() == expected
-    assert not trial.map.is_suspended()
-    trial.writer.stop()
-    may_write = not expected.reservation or expected.ours
-    results = {path: write_through(path) for path in trial.map.paths}
-    assert results == dict.fromkeys(trial.map.paths,
-                                    0 if may_write else errno.EBADE)
-    since = trial.writer.since(good_at or trial.fenced_at)
+    expected = trial.case.after
+    assert trial.again in (None, pr.GOOD, pr.RESERVATION_CONFLICT)
+    assert trial.view == expected
+    assert not trial.is_suspended
     if expected.ours:
-        assert errno.EBADE not in since, 'a write that was registered failed'
-    elif not may_write:
-        assert 0 not in since, 'a write that was not registered was done'
+        assert trial.results == [0, 0]
+        assert errno.EBADE not in trial.since, 'a host with a key was kept out'
+    elif expected.reservation:
+        assert trial.results == [errno.EBADE, errno.EBADE]
+        assert 0 not in trial.since, 'a host without a key has written'
+
+
+# As cluster managers do it. --------------------------------------------------
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_fence_scsi(machine, helper, number):
+    """The life of two nodes, with a connection cut at each step."""
+    machine.restore()
+    disk = machine.maps[0]
+    disk.reset()
+    fd = pr.open_device(disk.device)
+    with helper.client(timeout=120) as client:
+        def ours(*command):
+            return client.out(fd, *command).status
+
+        def on():
+            """Repeated if it fails, as by whoever starts the agent."""
+            wait_until(lambda: ours(pr.REGISTER_AND_IGNORE, 0, A) == pr.GOOD,
+                       'this node is registered')
+            if client.reservation(fd) is None:
+                wait_until(lambda: ours(pr.RESERVE, A, 0, TYPE) == pr.GOOD,
+                           'there is a reservation')
+
+        def while_cut(function, *arguments):
+            machine.fail('cut', [number])
+            done = start_all([lambda: function(*arguments)])
+            time.sleep(2)
+            machine.restore()
+            join(done)
+
+        def write_by_all():
+            return [write_through(name) for name in (*disk.paths, disk.rival)]
+
+        while_cut(on)
+        assert disk.rival_out(pr.REGISTER_AND_IGNORE, 0, B) == pr.GOOD
+        assert sorted(client.keys(fd)) == sorted([A, A, B])
+        assert disk.view() == HOLDING
+        assert write_by_all() == [0, 0, 0]
+
+        while_cut(disk.rival_out, pr.PREEMPT_AND_ABORT, B, A, TYPE)
+        assert disk.view() == OUT
+        assert write_by_all() == [errno.EBADE, errno.EBADE, 0]
+        assert ours(pr.PREEMPT_AND_ABORT, A, B, TYPE) == (
+            pr.RESERVATION_CONFLICT)
+        assert disk.view() == OUT
+
+        while_cut(on)
+        assert disk.view() == REGISTERED
+        assert write_by_all() == [0, 0, 0]
+
+        while_cut(lambda: wait_until(
+            lambda: ours(pr.PREEMPT_AND_ABORT, A, B, TYPE)
+            in (pr.GOOD, pr.RESERVATION_CONFLICT), 'the rival is fenced'))
+        assert disk.view() == ALONE
+        assert write_by_all() == [0, 0, errno.EBADE]
+    os.close(fd)
