@@ -81,6 +81,9 @@ CASES = {
                                fenced=True),
 }
 
+UNREGISTRATIONS = [case for name, case in CASES.items()
+                   if name.startswith('unregister')]
+
 
 class Failure:
     """how: what becomes of the connections of these paths, either before the
@@ -160,7 +163,8 @@ class Trial:
     """One case on one map, and what came of it."""
 
     def __init__(self, name, map_, helper):
-        self.case, self.map = CASES[name], map_
+        self.case, self.map, self.helper = CASES[name], map_, helper
+        self.log_begins = len(helper.log())
         self.client = helper.client(timeout=120)
         self.fd = pr.open_device(map_.device)
         self.answer = self.again = self.writer = None
@@ -182,9 +186,7 @@ class Trial:
 
     def run(self):
         if self.case.command:
-            t0 = time.monotonic()
             self.answer = self.send(self.case.command)
-            self.took = time.monotonic() - t0
             self.settled_at = time.monotonic()
 
     def fence(self):
@@ -213,7 +215,13 @@ class Trial:
         self.writer.stop()
         self.results = [write_through(path) for path in self.map.paths]
         self.since = self.writer.since(self.settled_at)
-        print("ANSWER", *[k for k in CASES if CASES[k] is self.case], "%.1f" % getattr(self, "took", 0), self.answer, self.again, self.view)
+
+    def may_keep_a_key(self):
+        """A path that was gone when we unregistered comes back with its key,
+        before multipathd 0.13; the log has said that it would."""
+        log = self.helper.log()[self.log_begins:]
+        return self.case in UNREGISTRATIONS and any(
+            path + ' is left out' in log for path in self.map.paths)
 
     def close(self):
         if self.writer:
@@ -272,11 +280,8 @@ def trials(request, machine, helper):
     commands += start_all([trial.fence for trial in everyone
                            if trial.case.fenced])
     time.sleep(max(0, began + failure.seconds - time.monotonic()))
-    t1 = time.monotonic()
     machine.restore()
-    t2 = time.monotonic()
     join(commands)
-    print('RESTORE', request.param, t2-t1, time.monotonic()-t2, time.monotonic()-began)
     join(start_all([trial.finish for trial in everyone]))
     yield by_name
     for trial in everyone:
@@ -288,8 +293,11 @@ def test_good_is_true(trials, name):
     trial = trials[name]
     expected = trial.case.after
     assert trial.again in (None, pr.GOOD, pr.RESERVATION_CONFLICT)
-    assert trial.view == expected
     assert not trial.is_suspended
+    if trial.view.ours == [A] and trial.may_keep_a_key():
+        assert trial.view._replace(ours=[]) == expected
+        return
+    assert trial.view == expected
     if expected.ours:
         assert trial.results == [0, 0]
         assert errno.EBADE not in trial.since, 'a host with a key was kept out'
