@@ -30,11 +30,12 @@ DEFINES = -DVERSION='"$(VERSION)"' -DLOCALSTATEDIR='"$(LOCALSTATEDIR)"'
 PLACELESS = '-fdebug-prefix-map=$(CURDIR)=.'
 COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
-SOURCES = prhelper.c session.c client.c worker.c protocol.c sg_io.c multipath.c \
-	multipathd.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
-	report.c trace.c log.c
+MULTIPATH = $(addprefix multipath/,worker.c actions.c register.c preempt.c \
+	sweep.c map.c multipathd.c)
+SOURCES = prhelper.c session.c client.c protocol.c sg_io.c sysfs.c options.c \
+	listen.c daemon.c privdrop.c sandbox.c report.c trace.c log.c $(MULTIPATH)
 CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
-HEADERS = prhelper.h protocol.h decode.h
+HEADERS = prhelper.h protocol.h decode.h kernel.h multipath/multipath.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.
@@ -87,19 +88,19 @@ $(BUILD)/image.tar: $(BUILD)/static/qemu-pr-helper contrib/image.sh
 
 # The helper with a simulated SCSI target in place of the devices, so that
 # all of it runs as an ordinary user.
-SIMULATED = clock_gettime connect fstat fstat64 getsockopt ioctl open open64 \
-	prctl readlink stat stat64
+SIMULATED = clock_gettime connect fstat fstat64 getsockopt ioctl nanosleep \
+	open open64 ppoll prctl readlink stat stat64
 
 # Tests have not the patience for a multipathd that does not answer.
 IMPATIENT = -DMULTIPATHD_TIMEOUT='(3*SECOND)'
 
 sim: $(BUILD)/sim/qemu-pr-helper
 
-$(BUILD)/sim/qemu-pr-helper: $(OBJECTS:$(BUILD)/multipathd.o=$(BUILD)/sim/multipathd.o) \
+$(BUILD)/sim/qemu-pr-helper: $(OBJECTS:$(BUILD)/multipath/multipathd.o=$(BUILD)/sim/multipath/multipathd.o) \
 		$(BUILD)/tests/sim_target.o
 	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
 
-$(BUILD)/sim/multipathd.o: multipathd.c $(HEADERS) Makefile
+$(BUILD)/sim/multipath/multipathd.o: multipath/multipathd.c $(HEADERS) Makefile
 	@mkdir -p $(@D)
 	$(CC) $(COMPILE) $(IMPATIENT) -c -o $@ $<
 
@@ -128,7 +129,7 @@ $(FAULT)/qemu-pr-helper: $(FAULT_OBJECTS)
 $(FAULT)/tests/sim_target.o: DEFINES += \
 	$(foreach name,$(SIMULATED),-D__wrap_$(name)=sim_$(name))
 
-$(FAULT)/multipathd.o: DEFINES += $(IMPATIENT)
+$(FAULT)/multipath/multipathd.o: DEFINES += $(IMPATIENT)
 
 $(FAULT)/%.o: %.c $(HEADERS) Makefile
 	@mkdir -p $(@D)

@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -70,6 +71,18 @@ static int groups_clear(void)
 }
 
 /*
+ * The kernel asks for the capability in its first user namespace, whose inode
+ * has this number (USER_NS_INIT_INO, linux/nsfs.h); in another one it is no
+ * more than a word. False also if that is not to be found out.
+ */
+static bool is_in_user_namespace(void)
+{
+    struct stat st;
+
+    return stat("/proc/self/ns/user", &st) == 0 && st.st_ino != 0xeffffffd;
+}
+
+/*
  * Without -u and -g, a step that needs a capability we were not given is
  * only worth a word: to root's owner a warning, to a user no surprise.
  */
@@ -96,6 +109,12 @@ void privdrop(uid_t uid, gid_t gid)
     if (keep == 0)
         log_warning("no CAP_SYS_RAWIO: the kernel will refuse to send "
                     "reservations");
+    else if (is_in_user_namespace())
+        log_warning(
+            "CAP_SYS_RAWIO is only that of a user namespace: the kernel "
+            "will refuse to send reservations. Start the helper "
+            "outside of any (in Kubernetes hostUsers: true, no "
+            "rootless podman)");
 
     if ((error = bounding_set_empty()) != 0)
         step_failed("empty the capability bounding set", error, must);

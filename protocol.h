@@ -57,6 +57,7 @@ enum { /* status codes, SAM-5 5.3.1 */
 };
 
 enum { /* sense keys, SPC-4 4.5.6 */
+       RECOVERED_ERROR = 0x1,
        NOT_READY = 0x2,
        MEDIUM_ERROR = 0x3,
        HARDWARE_ERROR = 0x4,

@@ -75,7 +75,7 @@ class Helper:
     def crashes(self):
         """What the log says of sessions that crashed, and of sanitizers."""
         return [line for line in self.log().splitlines() if re.search(
-            'of signal (?!9$)|Sanitizer|runtime error|sandbox refused', line)]
+            'of signal (?!9$)|Sanitizer|runtime error', line)]
 
     def sessions(self):
         """The pids of the helper's children."""

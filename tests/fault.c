@@ -17,7 +17,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -147,6 +146,7 @@ WRAP(accept4, (int fd, struct sockaddr *a, socklen_t *n, int flags),
      (fd, a, n, flags))
 WRAP(bind, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP(chdir, (const char *path), (path))
+WRAP(dup, (int fd), (fd))
 WRAP(dup2, (int from, int to), (from, to))
 WRAP(getgroups, (int n, gid_t *groups), (n, groups))
 WRAP(kill, (pid_t pid, int number), (pid, number))
@@ -183,9 +183,8 @@ LARGE(WRAP, getrlimit, (int which, struct rlimit *limit), (which, limit))
 LARGE(WRAP, lstat, (const char *path, struct stat *st), (path, st))
 LARGE(WRAP, setrlimit, (int which, const struct rlimit *limit), (which, limit))
 
-WRAP_AS(getgrnam, struct group *, NULL, (const char *name), (name))
+WRAP(rename, (const char *from, const char *to), (from, to))
 WRAP_AS(getppid, pid_t, -1, (void), ())
-WRAP_AS(getpwnam, struct passwd *, NULL, (const char *name), (name))
 WRAP_AS(sendmsg, ssize_t, -1, (int fd, const struct msghdr *message, int flags),
         (fd, message, flags))
 WRAP_AS(setsid, pid_t, -1, (void), ())

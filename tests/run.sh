@@ -26,16 +26,16 @@ if [ -z "${RUN_FETCHED:-}" ]; then
     packages='python3 python3-pytest'
     case " $* " in
     *' kernel '*)
-        packages="$packages user-mode-linux kmod sg3-utils dmsetup e2fsprogs"
-        # To compare with; all of this package would be half a desktop.
+        packages="$packages user-mode-linux kmod mount sg3-utils dmsetup
+            e2fsprogs"
+        # To compare with.
         command -v qemu-pr-helper >/dev/null ||
-            "$top/tests/fetch.sh" "=qemu-system-common" libcap-ng0 libnuma1 \
-                liburing2 libglib2.0-0 libgnutls30 || :
+            "$top/tests/fetch.sh" "=qemu-system-common" || :
         ;;
     esac
     case " $* " in
     *' multipath '* | *' reference '*)
-        packages="$packages user-mode-linux kmod
+        packages="$packages user-mode-linux kmod mount
             $("$top/tests/multipath/setup.sh" packages)"
         ;;
     esac
@@ -47,7 +47,7 @@ if [ -z "${RUN_FETCHED:-}" ]; then
     esac
     case " $* " in
     *' supervisors '*)
-        packages="$packages user-mode-linux kmod systemd openrc runit s6"
+        packages="$packages user-mode-linux kmod mount systemd openrc runit s6"
         ;;
     esac
     # shellcheck disable=SC2086 # a list of words

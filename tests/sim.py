@@ -25,7 +25,9 @@ ORDER = os.environ.get('SIM_BYTE_ORDER', '=')
 NEXUSES, LUNS, EVENTS = 256, 3, 4096
 HEADER, LUN, NEXUS, EVENT = 64, 16, 512, 48
 LOG = HEADER + NEXUSES * NEXUS
-SIZE = LOG + EVENTS * EVENT
+ACTIONS, ACTION = 64, 64
+SCRIPT = LOG + EVENTS * EVENT
+SIZE = SCRIPT + 64 + ACTIONS * ACTION
 
 # offset and struct format of the fields
 LUN_FIELDS = {'generation': (0, 'I'), 'type': (4, 'I'), 'holder': (8, 'I'),
@@ -44,7 +46,25 @@ NEXUS_FIELDS = {
     'sense': (108, '256s'), 'call': (364, 'I'), 'call_errno': (368, 'i'),
     'argument': (376, '6q'), 'lun': (424, 'I'), 'initiator': (428, 'I'),
     'inject_only': (432, 'I'), 'inject_skip': (436, 'I'),
-    'hold_from': (440, 'I')}
+    'hold_from': (440, 'I'), 'state': (444, 'I'), 'open_errno': (448, 'I'),
+    'open_other': (452, 'I'), 'dm_failed': (456, 'I'), 'looked': (464, 'Q'),
+    'hang_after': (472, 'I'), 'inject_ready': (476, 'I')}
+SCRIPT_FIELDS = {
+    'skipped': (0, 'Q'), 'multipathd_wait': (8, 'Q'),
+    'multipathd_key': (16, 'Q'), 'steps': (24, 'I'), 'killed': (28, 'I'),
+    'stuck': (32, 'I'), 'actions': (36, 'I'), 'excused': (40, 'Q'),
+    'hit': (48, 'I')}
+ACTION_FIELDS = {
+    'at': (0, 'Q'), 'key': (8, 'Q'), 'done_at': (16, 'Q'), 'step': (24, 'I'),
+    'what': (28, 'I'), 'nexus': (32, 'I'), 'argument': (36, 'I'),
+    'status': (40, 'I'), 'done_step': (44, 'I'), 'own': (48, 'Q'), 'seen': (56, 'Q')}
+
+# What a script does besides service actions.
+LOOK, STATE, INJECT, DM, OPEN, KILL, DELAY = 8, 16, 17, 18, 19, 20, 21
+HIT = 1 << 16       # steps from that on count from the one that went wrong
+# The states of a disk.
+RUNNING, BLOCKED, TRANSPORT_OFFLINE, OFFLINE, QUIESCE = range(5)
+STATES = 'running', 'blocked', 'transport-offline', 'offline', 'quiesce'
 
 # A command that has ended, as it was sent.
 Event = collections.namedtuple(
@@ -90,10 +110,12 @@ class Nexus(Fields):
 
     def begin_injection(self, inject, count, skip=0, only=None, after=False):
         """Not the first skip commands; only those of this (operation, service
-        action); after: the disk has done as it was told."""
+        action), or with None of this operation; after: the disk has done as
+        it was told."""
         self.inject_count = 0
         self.inject_skip = skip
-        self.inject_only = 1 << 16 | only[0] << 8 | only[1] if only else 0
+        self.inject_only = 0 if not only else 2 << 16 | only[0] \
+            if only[1] is None else 1 << 16 | only[0] << 8 | only[1]
         self.inject = inject | (INJECT_AFTER if after else 0)
         self.inject_count = count
 
@@ -140,12 +162,30 @@ class Target(Fields):
             f.truncate(SIZE)
             super().__init__(mmap.mmap(f.fileno(), SIZE), 0, TARGET_FIELDS)
         self.__dict__['env'] = dict(os.environ, SIM_STATE=str(path))
+        self.__dict__['script'] = Fields(self.pages, SCRIPT, SCRIPT_FIELDS)
 
     def nexus(self, number):
         return Nexus(self.pages, HEADER + number * NEXUS, NEXUS_FIELDS)
 
     def lun(self, number):
         return Fields(self.pages, 4 + number * LUN, LUN_FIELDS)
+
+    def clock(self):
+        """Microseconds, as a helper with SIM_SPEED=0 sees them."""
+        return time.monotonic_ns() // 1000 + self.script.skipped
+
+    def action(self, number):
+        return Fields(self.pages, SCRIPT + 64 + number * ACTION,
+                      ACTION_FIELDS)
+
+    def act(self, what, nexus, step=0, at=0, key=0, argument=0):
+        """One more line of the script: before a step, counted from 1, or
+        at a time of the clock."""
+        action = self.action(self.script.actions)
+        action.at, action.key, action.step, action.what = at, key, step, what
+        action.nexus, action.argument = nexus, argument
+        self.script.actions += 1
+        return action
 
     def log(self, begin=0):
         """The commands that have ended, from that number on."""
@@ -155,8 +195,10 @@ class Target(Fields):
             yield Event(*fields)
 
     def reset(self):
-        """As it was made."""
+        """As it was made; but no clock goes back."""
+        skipped = self.script.skipped
         self.pages[:] = bytes(SIZE)
+        self.script.skipped = skipped
 
     def commands(self):
         """How many commands ever reached the device, over all nexuses."""
@@ -214,6 +256,10 @@ class Root:
                     else:
                         os.unlink(entry.path)
         os.makedirs(os.path.join(self.directory, 'sys/dev/block'))
+        os.mkdir(os.path.join(self.directory, 'sys/states'))
+        for state in STATES:
+            self.write(os.path.join(self.directory, 'sys/states', state),
+                       state + '\n')
         self.states = {}
 
     def path(self, name):

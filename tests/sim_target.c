@@ -10,7 +10,11 @@
  * With $SIM_ROOT set, /sys, /dev and multipathd's socket are looked for below
  * that directory, and multipathd runs as $SIM_PEER_UID, by default root.
  *
- * With $SIM_TIME set, that is the time of day in seconds, and 7 us.
+ * With $SIM_TIME set, that is the time of day in seconds, and 7 us. With
+ * $SIM_SPEED, the monotonic clock runs so many times as fast; with 0, it jumps
+ * forward instead of anybody waiting for it. What shall happen while a command
+ * is carried out, before a step of it or at a time, is a script in the state;
+ * a step is SG_IO on a path of a map, or a command to multipathd.
  *
  * Its state is one shared page range: the file that $SIM_STATE names, through
  * which tests/sim.py injects results, delays and hangs and sees what reached
@@ -52,6 +56,9 @@
 #define LUNS 3
 #define EVENTS 4096
 #define PATH_SIZE 4096
+#define ACTIONS 64
+#define NEVER UINT64_MAX
+#define HIT 0x10000u /* steps from that on count from the one that was hit */
 
 /* What a nexus's commands meet instead of, or besides, the disk itself. */
 enum {
@@ -89,11 +96,21 @@ struct nexus {
     uint32_t unused;     /* so that all machines align the next alike */
     int64_t argument[6]; /* of it; IN_SENSE: the address of .sense */
     uint32_t lun;
-    uint32_t initiator;   /* that it is of; 0: it has no other nexus */
-    uint32_t inject_only; /* 0, or 0x10000 | operation << 8 | service action */
+    uint32_t initiator; /* that it is of; 0: it has no other nexus */
+    /* 0, or 0x10000 | operation << 8 | service action, or 0x20000 | operation
+     */
+    uint32_t inject_only;
     uint32_t inject_skip; /* so many commands before */
     uint32_t hold_from;   /* commands before this one do not hang */
-    uint8_t reserved[68];
+    uint32_t state;       /* of its disk; 0: as the file in SIM_ROOT says */
+    uint32_t open_errno;  /* its node cannot be opened, or */
+    uint32_t open_other;  /* is that of this nexus's disk, but for 0 */
+    uint32_t dm_failed;   /* as multipathd has it; for the test to know */
+    uint32_t unused_too;
+    uint64_t looked;       /* when its state was read or a command came */
+    uint32_t hang_after;   /* what outlasts the timeout has been done */
+    uint32_t inject_ready; /* what INJECT sets inject_count to */
+    uint8_t reserved[32];
 };
 
 struct lun {
@@ -115,6 +132,49 @@ struct event {
     uint8_t status;
 };
 
+/* What a script does; below 8 it is a service action of the nexus's. */
+enum {
+    LOOK = 8,   /* at the keys, as all the above do first */
+    STATE = 16, /* becomes argument */
+    INJECT,     /* begins if argument, or ends */
+    DM,         /* has failed the path if argument, or takes it back */
+    OPEN,       /* open_errno becomes argument */
+    KILL,       /* whose step it is waits to be killed */
+    DELAY,      /* delay_ms becomes argument */
+    ACTION_REGISTER = 0,
+    ACTION_PREEMPT = 4,
+    ACTION_PREEMPT_AND_ABORT = 5,
+    ACTION_IGNORE = 6
+};
+
+struct action {
+    uint64_t at;      /* us, or: */
+    uint64_t key;     /* service action key; 0 to preempt: another's */
+    uint64_t done_at; /* us; 0: not yet */
+    uint32_t step;    /* before this one; 0: at a time */
+    uint32_t what;
+    uint32_t nexus;
+    uint32_t argument; /* type, or as above */
+    uint32_t status;   /* of PERSISTENT RESERVE OUT */
+    uint32_t done_step;
+    uint64_t own;  /* key, that it did that with */
+    uint64_t seen; /* is a key there that is neither own nor 0 */
+};
+
+struct script {
+    uint64_t skipped;         /* us that nobody has waited for */
+    uint64_t multipathd_wait; /* it says nothing before; NEVER: at all */
+    uint64_t multipathd_key;  /* that it registers, or 0 */
+    uint32_t steps;
+    uint32_t killed;
+    uint32_t stuck; /* waits that would never have ended */
+    uint32_t actions;
+    uint64_t excused; /* us in a queue that had just been stopped */
+    uint32_t hit;     /* the step that first went wrong */
+    uint8_t reserved[12];
+    struct action action[ACTIONS];
+};
+
 struct target {
     uint32_t lock;
     struct lun lun[LUNS];
@@ -123,21 +183,24 @@ struct target {
     uint32_t reserved;
     struct nexus nexus[NEXUSES];
     struct event event[EVENTS];
+    struct script script;
 };
 
 /* As sim.py has it. */
-typedef char
-    layout_is_as_in_sim_py[sizeof(struct nexus) == 512
-                                   && offsetof(struct target, nexus) == 64
-                                   && sizeof(struct event) == 48
-                               ? 1
-                               : -1];
+typedef char layout_is_as_in_sim_py
+    [sizeof(struct nexus) == 512 && offsetof(struct target, nexus) == 64
+             && sizeof(struct event) == 48 && sizeof(struct action) == 64
+             && offsetof(struct script, action) == 64
+         ? 1
+         : -1];
 
 static struct target *target;
 static time_t time_of_day = -1; /* of $SIM_TIME */
+static uint64_t speed = 1;      /* $SIM_SPEED */
 static const char *root;        /* $SIM_ROOT */
 static uid_t multipathd_uid;
-static int multipathd = -1; /* the descriptor that was connected to it */
+static int multipathd = -1;   /* the descriptor that was connected to it */
+static int conversation = -1; /* likewise, and until there is another */
 
 /* Of the command that is being executed, under the lock. */
 static struct lun *lun;
@@ -148,6 +211,9 @@ int __real_connect(int fd, const struct sockaddr *a, socklen_t size);
 int __real_getsockopt(int fd, int level, int option, void *value,
                       socklen_t *size);
 int __real_ioctl(int fd, unsigned long request, ...);
+int __real_nanosleep(const struct timespec *time, struct timespec *rest);
+int __real_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *time,
+                 const sigset_t *mask);
 ssize_t __real_readlink(const char *path, char *to, size_t size);
 int __wrap_connect(int fd, const struct sockaddr *a, socklen_t size);
 int __wrap_fstat(int fd, struct stat *st);
@@ -157,6 +223,9 @@ int __wrap_getsockopt(int fd, int level, int option, void *value,
 int __wrap_ioctl(int fd, unsigned long request, ...);
 int __wrap_open(const char *path, int flags, ...);
 int __wrap_open64(const char *path, int flags, ...);
+int __wrap_nanosleep(const struct timespec *time, struct timespec *rest);
+int __wrap_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *time,
+                 const sigset_t *mask);
 int __wrap_prctl(int option, ...);
 ssize_t __wrap_readlink(const char *path, char *to, size_t size);
 int __wrap_stat(const char *path, struct stat *st);
@@ -165,13 +234,15 @@ int __wrap_stat64(const char *path, struct stat *st);
 __attribute__((constructor)) static void sim_start(void)
 {
     const char *path = getenv("SIM_STATE"), *uid = getenv("SIM_PEER_UID");
-    const char *when = getenv("SIM_TIME");
+    const char *when = getenv("SIM_TIME"), *fast = getenv("SIM_SPEED");
     int fd = -1;
     void *map;
 
     root = getenv("SIM_ROOT");
     if (when)
         time_of_day = (time_t)strtoll(when, NULL, 10);
+    if (fast)
+        speed = strtoull(fast, NULL, 10);
     multipathd_uid = uid ? (uid_t)strtoul(uid, NULL, 10) : 0;
     if (path) {
         fd = openat(AT_FDCWD, path, O_RDWR | O_CLOEXEC);
@@ -208,29 +279,46 @@ static uint64_t get_be(const uint8_t *p, int bytes)
 
 /* ---- Time and concurrency --------------------------------------------- */
 
+static struct timespec time_of(uint64_t us)
+{
+    return (struct timespec){ .tv_sec = (time_t)(us / 1000000),
+                              .tv_nsec = (long)(us % 1000000) * 1000 };
+}
+
+static uint64_t us_of(const struct timespec *time)
+{
+    return (uint64_t)time->tv_sec * 1000000 + (uint64_t)time->tv_nsec / 1000;
+}
+
 int __wrap_clock_gettime(clockid_t id, struct timespec *now)
 {
-    if (id != CLOCK_REALTIME || time_of_day < 0)
-        return __real_clock_gettime(id, now);
-    now->tv_sec = time_of_day;
-    now->tv_nsec = 7000;
-    return 0;
+    int rc = 0;
+
+    if (id == CLOCK_REALTIME && time_of_day >= 0) {
+        now->tv_sec = time_of_day;
+        now->tv_nsec = 7000;
+        return 0;
+    }
+    rc = __real_clock_gettime(id, now);
+    if (id == CLOCK_MONOTONIC && speed != 1)
+        *now = time_of(us_of(now) * (speed ? speed : 1)
+                       + target->script.skipped);
+    return rc;
 }
 
 static void sleep_ms(unsigned int ms)
 {
-    struct timespec ts = { .tv_sec = (time_t)(ms / 1000),
-                           .tv_nsec = (long)(ms % 1000) * 1000000 };
+    struct timespec time = time_of((uint64_t)ms * 1000);
 
-    ppoll(NULL, 0, &ts, NULL);
+    __real_ppoll(NULL, 0, &time, NULL);
 }
 
-static uint64_t now_ms(void)
+static uint64_t now_us(void)
 {
-    struct timespec ts;
+    struct timespec now;
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+    __wrap_clock_gettime(CLOCK_MONOTONIC, &now);
+    return us_of(&now);
 }
 
 static void lock(void)
@@ -247,17 +335,97 @@ static void unlock(void)
     __atomic_store_n(&target->lock, 0, __ATOMIC_RELEASE);
 }
 
-/* A device that takes its time, and one that hangs until it is released. */
-static void wait_for_device(const struct nexus *n, uint32_t number)
-{
-    uint64_t end = now_ms() + n->delay_ms;
-    uint64_t now;
+static void script_run(void);
 
-    while ((now = now_ms()) < end)
-        sleep_ms((unsigned int)(end - now));
+/* When the script goes on by itself, or NEVER. */
+static uint64_t script_next(void)
+{
+    const struct script *script = &target->script;
+    uint64_t next = NEVER;
+    uint32_t i;
+
+    for (i = 0; i < script->actions % (ACTIONS + 1); i++)
+        if (!script->action[i].step && !script->action[i].done_at
+            && script->action[i].at < next)
+            next = script->action[i].at;
+    return next;
+}
+
+/* The clock goes on to that time, and what is to happen until then does. */
+static void pass_until(uint64_t end)
+{
+    uint64_t next, now;
+
+    do {
+        next = script_next();
+        now = now_us();
+        if (next > end)
+            next = end;
+        if (next > now && !speed)
+            target->script.skipped += next - now;
+        else if (next > now)
+            sleep_ms((unsigned int)((next - now) / speed / 1000 + 1));
+        script_run();
+    } while (now_us() < end);
+}
+
+int __wrap_nanosleep(const struct timespec *time, struct timespec *rest)
+{
+    if (speed == 1)
+        return __real_nanosleep(time, rest);
+    pass_until(now_us() + us_of(time));
+    return 0;
+}
+
+/* For multipathd to say something, which it may do only much later. */
+static int wait_for_multipathd(struct pollfd *fd, uint64_t end,
+                               const sigset_t *mask)
+{
+    const struct timespec slice = { 0, 1000000 };
+    uint64_t *wait = &target->script.multipathd_wait, until;
+    int rc;
+
+    while ((rc = __real_ppoll(fd, 1, &slice, mask)) == 0) {
+        until = __atomic_load_n(wait, __ATOMIC_ACQUIRE);
+        if (until || now_us() >= end) {
+            pass_until(until && until < end ? until : end);
+            __atomic_store_n(wait, 0, __ATOMIC_RELEASE);
+            if (!until || until >= end)
+                return 0;
+        }
+    }
+    return rc;
+}
+
+int __wrap_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *time,
+                 const sigset_t *mask)
+{
+    struct timespec less;
+
+    if (speed == 1 || !time)
+        return __real_ppoll(fds, n, time, mask);
+    if (!speed && n == 1 && fds->fd == conversation)
+        return wait_for_multipathd(fds, now_us() + us_of(time), mask);
+    less = time_of(us_of(time) / (speed ? speed : 1));
+    return __real_ppoll(fds, n, &less, mask);
+}
+
+/*
+ * A device that takes its time, but what the kernel has for it, and one that
+ * hangs until it is released. Returns whether it has been too slow.
+ */
+static int wait_for_device(const struct nexus *n, uint32_t number,
+                           uint32_t timeout)
+{
+    uint32_t ms = n->delay_ms < timeout ? n->delay_ms : timeout;
+    int is_late = n->delay_ms > timeout;
+
+    if (ms)
+        pass_until(now_us() + (uint64_t)ms * 1000);
     while (number >= n->hold_from
            && __atomic_load_n(&n->hold, __ATOMIC_ACQUIRE))
         sleep_ms(10);
+    return is_late;
 }
 
 /* ---- Reservations ----------------------------------------------------- */
@@ -660,6 +828,8 @@ static struct result execute(unsigned int self, struct sg_io_hdr *hdr,
         *moved = hdr->dxfer_len;
         return pr_out(self, hdr->cmdp, hdr->dxferp, hdr->dxfer_len);
     }
+    if (hdr->cmdp[0] == 0) /* TEST UNIT READY */
+        return good;
     if (hdr->cmdp[0] != 0x5e)
         return invalid_opcode;
     r = pr_in(hdr->cmdp, data, &length);
@@ -766,28 +936,42 @@ static uint32_t injection(struct nexus *n, const uint8_t *cdb)
 {
     uint32_t only = 0x10000u | (uint32_t)cdb[0] << 8 | (cdb[1] & 0x1f);
 
-    if (!n->inject_count || (n->inject_only && n->inject_only != only))
+    if (!n->inject_count
+        || (n->inject_only && n->inject_only != only
+            && n->inject_only != (0x20000u | cdb[0])))
         return 0;
     if (n->inject_skip) {
         n->inject_skip--;
         return 0;
     }
     n->inject_count--;
+    if (!target->script.hit)
+        target->script.hit = target->script.steps;
     return n->inject;
 }
 
 /* Under the lock; returns 0 or the errno of the ioctl. */
-static int perform(unsigned int self, struct sg_io_hdr *hdr)
+static int perform(unsigned int self, struct sg_io_hdr *hdr, int is_late)
 {
     struct nexus *n = &target->nexus[self];
-    uint32_t inject = injection(n, hdr->cmdp);
+    uint32_t inject = is_late ? 0 : injection(n, hdr->cmdp);
     struct result r;
     size_t moved = 0;
+
+    if (is_late) {
+        if (n->hang_after)
+            execute(self, hdr, &moved);
+        hdr->host_status = 3; /* TIME_OUT */
+        return 0;
+    }
 
     if (!(inject & (INJECT_ERRNO | INJECT_RESULT)) || inject & INJECT_AFTER) {
         r = execute(self, hdr, &moved);
         complete(hdr, r, moved);
     }
+    /* Who has been refused does not say that it recovered. */
+    if (inject & INJECT_AFTER && hdr->status && !n->host_status)
+        return 0;
     if (inject & INJECT_ERRNO)
         return n->error;
     if (inject & INJECT_RESULT)
@@ -816,29 +1000,184 @@ static void make_call(struct nexus *n)
     n->call_errno = errno;
 }
 
+/* ---- The script ------------------------------------------------------- */
+
+enum { RUNNING, BLOCKED, TRANSPORT_OFFLINE, OFFLINE, QUIESCE, STATES };
+static const char *const states[] = { "running", "blocked", "transport-offline",
+                                      "offline", "quiesce" };
+
+/* The key of somebody else, as READ KEYS shows them; 0: there is none. */
+static uint64_t key_of_others(uint64_t own)
+{
+    unsigned int n;
+
+    for (n = 0; n < NEXUSES; n++)
+        if (is_registered(n) && target->nexus[n].key != own)
+            return target->nexus[n].key;
+    return 0;
+}
+
+static int is_key(uint64_t key)
+{
+    unsigned int n;
+
+    for (n = 0; n < NEXUSES; n++)
+        if (key && is_registered(n) && target->nexus[n].key == key)
+            return 1;
+    return 0;
+}
+
+/* A service action by which a rival goes its way. */
+static void act_out(struct action *a)
+{
+    uint64_t own = target->nexus[a->nexus].key;
+    uint8_t cdb[10] = { 0x5f, (uint8_t)a->what, (uint8_t)a->argument };
+    uint8_t list[24] = { 0 };
+
+    if (!a->key
+        && (a->what == ACTION_PREEMPT || a->what == ACTION_PREEMPT_AND_ABORT))
+        a->key = key_of_others(own);
+    a->own = own;
+    put_be(list, own, 8);
+    put_be(list + 8, a->key, 8);
+    a->status = pr_out(a->nexus, cdb, list, sizeof(list)).status;
+}
+
+/* multipathd registers a path that comes back, if its key is there. */
+static void act_dm(struct action *a, struct nexus *n)
+{
+    uint64_t key = target->script.multipathd_key;
+
+    n->dm_failed = a->argument;
+    if (!n->dm_failed && is_key(key)) {
+        n->key = key;
+        a->status = 1;
+    }
+}
+
+static void act_kill(void)
+{
+    target->script.killed = 1;
+    if (!target->script.hit)
+        target->script.hit = target->script.steps;
+}
+
+static void act(struct action *a)
+{
+    struct nexus *n = &target->nexus[a->nexus % NEXUSES];
+
+    lun = &target->lun[n->lun % LUNS];
+    a->done_at = now_us();
+    a->done_step = target->script.steps;
+    a->seen = key_of_others(n->key) != 0;
+    if (a->what < LOOK)
+        act_out(a);
+    else if (a->what == STATE)
+        n->state = a->argument;
+    else if (a->what == INJECT)
+        n->inject_count = a->argument ? n->inject_ready : 0;
+    else if (a->what == DM)
+        act_dm(a, n);
+    else if (a->what == OPEN)
+        n->open_errno = a->argument;
+    else if (a->what == DELAY)
+        n->delay_ms = a->argument;
+    else if (a->what == KILL)
+        act_kill();
+}
+
+static int is_due(const struct action *a)
+{
+    const struct script *script = &target->script;
+
+    if (!a->step)
+        return now_us() >= a->at;
+    if (a->step < HIT)
+        return script->steps >= a->step;
+    return script->hit && script->steps - script->hit > a->step - HIT;
+}
+
+/* What is due, in order. Who is to be killed waits for it. */
+static void script_run(void)
+{
+    struct script *script = &target->script;
+    uint32_t i;
+
+    lock();
+    for (i = 0; i < script->actions % (ACTIONS + 1); i++) {
+        struct action *a = &script->action[i];
+
+        if (!a->done_at && is_due(a))
+            act(a);
+    }
+    unlock();
+    while (__atomic_load_n(&script->killed, __ATOMIC_ACQUIRE))
+        sleep_ms(1);
+}
+
+static void script_step(void)
+{
+    __atomic_add_fetch(&target->script.steps, 1, __ATOMIC_ACQ_REL);
+    script_run();
+}
+
+/* Its queue is stopped, without a timer. Returns whether it is gone. */
+static int wait_for_transport(struct nexus *n)
+{
+    uint64_t next;
+
+    while (n->state == BLOCKED || n->state == QUIESCE) {
+        next = script_next();
+        if (speed) {
+            sleep_ms(10);
+            script_run();
+        } else if (next != NEVER) {
+            pass_until(next);
+        } else {
+            target->script.stuck++;
+            target->script.skipped += 600 * UINT64_C(1000000);
+            n->state = TRANSPORT_OFFLINE;
+        }
+    }
+    return n->state != RUNNING;
+}
+
 static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
 {
     struct nexus *n = &target->nexus[self];
-    uint32_t number;
-    int error;
+    int error, is_gone, is_late;
+    uint64_t begin = now_us();
+    uint32_t number, was;
 
     if (n->call)
         make_call(n);
     lock();
     number = record(n, hdr);
     unlock();
+    n->looked = now_us();
+    was = n->state;
+    if (n->initiator)
+        script_step();
     /* From here on, who hangs may be killed. */
     __atomic_add_fetch(&n->in_flight, 1, __ATOMIC_ACQ_REL);
-    wait_for_device(n, number);
+    is_gone = wait_for_transport(n);
+    if (was == RUNNING)
+        target->script.excused += now_us() - begin;
+    is_late = !is_gone && wait_for_device(n, number, hdr->timeout);
     if (!header_valid(hdr)) {
         error = EINVAL;
+    } else if (is_gone) {
+        error = ENODEV;
+        lock();
+        record_end(self, hdr, error);
+        unlock();
     } else {
         hdr->status = hdr->masked_status = hdr->msg_status = 0;
         hdr->sb_len_wr = 0;
         hdr->host_status = hdr->driver_status = 0;
         hdr->resid = 0;
         lock();
-        error = perform(self, hdr);
+        error = perform(self, hdr, is_late);
         record_end(self, hdr, error);
         unlock();
     }
@@ -855,13 +1194,10 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
  * The disks' majors, 16 disks of 16 minors each, in the order of sda, sdb...
  * NEXUSES: it is no SCSI device.
  */
-static unsigned int sim_nexus(const struct stat *st)
+static unsigned int nexus_of_number(unsigned int major_, unsigned int minor_)
 {
-    unsigned int major_ = major(st->st_rdev), minor_ = minor(st->st_rdev);
     unsigned int row;
 
-    if (S_ISCHR(st->st_mode))
-        return major_ == 21 ? minor_ % NEXUSES : NEXUSES;
     if (major_ == 8)
         row = 0;
     else if (major_ >= 65 && major_ <= 71)
@@ -871,6 +1207,14 @@ static unsigned int sim_nexus(const struct stat *st)
     else
         return NEXUSES;
     return row * 16 + minor_ / 16 % 16;
+}
+
+static unsigned int sim_nexus(const struct stat *st)
+{
+    if (S_ISCHR(st->st_mode))
+        return major(st->st_rdev) == 21 ? minor(st->st_rdev) % NEXUSES
+                                        : NEXUSES;
+    return nexus_of_number(major(st->st_rdev), minor(st->st_rdev));
 }
 
 /* Makes the device that a regular file's size names of it; 0 if none. */
@@ -969,6 +1313,77 @@ static int is_below_root(const char *path)
            || begins_with(path, "/sys/") || begins_with(path, "/dev/");
 }
 
+/* The nexus of the disk that is called sda...; NEXUSES: of none. */
+static unsigned int nexus_of_name(const char *name, size_t length)
+{
+    unsigned int n = 0;
+
+    if (length < 3 || !begins_with(name, "sd"))
+        return NEXUSES;
+    for (name += 2, length -= 2; length && n < NEXUSES; name++, length--) {
+        if (*name < 'a' || *name > 'z')
+            return NEXUSES;
+        n = n * 26 + (unsigned int)(*name - 'a') + 1;
+    }
+    return n > NEXUSES ? NEXUSES : n - 1;
+}
+
+/* Of the disk whose node this is. */
+static unsigned int nexus_of_node(const char *path)
+{
+    return begins_with(path, "/dev/")
+               ? nexus_of_name(path + 5, strlen(path + 5))
+               : NEXUSES;
+}
+
+/* Of the disk whose state this is, by its number or as part of a map. */
+static unsigned int nexus_of_state(const char *path)
+{
+    const char *end = strstr(path, "/device/state");
+    const char *slave = strstr(path, "/slaves/");
+    unsigned int numbers[2] = { 0 }, i;
+
+    if (!begins_with(path, "/sys/dev/block/") || !end
+        || strcmp(end, "/device/state"))
+        return NEXUSES;
+    if (slave)
+        return nexus_of_name(slave + 8, (size_t)(end - slave - 8));
+    path += 15;
+    for (i = 0; i < 2; i++) {
+        for (; *path >= '0' && *path <= '9'; path++)
+            numbers[i] = numbers[i] * 10 + (unsigned int)(*path - '0');
+        path += !i && *path == ':';
+    }
+    return path == end ? nexus_of_number(numbers[0], numbers[1]) : NEXUSES;
+}
+
+/* What the script makes of a file's name; -1 and errno: there is none. */
+static int replace(const char **path, char *buffer, size_t size)
+{
+    unsigned int n = nexus_of_node(*path), state = 0;
+
+    if (n < NEXUSES && target->nexus[n].open_errno) {
+        errno = (int)target->nexus[n].open_errno;
+        return -1;
+    }
+    if (n < NEXUSES && target->nexus[n].open_other) {
+        n = target->nexus[n].open_other;
+        snprintf(buffer, size, "/dev/sd%.*s%c", n >= 26,
+                 &"abcdefghi"[n / 26 - (n >= 26)], (char)('a' + n % 26));
+        *path = buffer;
+    }
+    n = nexus_of_state(*path);
+    if (n < NEXUSES) {
+        target->nexus[n].looked = now_us();
+        state = target->nexus[n].state;
+    }
+    if (state && state < STATES) {
+        snprintf(buffer, size, "/sys/states/%s", states[state]);
+        *path = buffer;
+    }
+    return 0;
+}
+
 /* Returns path itself, or below SIM_ROOT in buffer. */
 static const char *below_root(const char *path, char *buffer, size_t size)
 {
@@ -981,7 +1396,7 @@ static const char *below_root(const char *path, char *buffer, size_t size)
 
 int __wrap_open(const char *path, int flags, ...)
 {
-    char buffer[PATH_SIZE];
+    char buffer[PATH_SIZE], other[64];
     int mode = 0;
     va_list ap;
 
@@ -990,6 +1405,8 @@ int __wrap_open(const char *path, int flags, ...)
         mode = va_arg(ap, int);
         va_end(ap);
     }
+    if (root && replace(&path, other, sizeof(other)) < 0)
+        return -1;
     return openat(AT_FDCWD, below_root(path, buffer, sizeof(buffer)), flags,
                   mode);
 }
@@ -1094,8 +1511,10 @@ int __wrap_connect(int fd, const struct sockaddr *a, socklen_t size)
         return __real_connect(fd, a, size);
     memset(&address, 0, sizeof(address));
     memcpy(&address, a, size);
-    if (is_multipathd(&address.un, &size))
-        multipathd = fd;
+    if (is_multipathd(&address.un, &size)) {
+        multipathd = conversation = fd;
+        script_step();
+    }
     return __real_connect(fd, &address.any, size);
 }
 

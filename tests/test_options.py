@@ -41,6 +41,8 @@ def test_help_lists_every_option(place, option):
         assert re.search(r'^\s*%s\b' % names, result.out, re.M), names
     assert '/run/qemu-pr-helper.sock' in result.out
     assert '/run/qemu-pr-helper.pid' in result.out
+    # Less than the 10 seconds after which libvirt kills.
+    assert re.search(r'--stop-timeout=[^-]*\(default 8\)', result.out)
     assert not os.path.exists(place.socket)
 
 
@@ -93,7 +95,8 @@ def test_group_option(place, form):
 
 
 @pytest.mark.parametrize('value', ['', '-1', '4294967295', '4294967296',
-                                   '99999999999999999999', '1x', '0x1'])
+                                   '99999999999999999999', '1x', '0x1', 'roo',
+                                   'root:x', 'root ', 300 * 'r'])
 @pytest.mark.parametrize('option', ['-u', '-g'])
 def test_an_id_that_is_no_id_is_refused(place, option, value):
     fails(place.run(option, value), "invalid ", "'%s'" % value)

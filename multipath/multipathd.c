@@ -14,7 +14,7 @@
  * Source: multipathd(8), and the observed replies of multipath-tools 0.9.4
  * to 0.14.3. Versions before 0.13 know nothing of holding.
  */
-#include "prhelper.h"
+#include "../prhelper.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -33,9 +33,13 @@
 enum {
     COMMAND_SIZE = 512,    /* multipathd's own limit, MAX_CMD_LEN + NUL */
     REPLY_SIZE = 64,       /* as much as we look at */
+    TABLE_SIZE = 1 << 16,  /* of some 3,000 paths, likewise */
     REPLY_MOST = 16 << 20, /* more is no reply */
-    RETRY_NS = 50000000    /* while its backlog is full */
+    RETRY_NS = 50000000    /* while its backlog is full, or it is busy */
 };
+
+/* Even when the caller's time is up it may still be told something. */
+#define LEAST SECOND
 
 /* Waits until the socket is ready for events; returns -1 and errno if not. */
 static int socket_wait(int fd, short events, int64_t deadline)
@@ -157,27 +161,33 @@ static int multipathd_connect(const struct multipathd *multipathd,
     return fd;
 }
 
-/* Has multipathd execute a command; *reply is the beginning of what it said. */
+/*
+ * Has multipathd execute a command; *reply is the beginning of what it said,
+ * with a NUL at its end.
+ */
 static int exchange(const struct multipathd *multipathd, const char *command,
-                    char reply[REPLY_SIZE])
+                    char *reply, size_t room)
 {
     int64_t deadline = clock_us() + MULTIPATHD_TIMEOUT;
     size_t size = strlen(command) + 1;
-    int fd = multipathd_connect(multipathd, deadline);
-    int result = -1, error;
+    int result = -1, error, fd;
 
+    if (multipathd->deadline != NULL && deadline > *multipathd->deadline)
+        deadline = *multipathd->deadline;
+    if (deadline < clock_us() + LEAST)
+        deadline = clock_us() + LEAST;
+    fd = multipathd_connect(multipathd, deadline);
     if (fd < 0)
         return -1;
-    memset(reply, 0, REPLY_SIZE);
+    memset(reply, 0, room);
     if (send_all(fd, &size, sizeof(size), deadline) == 0
         && send_all(fd, command, size, deadline) == 0
         && receive_all(fd, &size, sizeof(size), deadline) == 0) {
         if (size == 0 || size > REPLY_MOST)
             errno = EPROTO;
-        else if (size >= REPLY_SIZE)
-            result = receive_all(fd, reply, REPLY_SIZE - 1, deadline);
         else
-            result = receive_all(fd, reply, size, deadline);
+            result = receive_all(fd, reply, size < room ? size : room - 1,
+                                 deadline);
     }
     error = errno;
     close(fd);
@@ -190,6 +200,16 @@ static const char *reason_find(const char *reply)
 {
     return strncmp(reply, "fail\n", 5) == 0 && reply[5] != '\0' ? reply + 5
                                                                 : reply;
+}
+
+/* While it is busy it answers "timeout" after 4 s: neither yes nor no. */
+static bool is_busy(const struct multipathd *multipathd, const char *why)
+{
+    if (strncmp(why, "timeout", 7) != 0 || multipathd->deadline == NULL
+        || clock_us() >= *multipathd->deadline)
+        return false;
+    nanosleep(&(struct timespec){ .tv_nsec = RETRY_NS }, NULL);
+    return true;
 }
 
 static enum multipathd_said ask(const struct multipathd *multipathd,
@@ -214,19 +234,63 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
     reply[0] = '\0';
     if (length < 0 || (size_t)length >= sizeof(command))
         return MULTIPATHD_REFUSED;
-    if (exchange(multipathd, command, reply) < 0) {
-        log_warning("no answer from multipathd to '%.100s': %s", command,
-                    strerror(errno));
-        return MULTIPATHD_SILENT;
-    }
-    why = reason_find(reply);
+    do {
+        if (exchange(multipathd, command, reply, REPLY_SIZE) < 0) {
+            log_warning("no answer from multipathd to '%.100s': %s", command,
+                        strerror(errno));
+            return MULTIPATHD_SILENT;
+        }
+        why = reason_find(reply);
+    } while (is_busy(multipathd, why));
     length = (int)strcspn(why, "\n");
     trace(TRACE_MULTIPATHD, "multipathd, '%.100s': %.*s", command, length, why);
     if (strncmp(why, "permission deny", 15) == 0
         || strncmp(why, "timeout", 7) == 0)
         log_warning("multipathd, '%.100s': %.*s", command, length, why);
+    if (strncmp(why, "timeout", 7) == 0)
+        return MULTIPATHD_SILENT;
     return strncmp(reply, "ok\n", 3) == 0 ? MULTIPATHD_DONE
                                           : MULTIPATHD_REFUSED;
+}
+
+/* The word at the beginning of *text, which is then behind it. */
+static bool next_is(const char **text, const char *word)
+{
+    size_t length;
+
+    *text += strspn(*text, " ");
+    length = strcspn(*text, " \n");
+    *text += length;
+    return length == strlen(word) && strncmp(*text - length, word, length) == 0;
+}
+
+/*
+ * What multipathd thinks of a path: a line of its table, of which the first
+ * is a heading. False: it does not know the path, or does not say.
+ */
+bool multipathd_path_get(const struct multipathd *multipathd, const char *name,
+                         struct multipathd_path *path)
+{
+    static const char command[] = "show paths format \"%d %t %T\"";
+    char table[TABLE_SIZE];
+    const char *at, *line;
+
+    if (exchange(multipathd, command, table, sizeof(table)) < 0) {
+        log_warning("no answer from multipathd to '%s': %s", command,
+                    strerror(errno));
+        return false;
+    }
+    for (line = table; *line != '\0'; line += strspn(line, "\n")) {
+        at = line;
+        line += strcspn(line, "\n");
+        if (!next_is(&at, name))
+            continue;
+        path->is_failed = next_is(&at, "failed");
+        line = at;
+        path->is_ready = next_is(&at, "ready") || next_is(&line, "ghost");
+        return true;
+    }
+    return false;
 }
 
 /* The key that multipathd registers on new paths; value 0 if there is none. */
@@ -287,6 +351,16 @@ enum multipathd_said multipathd_unregistered(
     char reply[REPLY_SIZE];
 
     return ask(multipathd, reply, "unsetprstatus map %s", multipathd->map);
+}
+
+/* Does it register new paths with the key? Before 0.9.9 it says 1. */
+bool multipathd_is_registered(const struct multipathd *multipathd)
+{
+    char reply[REPLY_SIZE];
+
+    return ask(multipathd, reply, "getprstatus map %s", multipathd->map)
+               == MULTIPATHD_REFUSED
+           && (strcmp(reply, "set\n") == 0 || strncmp(reply, "1", 1) == 0);
 }
 
 /* Does this host hold the reservation, through whatever path? */

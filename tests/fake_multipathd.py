@@ -73,17 +73,25 @@ class Map:
     def __init__(self, name, alias, paths=(), fixed=0):
         self.name, self.alias, self.fixed = name, alias, fixed
         self.paths = dict(paths)
-        self.key, self.aptpl = fixed, False
+        self.key, self.aptpl = fixed or 0, False
         self.prflag, self.prhold = 'unset', 'unset'
-        self.suspended = 0
+        self.suspended, self.suspensions = 0, []    # when to when, in us
+        self.states = {}        # 'failed faulty', of paths that are not well
         self.pathlist = None    # that came with the last setprstatus
 
     def set_key(self, key, aptpl):
         """As with reservation_key "file", or with a key in the file."""
+        if self.fixed is None:      # there is no reservation_key
+            return False
         if self.fixed:
             return key == self.fixed
         self.key, self.aptpl = key, aptpl and key != 0
         return True
+
+    def state(self, name):
+        """Of the path in dm, and what the checker says."""
+        failed = 'failed faulty' if self.paths[name].dm_failed else None
+        return failed or self.states.get(name, 'active ready')
 
     def path_returns(self, name):
         """What happens on the disk when a path comes (back)."""
@@ -102,6 +110,8 @@ class Multipathd:
         self.released = threading.Event()   # hanging commands end with it
         self.listener = None
         self.wrong = []         # what no multipathd should have to see
+        self.is_virtual = False     # the helper's clock jumps: SIM_SPEED=0
+        self.shown = 0          # when a helper asked for the paths
 
     # ---- Life -------------------------------------------------------------
     def start(self, backlog=128):
@@ -133,6 +143,7 @@ class Multipathd:
             self.released = threading.Event()
             self.rules, self.version = [], '0.14'
             self.commands, self.wrong = [], []
+            self.shown = 0
 
     def map(self, name):
         return next(m for m in self.maps if m.name == name)
@@ -211,12 +222,16 @@ class Multipathd:
             events = self.target.events if self.target else 0
             self.commands.append(Command(text, pid, events))
             behaviour, effect = self.rule(text)
+            if self.target and behaviour is not None:
+                script = self.target.script
+                script.hit = script.hit or script.steps
         if callable(behaviour):
             behaviour = behaviour(self.commands[-1])
             effect = effect or behaviour is None
         if isinstance(behaviour, (int, float)):
-            released.wait(behaviour)
-            behaviour, effect = None, True
+            self.wait(behaviour, released)
+            behaviour, effect = None, not (self.is_virtual
+                                           and released.is_set())
         with self.lock:
             reply = self.execute(text) if effect else b'fail\n\0'
         if behaviour in CLOSING:
@@ -224,7 +239,7 @@ class Multipathd:
             connection.shutdown(socket.SHUT_RDWR)
         elif behaviour in HANGING:
             connection.sendall(HANGING[behaviour])
-            released.wait()
+            self.wait(None, released)
             connection.shutdown(socket.SHUT_RDWR)
         elif behaviour == 'no NUL':     # can be taken for an answer
             connection.sendall(SIZE.pack(len(reply) - 1) + reply[:-1])
@@ -244,6 +259,17 @@ class Multipathd:
                 assert behaviour is None, behaviour
             connection.sendall(SIZE.pack(len(reply)) + reply)
 
+    def wait(self, seconds, released):
+        """None: for ever. A clock that jumps is told where to."""
+        if not self.is_virtual:
+            released.wait(seconds)
+            return
+        until = (1 << 64) - 1 if seconds is None \
+            else self.target.clock() + int(seconds * 1000000)
+        self.target.script.multipathd_wait = until
+        while self.target.clock() < until and not released.wait(.001):
+            pass
+
     # ---- The commands -----------------------------------------------------
     def failure(self, why='fail'):
         text = {'deny': 'permission deny: need to be root\n', 'fail': '',
@@ -257,6 +283,9 @@ class Multipathd:
         words = [word.strip('"') for word in
                  re.findall(r'"[^"]*"|[^\s"]+', text)]
         verb, args = words[0], words[1:]
+        if verb == 'show' and args[:1] == ['paths'] and 'format' in args[1:3] \
+                and len(args) == 3 + ('raw' in args[1:2]):
+            return self.show_paths(args[-1], 'raw' in args).encode() + b'\0'
         known = OLD if self.version == '0.9.4' else NEW
         if verb not in known or len(args) < 2 or args[0] not in ('map',
                                                                  'multipath'):
@@ -272,9 +301,28 @@ class Multipathd:
         if not found or (verb == 'setprkey' and not options):
             return self.failure()
         answer = getattr(self, 'do_' + verb)(found[0], *options[1:])
+        if self.target:
+            m = self.maps[0]
+            self.target.script.multipathd_key = \
+                m.key if m.prflag == 'set' else 0
         if answer is False:
             return self.failure()
         return (answer or 'ok\n').encode() + b'\0'
+
+    def show_paths(self, form, is_raw):
+        """With a line of headings, unless raw."""
+        self.shown = self.target.clock() if self.target else 0
+        rows = [] if is_raw else [('dev', 'dm_st', 'chk_st')]
+        rows += [(name, *m.state(name).split()[:2])
+                 for m in self.maps for name in m.paths]
+        wilds = ('%d', '%t', '%T')
+        lines = []
+        for row in rows:
+            line = form
+            for wild, text in zip(wilds, row):
+                line = line.replace(wild, text if is_raw else text.ljust(6))
+            lines.append(line.rstrip() + '\n')
+        return ''.join(lines)
 
     @staticmethod
     def do_getprkey(m):
@@ -320,10 +368,12 @@ class Multipathd:
     def do_getprhold(m):
         return m.prhold + '\n'
 
-    @staticmethod
-    def do_suspend(m):
+    def do_suspend(self, m):
+        if not m.suspended and self.target:
+            m.suspensions.append([self.target.clock(), None])
         m.suspended = 1     # once is as good as twice
 
-    @staticmethod
-    def do_resume(m):
+    def do_resume(self, m):
+        if m.suspended and self.target:
+            m.suspensions[-1][1] = self.target.clock()
         m.suspended = 0

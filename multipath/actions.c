@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * actions.c - a persistent reservation command on a dm-multipath map: which
+ * service action it is, and RESERVE, RELEASE and PREEMPT.
+ *
+ * It must never say GOOD for a reservation that another host holds, with
+ * whatever key, nor take that away.
+ */
+#include "multipath.h"
+
+#include <string.h>
+
+#define MULTIPATHD_MUTE                                                        \
+    "multipathd does not say which key it has: is it running, and are we "     \
+    "root?"
+
+/*
+ * To one path; but a conflict there is not the answer yet, as another one
+ * may be the holder, who may repeat RESERVE; and that may be gone.
+ */
+static void map_reserve(struct map *map, const struct multipathd_key *key,
+                        const struct request *request)
+{
+    struct reservation reservation;
+    enum multipathd_hold was;
+    struct answer answer;
+    struct path *path;
+    bool is_lost;
+
+    if (!hold_announce(map, &was))
+        return;
+    path = any_send(map, request);
+    is_lost = map->is_lost;
+    answer = map->answer;
+    if (path == NULL && map->left_out > 0) {
+        switch (holder_find(map, key, &reservation, &path)) {
+        case HOLDER_UNKNOWN:
+            return;
+        case HOLDER_GONE:
+        case HOLDER_PATH:
+            if (reservation.scope_type == request->cdb[2]) {
+                answer.status = GOOD;
+                memset(answer.sense, 0, sizeof(answer.sense));
+            }
+            break;
+        default:
+            break;
+        }
+    }
+    if (answer.status == GOOD || !is_lost)
+        hold_settle(map, was, answer.status == GOOD);
+    map->answer = answer;
+}
+
+/* PREEMPT of our own key, by which a live path takes the reservation over. */
+static struct path *take_over(struct map *map, const struct multipathd_key *key,
+                              uint8_t scope_type)
+{
+    struct request preempt;
+
+    request_set(&preempt, PREEMPT, scope_type, key->value, key->value, 0);
+    return preempt_own(map, &preempt, key);
+}
+
+/* All paths that are there have said something to RELEASE. */
+static void release_end(struct map *map, const struct multipathd_key *key,
+                        const struct request *request)
+{
+    struct reservation reservation = { 0 };
+    struct path *path = NULL;
+    enum holder holder = holder_find(map, key, &reservation, &path);
+
+    if (holder == HOLDER_UNKNOWN)
+        return;
+    if (holder != HOLDER_OTHER && reservation.scope_type != request->cdb[2]) {
+        map_answer(map, RESERVATION_CONFLICT);
+        return;
+    }
+    if (holder == HOLDER_GONE)
+        path = take_over(map, key, reservation.scope_type);
+    if (holder != HOLDER_OTHER
+        && (path == NULL || path_send(map, path, request) != DONE)) {
+        map_fail(map, "the reservation is not released");
+        return;
+    }
+    map_answer(map, GOOD);
+    multipathd_hold_set(&map->multipathd, false);
+}
+
+/*
+ * To every path, as only the one that holds the reservation releases it, and
+ * the others say GOOD to that. Waits for one that is blocked only if the
+ * reservation is still there.
+ */
+static void map_release(struct map *map, const struct multipathd_key *key,
+                        struct request *request)
+{
+    struct reservation reservation;
+    unsigned i;
+
+    all_due(map);
+    if (!sweep(map, request, NULL, 0) && count_of(map, DONE) > 0
+        && count_of(map, REFUSED) == 0) {
+        if (!reservation_read(map, &reservation))
+            return;
+        if (!reservation.is_held || reservation.key != key->value) {
+            map_answer(map, GOOD);
+            multipathd_hold_set(&map->multipathd, false);
+            return;
+        }
+    }
+    if (!sweep(map, request, NULL, map->deadline))
+        return;
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].verdict == REFUSED
+            && path_send(map, &map->paths[i], request) == REFUSED)
+            return; /* the holder: of another type, for example */
+    if (count_of(map, DONE) > 0)
+        release_end(map, key, request);
+    else if (count_of(map, CONFLICT) > 0)
+        map_answer(map, RESERVATION_CONFLICT);
+    else
+        map_fail(map, "no path is usable");
+}
+
+static void map_preempt(struct map *map, const struct multipathd_key *key,
+                        const struct request *request)
+{
+    uint64_t preempted = be64_get(request->data + 8);
+    enum multipathd_hold was = HOLD_SET;
+    struct reservation reservation;
+    bool takes_over, is_own;
+
+    if (!reservation_read(map, &reservation))
+        return;
+    takes_over = reservation.is_held && reservation.key == preempted;
+    /* 0: all others, if all registrants hold it when the command comes. */
+    is_own = preempted == key->value || preempted == 0;
+    if (takes_over && !hold_announce(map, &was))
+        return;
+    if (is_own)
+        preempt_own(map, request, key);
+    else
+        any_send(map, request);
+    if (takes_over
+        && (map->answer.status == GOOD || (!is_own && !map->is_lost)))
+        hold_settle(map, was, map->answer.status == GOOD);
+}
+
+/* CLEANUP: this host shall know nothing of its registration any more. */
+static void map_cleanup(struct map *map)
+{
+    struct multipathd_key key;
+    struct request request;
+
+    request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+    if (multipathd_key_get(&map->multipathd, &key))
+        map_register(map, &key, &request);
+    else
+        map_fail(map, MULTIPATHD_MUTE);
+}
+
+static void map_out(struct map *map, struct request *request)
+{
+    unsigned action = request->cdb[1] &= 0x1f;
+    struct pr_command command = { .sense = map->answer.sense };
+    struct multipathd_key key;
+
+    if (action > REGISTER_AND_IGNORE || request->length < LIST_SIZE) {
+        sense_set(&command, ILLEGAL_REQUEST,
+                  action > REGISTER_AND_IGNORE ? 0x24 : 0x1a, 0x00);
+        map->answer.status = command.status;
+        return;
+    }
+    if (!multipathd_key_get(&map->multipathd, &key)) {
+        map_fail(map, MULTIPATHD_MUTE);
+        return;
+    }
+    if (action == REGISTER || action == REGISTER_AND_IGNORE)
+        map_register(map, &key, request);
+    else if (key.value == 0 || key.value != be64_get(request->data))
+        /* Who is not registered, or with another key, any disk tells so. */
+        map_answer(map, RESERVATION_CONFLICT);
+    else if (action == RESERVE)
+        map_reserve(map, &key, request);
+    else if (action == RELEASE)
+        map_release(map, &key, request);
+    else if (action == CLEAR)
+        map_clear(map, &key, request);
+    else
+        map_preempt(map, &key, request);
+}
+
+/* NULL: all paths are SCSI disks, by their names, which the kernel gives. */
+static const char *paths_refuse(const struct map *map)
+{
+    unsigned i;
+
+    for (i = 0; i < map->count; i++)
+        if (strncmp(map->paths[i].name, "sd", 2) != 0)
+            return "the paths of the multipath map are no SCSI disks";
+    return NULL;
+}
+
+/* Of a device-mapper device that sg_io_vet() has let pass. */
+void multipath_execute(struct pr_command *command, dev_t device,
+                       const char *socket_path, struct suspension *suspension)
+{
+    struct request request = { .data = command->data,
+                               .length = command->length };
+    struct map map;
+    const char *refusal = map_begin(&map, device, socket_path, suspension);
+
+    command->payload = 0;
+    if (refusal == map_none && command->cdb[0] == PROTOCOL_CLEANUP) {
+        sg_io_good(command);
+        return;
+    }
+    if (refusal == NULL && map_list(&map)) {
+        refusal = paths_refuse(&map);
+        memcpy(request.cdb, command->cdb, sizeof(request.cdb));
+        if (refusal != NULL)
+            ;
+        else if (request.cdb[0] == PERSISTENT_RESERVE_IN)
+            any_send(&map, &request);
+        else if (request.cdb[0] == PERSISTENT_RESERVE_OUT)
+            map_out(&map, &request);
+        else
+            map_cleanup(&map);
+    }
+    map_close(&map);
+    command->status = map.answer.status;
+    command->payload = map.answer.payload;
+    memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
+    command->refusal = map.refusal;
+    if (refusal != NULL)
+        sg_io_refuse(command, refusal);
+}

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * register.c - REGISTER, REGISTER AND IGNORE EXISTING KEY and what makes
+ * them undone, CLEAR and CLEANUP: all paths and multipathd, which registers
+ * those that come later, get a key, or lose it.
+ *
+ * It must never answer GOOD while a path that the kernel may use has another
+ * key, or multipathd does not know this one; undo an unregistration; or
+ * replace a key that a rival may have removed.
+ */
+#include "multipath.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+/* What a REGISTER is about, besides the client's parameter list. */
+struct registration {
+    struct multipathd_key old;      /* multipathd's so far */
+    struct multipathd_key new;      /* value 0: unregisters */
+    struct multipathd_key previous; /* what the paths have so far */
+    struct path *last;              /* is changed last, or NULL */
+    bool is_told;                   /* multipathd has been, of new */
+    bool is_status_told;            /* likewise, that it is registered */
+    bool is_whole;                  /* all paths have the new key */
+    bool is_fenced;                 /* somebody has removed the key */
+    uint8_t flags;
+};
+
+/* ---- What multipathd is told ------------------------------------------ */
+
+static void key_explain(struct map *map, const struct multipathd_key *now)
+{
+    if (now->value == 0)
+        map_fail(map, "multipathd does not take the key: put "
+                      "'reservation_key file' into the defaults of "
+                      "/etc/multipath.conf, then 'multipathd reconfigure'");
+    else
+        map_fail(map,
+                 "multipathd does not take the key, but has 0x%llx: put "
+                 "'reservation_key file' into /etc/multipath.conf "
+                 "instead of that key, then 'multipathd reconfigure'",
+                 (unsigned long long)now->value);
+}
+
+/* Before the first path is changed, so that none comes and is left out. */
+static bool key_announce(struct map *map, struct registration *r)
+{
+    struct multipathd_key now = { 0, false };
+    enum multipathd_said said = MULTIPATHD_DONE;
+
+    if (r->new.value != r->old.value || r->new.aptpl != r->old.aptpl)
+        said = multipathd_key_set(&map->multipathd, &r->new);
+    r->is_told = said != MULTIPATHD_REFUSED;
+    if (said == MULTIPATHD_DONE)
+        return true;
+    if (said == MULTIPATHD_REFUSED
+        && multipathd_key_get(&map->multipathd, &now)) {
+        /* It cannot forget a key of its configuration; need not, either. */
+        if (r->new.value == 0 && now.value == r->old.value)
+            return true;
+        key_explain(map, &now);
+    } else {
+        map_fail(map, "multipathd does not say if it takes the key");
+    }
+    return false;
+}
+
+/* That the map is registered with the key now, or is not any more. */
+static bool status_tell(struct map *map, struct registration *r)
+{
+    char names[PATHS_MOST * sizeof(((struct path *)0)->name)] = "";
+    size_t length = 0;
+    unsigned i;
+
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].verdict == DONE)
+            length += (size_t)snprintf(names + length, sizeof(names) - length,
+                                       "%s%u:%u", length > 0 ? " " : "",
+                                       major(map->paths[i].device),
+                                       minor(map->paths[i].device));
+    r->is_status_told = true;
+    if (r->new.value == 0
+            ? multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE
+            : multipathd_registered(&map->multipathd, names) == MULTIPATHD_DONE
+                  || (r->previous.value != 0
+                      && multipathd_is_registered(&map->multipathd)))
+        return true;
+    map_fail(map, "multipathd does not take note of the registration");
+    return false;
+}
+
+/*
+ * Makes multipathd forget the key, or, if that is of its configuration, do
+ * without. False if it may go on registering it.
+ */
+static bool key_forget(struct map *map)
+{
+    struct multipathd_key none = { 0, false }, now;
+    enum multipathd_said said = multipathd_key_set(&map->multipathd, &none);
+
+    if (said == MULTIPATHD_SILENT
+        || (said == MULTIPATHD_REFUSED
+            && (!multipathd_key_get(&map->multipathd, &now) || now.value == 0)))
+        return false;
+    return multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE;
+}
+
+/* ---- All paths -------------------------------------------------------- */
+
+static void conflicts_due(struct map *map)
+{
+    unsigned i;
+
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].verdict == CONFLICT || map->paths[i].verdict == ASIDE)
+            map->paths[i].verdict = DUE;
+}
+
+/*
+ * The older key is changed on one path after all others: as long as it has
+ * that, nobody has preempted it, so that another path without it has not been
+ * fenced but left out some time. Later it has the new one.
+ */
+static bool paths_change(struct map *map, struct registration *r,
+                         struct request *request)
+{
+    all_due(map);
+    if (r->last != NULL)
+        r->last->verdict = ASIDE; /* its turn comes */
+    if (!sweep(map, request, &r->new, map->deadline))
+        return false;
+    if (r->last != NULL) {
+        r->last->verdict = DUE;
+        if (!sweep(map, request, &r->new, map->deadline))
+            return false;
+        r->is_fenced = r->last->verdict == CONFLICT;
+        if (r->last->verdict == ASIDE && count_of(map, CONFLICT) > 0) {
+            map_fail(map, "%s has gone before it had the new key",
+                     r->last->name);
+            return false;
+        }
+    }
+    if (!r->is_fenced && count_of(map, DONE) > 0)
+        return true;
+    if (count_of(map, CONFLICT) > 0)
+        map_answer(map, RESERVATION_CONFLICT);
+    else
+        map_fail(map, "no path is usable");
+    return false;
+}
+
+/* Once one has taken it, the others need not have had the same one before. */
+static bool paths_register(struct map *map, struct registration *r,
+                           struct request *request)
+{
+    if (!paths_change(map, r, request))
+        return false;
+    request->cdb[1] = REGISTER_AND_IGNORE;
+    conflicts_due(map);
+    r->is_whole = sweep(map, request, &r->new, map->deadline);
+    if (!r->is_whole || !status_tell(map, r))
+        return false;
+    /* Paths that were left out, or have come, before multipathd knew. */
+    conflicts_due(map);
+    r->is_whole = sweep(map, request, &r->new, map->deadline);
+    if (!r->is_whole)
+        return false;
+    r->is_fenced = witness_ask(map, &r->new) != DONE;
+    return !r->is_fenced;
+}
+
+/*
+ * PREEMPT takes the key also from paths of ours that are left out, or they
+ * would come back with it, and go on to hold what all registrants do: if no
+ * other host has the same key. Returns whether it was done, by which the last
+ * path may have lost its own.
+ */
+static bool left_out_lose(struct map *map, const struct registration *r)
+{
+    struct reservation reservation;
+    struct request preempt;
+    unsigned count;
+
+    /* The last path is set aside, too. */
+    if (count_of(map, ASIDE) < 2 || !reservation_read(map, &reservation)
+        || !keys_read(map, r->previous.value, &count) || count >= map->count)
+        return false;
+    request_set(&preempt, PREEMPT,
+                reservation.is_held ? reservation.scope_type : WRITE_EXCLUSIVE,
+                r->previous.value, r->previous.value, 0);
+    return path_send(map, r->last, &preempt) == DONE;
+}
+
+/* A path that does not have the key need not lose it. */
+static bool paths_unregister(struct map *map, struct registration *r,
+                             struct request *request)
+{
+    unsigned i, lost = 0;
+
+    all_due(map);
+    if (r->last != NULL)
+        r->last->verdict = ASIDE; /* it may hold: its turn comes */
+    if (!sweep(map, request, NULL, map->deadline))
+        return false;
+    for (i = 0; i < map->count; i++)
+        lost += map->paths[i].is_lost;
+    if (r->last != NULL) {
+        bool is_done = left_out_lose(map, r);
+
+        r->last->verdict = DUE;
+        if (!sweep(map, request, NULL, map->deadline))
+            return false;
+        if (is_done)
+            r->last->verdict = DONE;
+    }
+    if (count_of(map, DONE) + lost == 0) {
+        if (count_of(map, CONFLICT) > 0)
+            map_answer(map, RESERVATION_CONFLICT);
+        else
+            map_fail(map, "no path is usable");
+        return false;
+    }
+    if (!status_tell(map, r))
+        return false;
+    conflicts_due(map);
+    return sweep(map, request, NULL, map->deadline);
+}
+
+/* ---- REGISTER --------------------------------------------------------- */
+
+/*
+ * Whose key changes keeps what he holds, and who unregisters gives it up:
+ * also through a path that is gone, which a live one takes over from first.
+ * Then finds the path that is to be the last. False: that is the answer.
+ */
+static bool last_find(struct map *map, struct registration *r)
+{
+    struct reservation reservation;
+    struct request request;
+
+    switch (holder_find(map, &r->previous, &reservation, &r->last)) {
+    case HOLDER_UNKNOWN:
+        return false;
+    case HOLDER_GONE:
+        request_set(&request, PREEMPT, reservation.scope_type,
+                    r->previous.value, r->previous.value, 0);
+        r->last = preempt_own(map, &request, &r->previous);
+        return r->last != NULL;
+    case HOLDER_PATH:
+        return true;
+    default: /* but all registrants hold what has no key */
+        if (!reservation.is_held || reservation.key != 0)
+            multipathd_hold_set(&map->multipathd, false);
+    }
+    request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
+                r->previous.aptpl ? APTPL : 0);
+    r->last = any_send(map, &request);
+    return r->last != NULL && map->answer.status == GOOD;
+}
+
+/* Back to what was, as far as nothing can come back with it. */
+static void map_undo(struct map *map, const struct registration *r)
+{
+    const struct answer answer = map->answer;
+    const struct multipathd *multipathd = &map->multipathd;
+    unsigned i, changed = 0;
+
+    for (i = 0; i < map->count; i++)
+        changed += map->paths[i].is_lost
+                   || (r->new.value != 0 ? map->paths[i].is_new
+                                         : map->paths[i].verdict == DONE);
+    /* It was done, but for what multipathd has to know: to be repeated. */
+    if (changed > 0 && !r->is_fenced
+        && (r->new.value == 0 || (r->is_whole && r->previous.value != 0)))
+        return;
+    map_extend(map);
+    if (r->is_fenced
+        || (r->new.value != 0
+            && r->new.value != r->previous.value &&changed > 0))
+        keys_take_off(map, r->new.value, r->flags);
+    map->is_known = false;
+    if (map->is_doubtful && r->previous.value != 0)
+        keys_take_off(map, r->previous.value, r->flags);
+    if (r->is_fenced || map->is_doubtful
+            ? !key_forget(map)
+            : (multipathd_key_set(multipathd, &r->old) == MULTIPATHD_SILENT
+               || (r->previous.value == 0 && r->is_status_told
+                   && multipathd_unregistered(multipathd) != MULTIPATHD_DONE)))
+        log_warning("%s (%s): multipathd may register key %llx even so: "
+                    "'multipathd unsetprstatus map %s'",
+                    map->name, map->alias, (unsigned long long)r->new.value,
+                    map->name);
+    map->answer = answer;
+}
+
+void map_register(struct map *map, const struct multipathd_key *old,
+                  struct request *request)
+{
+    struct registration r = { .old = *old };
+    bool is_done, is_ignored;
+    unsigned i, count;
+
+    r.flags = request->data[LIST_FLAGS];
+    r.new.value = be64_get(request->data + 8);
+    r.new.aptpl = (r.flags & APTPL) != 0;
+    r.previous = *old;
+    if (request->cdb[1] == REGISTER)
+        r.previous.value = be64_get(request->data);
+    is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
+    if (!settle(map)
+        || !keys_read(map, (is_ignored ? r.previous : r.new).value, &count))
+        return;
+    /* It may be one that multipathd is only configured to have. */
+    if (is_ignored && count == 0)
+        r.previous.value = 0;
+    if (r.previous.value != 0 && !last_find(map, &r))
+        return;
+    map->is_known = !is_ignored && r.previous.value == 0 && count > 0;
+    for (i = 0; i < map->count; i++)
+        map->paths[i].is_new = map->paths[i].is_lost = false;
+    if (!key_announce(map, &r)) {
+        if (r.is_told)
+            map_undo(map, &r);
+        return;
+    }
+    is_done = r.new.value != 0 ? paths_register(map, &r, request)
+                               : paths_unregister(map, &r, request);
+    if (!is_done) {
+        map_undo(map, &r);
+        return;
+    }
+    if (r.previous.value == 0)
+        multipathd_hold_set(&map->multipathd, false);
+    map_answer(map, GOOD);
+}
+
+/* ---- CLEAR ------------------------------------------------------------ */
+
+/*
+ * Also if all answers are lost, but the key is gone. Nothing of ours may be
+ * left, not even on a path that multipathd has registered meanwhile.
+ */
+void map_clear(struct map *map, const struct multipathd_key *key,
+               const struct request *request)
+{
+    struct answer answer;
+    struct request none;
+    unsigned count;
+
+    any_send(map, request);
+    answer = map->answer;
+    if (answer.status == GOOD
+        || (map->is_lost && keys_read(map, key->value, &count) && count == 0)) {
+        map->answer = answer;
+        all_due(map);
+        request_set(&none, REGISTER, 0, key->value, 0, 0);
+        if (!key_forget(map))
+            map_fail(map,
+                     "cleared, but multipathd may still register the key: "
+                     "'multipathd unsetprstatus map %s'",
+                     map->name);
+        else if (sweep(map, &none, NULL, map->deadline))
+            map->answer = answer;
+        return;
+    }
+    map->answer = answer;
+}
