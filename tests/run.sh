@@ -6,8 +6,8 @@
 # which is tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode
 # Linux, as root, what is in tests/kernel, and again the host's tests in which
 # root makes a difference; hostile is tests/hostile; multipath and reference,
-# each in a User-mode Linux, are the two files of tests/multipath; transport is
-# tests/transport, multipath over iSCSI, there as well; supervisors
+# each in a User-mode Linux, are the two files of tests/multipath; transport,
+# in one, is tests/transport, with iSCSI sessions as the paths; supervisors
 # is what is in contrib/ under systemd, OpenRC, runit and s6, there as well.
 # Ends with the line "N passed, N failed, N skipped"; see tests/summary.py for
 # what counts.  The programs under test must have been built; what the tests
