@@ -313,13 +313,9 @@ class Machine:
     """relays are the two that paths go through; maps have one LUN each."""
 
     def __init__(self, luns):
-        modules = os.environ['UML_MODULES']
-        for module in ('drivers/target/iscsi/iscsi_target_mod',
-                       'drivers/scsi/scsi_transport_iscsi',
-                       'drivers/scsi/libiscsi', 'drivers/scsi/libiscsi_tcp',
-                       'drivers/scsi/iscsi_tcp'):
-            subprocess.check_call(['/run/insmod',
-                                   '%s/%s.ko' % (modules, module)])
+        subprocess.check_call(
+            ['/run/insmod', 'iscsi_target_mod', 'scsi_transport_iscsi',
+             'libiscsi', 'libiscsi_tcp', 'iscsi_tcp'])
         subprocess.check_call(['ip', 'link', 'set', 'lo', 'up'])
         simplify_udev()
         make_target(luns)
