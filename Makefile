@@ -162,6 +162,10 @@ check-migration: $(HELPER)
 check-multipath: $(HELPER)
 	tests/run.sh multipath reference
 
+# The same with paths that are iSCSI sessions, whose connections are cut.
+check-transport: $(HELPER)
+	tests/run.sh transport
+
 # What a virtual machine that is not ours any more would try.
 check-hostile: sim
 	tests/run.sh hostile
@@ -328,6 +332,6 @@ distclean:
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
-	check-reproducible check-deb check-recipes check-qemu check-libvirt \
-	check-migration fuzz soak coverage lint bench demo install uninstall dist \
-	deb clean distclean
+	check-transport check-reproducible check-deb check-recipes check-qemu \
+	check-libvirt check-migration fuzz soak coverage lint bench demo install \
+	uninstall dist deb clean distclean

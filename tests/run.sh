@@ -1,11 +1,13 @@
 #!/bin/sh
-# run.sh [host] [kernel] [hostile] [multipath] [reference] [supervisors]
+# run.sh [host] [kernel] [hostile] [multipath] [reference] [transport]
+#        [supervisors]
 #
 # The tests, host and kernel at the same time unless others are named: host,
 # which is tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode
 # Linux, as root, what is in tests/kernel, and again the host's tests in which
 # root makes a difference; hostile is tests/hostile; multipath and reference,
-# each in a User-mode Linux, are the two files of tests/multipath; supervisors
+# each in a User-mode Linux, are the two files of tests/multipath; transport,
+# in one, is tests/transport, with iSCSI sessions as the paths; supervisors
 # is what is in contrib/ under systemd, OpenRC, runit and s6, there as well.
 # Ends with the line "N passed, N failed, N skipped"; see tests/summary.py for
 # what counts.  The programs under test must have been built; what the tests
@@ -38,6 +40,12 @@ if [ -z "${RUN_FETCHED:-}" ]; then
         ;;
     esac
     case " $* " in
+    *' transport '*)
+        packages="$packages user-mode-linux kmod iproute2 open-iscsi
+            $("$top/tests/multipath/setup.sh" packages)"
+        ;;
+    esac
+    case " $* " in
     *' supervisors '*)
         packages="$packages user-mode-linux kmod mount systemd openrc runit s6"
         ;;
@@ -60,15 +68,17 @@ suite() {
     rm -f "$results/$name".*
     seconds=900
     case $name in
-    kernel | multipath | reference | supervisors) seconds=420 ;;
+    kernel | multipath | reference | transport | supervisors) seconds=420 ;;
     esac
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
         --junitxml="$results/$name.xml" "$@"
     case $name in
     kernel | supervisors) set -- env UML_TIMEOUT=430 tests/uml.sh "$@" ;;
-    multipath | reference)
-        set -- env UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
+    multipath | reference | transport)
+        nexuses=3
+        [ "$name" != transport ] || nexuses=0
+        set -- env UML_TIMEOUT=430 UML_NEXUSES=$nexuses tests/uml.sh \
             tests/multipath/setup.sh "$@"
         ;;
     esac
@@ -79,7 +89,8 @@ suite() {
 
 for name; do
     case $name in
-    host | kernel | hostile | multipath | reference | supervisors) ;;
+    host | kernel | hostile | multipath | reference | transport | \
+        supervisors) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
         exit 1
@@ -103,6 +114,9 @@ case " $* " in
 esac
 case " $* " in
 *' hostile '*) suite hostile tests/hostile ;;
+esac
+case " $* " in
+*' transport '*) suite transport tests/transport ;;
 esac
 case " $* " in
 *' supervisors '*) suite supervisors tests/supervisors ;;

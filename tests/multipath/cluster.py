@@ -74,7 +74,14 @@ def ask(command, name=ABSTRACT):
     """multipathd's answer; both ways a size_t, then text with a NUL."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(DEADLINE)
-        sock.connect(name)
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                sock.connect(name)
+                break
+            except BlockingIOError:     # too many ask at once
+                assert time.monotonic() < end, 'multipathd is busy'
+                time.sleep(0.05)
         send_text(sock, command)
         return receive_text(sock)
 
