@@ -177,6 +177,7 @@ class Case:
         self.target, self.seed = lab.target, seed
         lab.is_consistent = False       # that is for us to say
         self.is_benign, self.gone, self.is_killed = True, set(), False
+        self.is_left = False    # suspended, and nobody is there to resume it
         self.is_keyless = self.is_silent = self.is_slow = False
         self.unopened, self.acts = set(), []
         self.base = self.target.clock()
@@ -587,11 +588,12 @@ class Case:
 
     def wait_idle(self):
         """Main has a suspended map resumed by another worker, a bit later."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 10 * (not self.is_left)
         self.lab.wait_idle()
         while self.lab.known.suspended and not self.is_silent \
                 and time.monotonic() < end:
             time.sleep(.01)
+        self.is_left = self.lab.known.suspended and not self.is_silent
         self.lab.wait_idle()
 
     # ---- What is so now ---------------------------------------------------
