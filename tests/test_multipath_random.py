@@ -545,12 +545,14 @@ class Case:
         self.first = {path: self.nexus(path).key for path in PATHS}
         self.was_holder = lab.lun.holder if lab.lun.type else None
         self.disk = self.now(US, max(self.first.values()))
-        self.log_begin = len(lab.helper.log())
+        log_begin = os.path.getsize(lab.helper.log_path)
         self.begin = self.target.clock()
         self.answer = self.send()
         self.seconds = (self.end - self.begin) / SECOND
         self.wait_idle()
-        self.log = lab.helper.log()[self.log_begin:]
+        with open(lab.helper.log_path, errors='replace') as log:
+            log.seek(log_begin)
+            self.log = log.read()
         self.tell('%s %x %x type %d%s: %s after %.1f s' % (
             'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
             else NAMES[self.action], self.key, self.sa_key, self.type,
