@@ -405,7 +405,7 @@ static bool path_is_clear(struct map *map, struct path *path,
     do {
         path->verdict = path_prove(map, path, key);
         if (path->verdict == DONE)
-            return !map->is_known;
+            return !path->had_key;
         if (path->verdict == CONFLICT) {
             if (is_first
                 && (!keys_read(map, key->value, &count)
@@ -464,6 +464,7 @@ bool sweep(struct map *map, struct request *request,
            const struct multipathd_key *key, int64_t deadline)
 {
     const struct path *waits;
+    bool is_last = false;
     unsigned i;
 
     map->pause = PAUSE_LEAST;
@@ -474,6 +475,9 @@ bool sweep(struct map *map, struct request *request,
         for (i = 0; i < map->count; i++) {
             struct path *path = &map->paths[i];
 
+            /* It may have come back, which multipathd need not notice. */
+            if (is_last && path->verdict == ASIDE)
+                path->verdict = DUE;
             if (path->verdict > LOST)
                 continue;
             if (!path_sweep(map, path, request, key))
@@ -483,9 +487,10 @@ bool sweep(struct map *map, struct request *request,
             if (path->verdict <= LOST)
                 waits = path;
         }
-        if (waits == NULL)
+        if (waits == NULL && is_last)
             return true;
-    } while (deadline != 0 && map_wait(map, deadline));
+        is_last = waits == NULL;
+    } while (deadline != 0 && (waits == NULL || map_wait(map, deadline)));
     if (deadline != 0)
         map_fail(map, "%s does not take the command in time: it %s",
                  waits->name, waits->why);
@@ -529,9 +534,7 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
     map_extend(map);
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
     for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = map->paths[i].is_new || !map->is_known
-                                    ? DUE
-                                    : CONFLICT;
+        map->paths[i].verdict = DUE;
     sweep(map, &request, NULL, map->deadline);
     for (i = 0; i < map->count; i++)
         if (map->paths[i].verdict != DONE && map->paths[i].verdict != CONFLICT)

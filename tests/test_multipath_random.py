@@ -713,7 +713,8 @@ class Case:
                 or self.answer == CONFLICT and not self.is_fenced:
             return any(
                 answer == self.answer and self.others_are(disk, seen)
-                and disk.reservation == seen.reservation
+                and (disk.reservation == seen.reservation
+                     or self.is_left_behind(seen, keys, live))
                 and all(keys[path] == disk.keys[US] if path in live
                         else keys[path] in (0, self.first[path],
                                             disk.keys[US]) for path in PATHS)
@@ -729,6 +730,14 @@ class Case:
             and (disk.reservation == seen.reservation
                  or not seen.reservation and disk.holds(US))
             for _, disk in found)
+
+    def is_left_behind(self, seen, keys, live):
+        """Who unregisters cannot take along a path that is gone, which goes
+        on to hold what all registrants hold: nobody but the disk could tell it
+        from another host with the same key."""
+        return seen.type >= 7 and self.action in REGISTERS \
+            and not self.sa_key and any(
+                key for path, key in keys.items() if path not in live)
 
     def others_are(self, disk, seen):
         """A path that is gone loses its reservation by a preemption only, of
