@@ -35,7 +35,7 @@ MULTIPATH = $(addprefix multipath/,worker.c actions.c register.c preempt.c \
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c sysfs.c options.c \
 	listen.c daemon.c privdrop.c sandbox.c report.c trace.c log.c $(MULTIPATH)
 CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
-HEADERS = prhelper.h protocol.h decode.h multipath/multipath.h
+HEADERS = prhelper.h protocol.h decode.h kernel.h multipath/multipath.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.
@@ -48,8 +48,12 @@ all: $(HELPER) $(CLIENT)
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o)
 CLIENT_OBJECTS = $(CLIENT_SOURCES:%.c=$(BUILD)/%.o)
 
+# What a session would have to look up, it has from main; and what it maps
+# is copied for each.
+LINK = $(CC) $(CFLAGS) $(PLACELESS) -Wl,-z,now,-z,noseparate-code $(LDFLAGS)
+
 $(HELPER): $(OBJECTS)
-	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(OBJECTS)
+	$(LINK) -o $@ $(OBJECTS)
 
 $(CLIENT): $(CLIENT_OBJECTS)
 	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(CLIENT_OBJECTS)
@@ -145,9 +149,22 @@ check-qemu: $(HELPER)
 	tests/qemu.sh
 	tests/qemu.sh multipath
 
+# libvirt's own helper for each virtual machine, beside QEMU's.
+check-libvirt: $(HELPER)
+	tests/libvirt.sh
+
+# A guest with a reservation moves from host to host, with the QEMU of Debian
+# sid; as root.
+check-migration: $(HELPER)
+	tests/migration.sh
+
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER)
 	tests/run.sh multipath reference
+
+# The same with paths that are iSCSI sessions, whose connections are cut.
+check-transport: $(HELPER)
+	tests/run.sh transport
 
 # What a virtual machine that is not ours any more would try.
 check-hostile: sim
@@ -247,7 +264,7 @@ $(BENCH)/hang.so: tests/bench_device.c Makefile
 
 $(BENCH)/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/bench_device.o
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(BENCHED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
+	$(LINK) $(BENCHED:%=-Wl,--wrap=%) -o $@ $^
 
 $(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
 		Makefile
@@ -315,5 +332,6 @@ distclean:
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
-	check-reproducible check-deb check-recipes check-qemu fuzz soak coverage lint \
-	bench demo install uninstall dist deb clean distclean
+	check-transport check-reproducible check-deb check-recipes check-qemu \
+	check-libvirt check-migration fuzz soak coverage lint bench demo install \
+	uninstall dist deb clean distclean

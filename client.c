@@ -10,7 +10,9 @@
 #include "prhelper.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -64,6 +66,19 @@ void client_leave(const struct client *client)
     client_trace(client, TRACE_CLIENT_END, "told to leave");
 }
 
+/*
+ * Whether a device has, or had, a command that is not yet answered: as long as
+ * it does, the end of main asks a session to leave, and else it kills it, in
+ * close() and wherever else a descriptor can make it hang.
+ */
+static void client_busy(struct client *client, bool busy)
+{
+    if (client->is_session && client->is_busy != busy)
+        prctl(PR_SET_PDEATHSIG, busy ? SIGTERM : SIGKILL, 0, 0, 0);
+    client->is_busy = busy;
+    client->record->busy = busy;
+}
+
 /* Frees everything but the record. */
 void client_close(struct client *client)
 {
@@ -73,7 +88,7 @@ void client_close(struct client *client)
     client->answer = -1;
     close(client->socket);
     client->socket = -1;
-    client->record->busy = false;
+    client_busy(client, false);
 }
 
 /*
@@ -174,18 +189,28 @@ static const char *client_send(struct client *client)
     return NULL;
 }
 
-/* Has the command executed; false if the answer is still to come. */
+/*
+ * Has the command executed; false if the answer is still to come.
+ *
+ * The one answer of a disk that is not passed on: a unit attention, where the
+ * command only reads. It is meant for the nexus, which is the host's: its
+ * kernel and path checkers take such conditions all the time, and no guest
+ * can rely on being the one that is told. But a QEMU that is migrated to reads
+ * keys and reservation once, and gives the guest up for one. Who would change
+ * something is told: the state may not be what it was when that was decided.
+ */
 static bool command_execute(struct client *client, struct pr_command *command)
 {
+    bool is_in = command->cdb[0] == PERSISTENT_RESERVE_IN;
     enum vet vet = sg_io_vet(command);
 
     client->record->since = clock_us();
     client->record->commands++;
-    client->record->busy = vet != VET_ANSWERED;
+    client_busy(client, vet != VET_ANSWERED);
     client->record->state = PROTOCOL_EXECUTE;
     report_request(client, command);
     if (vet == VET_SEND)
-        sg_io_execute(command, SG_IO_TIMEOUT);
+        sg_io_execute(command, SG_IO_TIMEOUT, is_in ? SG_IO_ATTENTIONS : 0);
     if (vet == VET_MAPPED) {
         client->answer = worker_ask(client->queue, command);
         if (client->answer >= 0) {
@@ -197,12 +222,6 @@ static bool command_execute(struct client *client, struct pr_command *command)
                     (long)client->record->pid,
                     (unsigned long)client->record->uid, strerror(errno));
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    }
-    if (command->refusal != NULL && !client->refusal_logged) {
-        log_warning("client pid %ld uid %lu: command refused: %s",
-                    (long)client->record->pid,
-                    (unsigned long)client->record->uid, command->refusal);
-        client->refusal_logged = true;
     }
     return true;
 }
@@ -232,6 +251,13 @@ static bool client_execute(struct client *client)
     }
     if (command.status != GOOD)
         client->record->errors++;
+    if (command.status != GOOD && command.refusal != NULL
+        && !client->refusal_logged) {
+        log_warning("client pid %ld uid %lu: command refused: %s",
+                    (long)client->record->pid,
+                    (unsigned long)client->record->uid, command.refusal);
+        client->refusal_logged = true;
+    }
     protocol_reply(c, command.status, command.payload);
     report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
     conversation_fd_close(c);
@@ -248,6 +274,8 @@ bool client_work(struct client *client)
     const char *end = NULL;
     bool more = true;
 
+    *log_about() = (struct log_peer){ client->record->pid,
+                                      client->record->uid };
     while (more && end == NULL) {
         if (c->state == PROTOCOL_EXECUTE) {
             more = client_execute(client);
@@ -265,7 +293,7 @@ bool client_work(struct client *client)
     client->record->state = c->state;
     if (protocol_is_idle(c)) {
         client->deadline = NEVER;
-        client->record->busy = false;
+        client_busy(client, false);
     } else if (client->deadline == NEVER && client->answer < 0) {
         client->deadline = clock_us() + client->timeout;
     }

@@ -23,12 +23,10 @@ void daemon_open_standard_fds(void)
 {
     int fd;
 
-    do {
-        fd = open("/dev/null", O_RDWR);
-        if (fd < 0)
-            fatal("/dev/null: %s", strerror(errno));
-    } while (fd <= STDERR_FILENO);
-    close(fd);
+    for (fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0)
+            fatal("descriptor %d is closed, and /dev/null: %s", fd,
+                  strerror(errno));
 }
 
 /*
@@ -55,15 +53,10 @@ int daemon_background(void)
         return report[1];
     }
     close(report[1]);
-    while ((got = read(report[0], &byte, 1)) < 0 && errno == EINTR)
-        ;
+    while ((got = read(report[0], &byte, 1)) < 0)
+        ; /* interrupted by a signal */
     if (got == 1)
         _exit(EXIT_SUCCESS);
-    if (got < 0) {
-        if (kill(pid, SIGKILL) == 0)
-            waitpid(pid, NULL, 0);
-        fatal("cannot hear from the background: %s", strerror(errno));
-    }
     if (waitpid(pid, &status, 0) == pid && WIFEXITED(status))
         _exit(WEXITSTATUS(status));
     fatal("the process in the background died");
@@ -74,6 +67,8 @@ void daemon_background_ready(int report, int syslog)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
+    if (null < 0) /* then what we might still say goes the same way */
+        null = dup(syslog);
     if (null < 0 || chdir("/") < 0)
         fatal("cannot go to the background: %s", strerror(errno));
     dup2(null, STDIN_FILENO);
@@ -96,19 +91,17 @@ void daemon_background_ready(int report, int syslog)
 int daemon_pid_file_lock(const char *path)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-    int fd;
+    int fd, tries;
 
-    for (;;) {
+    for (tries = 0; tries < 100; tries++) {
         struct stat ours, there = { 0 };
 
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         if (fd < 0)
             fatal("cannot create PID file '%s': %s", path, strerror(errno));
         if (fcntl(fd, F_SETLK, &lock) < 0)
-            fatal("cannot lock PID file '%s'%s: %s", path,
-                  errno == EAGAIN || errno == EACCES ? ", another instance runs"
-                                                     : "",
-                  strerror(errno));
+            fatal("cannot lock PID file '%s', does another instance run? %s",
+                  path, strerror(errno));
         /* Somebody may have removed or replaced it since. */
         if (fstat(fd, &ours) < 0 || (stat(path, &there) < 0 && errno != ENOENT))
             fatal("cannot look at PID file '%s': %s", path, strerror(errno));
@@ -116,6 +109,9 @@ int daemon_pid_file_lock(const char *path)
             return fd;
         close(fd);
     }
+    fatal("PID file '%s' is removed or replaced all the time, by others who "
+          "can write to its directory",
+          path);
 }
 
 void daemon_pid_file_write(int fd, const char *path)

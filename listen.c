@@ -4,14 +4,16 @@
  * messages to that manager: what sd_listen_fds(3) and sd_notify(3) say,
  * without libsystemd.
  *
- * It must never take a socket from a helper that is alive, remove a name
- * that it did not make, or trust a name because of where it is: the
- * directory may belong to virtual machines.
+ * It must never take a socket from a helper that is alive, remove what is no
+ * socket, or trust a name because of where it is: the directory may belong to
+ * virtual machines, which must not keep us from starting either.
  */
+#include "kernel.h"
 #include "prhelper.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -19,31 +21,40 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#ifndef SO_PASSPIDFD
-#define SO_PASSPIDFD 76 /* Linux 6.5; parisc and sparc have another number */
-#endif
-
 enum {
     ACTIVATION_FD = 3, /* SD_LISTEN_FDS_START, sd-daemon.h */
-    BACKLOG = 4096     /* Linux' SOMAXCONN since 5.4; musl's is 128 */
+    /*
+     * Who has connected is served in that order, so that one who does nothing
+     * else would have all others wait behind it; who finds no place waits in
+     * connect(), for the next that is free, with the same chance as anybody.
+     */
+    BACKLOG = 16
 };
 
 /*
+ * Whether a variable is the number of this process: one for another process
+ * has come down to us. To be asked by the process that was started, before
+ * it forks.
+ */
+static bool is_our_pid(const char *text)
+{
+    char *end;
+
+    return strtol(text, &end, 10) == (long)getpid() && *end == '\0';
+}
+
+/*
  * Were we started by a service manager that passed us a socket? Takes the
- * variables out of the environment. To be asked by the process that was
- * started, before it forks.
+ * variables out of the environment. Before the first fork.
  */
 bool listen_is_activated(const struct options *options)
 {
     const char *pid = getenv("LISTEN_PID");
     const char *fds = getenv("LISTEN_FDS");
-    bool ours;
     long count;
     char *end;
 
-    ours = pid != NULL && fds != NULL && pid[0] != '\0' && fds[0] != '\0'
-           && strtol(pid, &end, 10) == (long)getpid() && *end == '\0';
-    if (!ours)
+    if (pid == NULL || fds == NULL || !is_our_pid(pid))
         return false;
     count = strtol(fds, &end, 10);
     if (*end != '\0')
@@ -61,14 +72,12 @@ bool listen_is_activated(const struct options *options)
     return true;
 }
 
-static int socket_option(int fd, int option)
+static int passed_option(int option)
 {
-    int value = -1;
+    int value = -1; /* unless there is such a socket */
     socklen_t size = sizeof(value);
 
-    if (getsockopt(fd, SOL_SOCKET, option, &value, &size) < 0)
-        fatal("socket activation failed: descriptor %d: %s", fd,
-              strerror(errno));
+    getsockopt(ACTIVATION_FD, SOL_SOCKET, option, &value, &size);
     return value;
 }
 
@@ -82,9 +91,9 @@ void listen_activated(struct listener *listener)
     const int off = 0;
     size_t i;
 
-    if (socket_option(ACTIVATION_FD, SO_DOMAIN) != AF_UNIX
-        || socket_option(ACTIVATION_FD, SO_TYPE) != SOCK_STREAM
-        || socket_option(ACTIVATION_FD, SO_ACCEPTCONN) != 1)
+    if (passed_option(SO_DOMAIN) != AF_UNIX
+        || passed_option(SO_TYPE) != SOCK_STREAM
+        || passed_option(SO_ACCEPTCONN) != 1)
         fatal("socket activation failed: descriptor %d is no listening Unix "
               "stream socket",
               ACTIVATION_FD);
@@ -93,6 +102,7 @@ void listen_activated(struct listener *listener)
         fatal("socket activation failed: %s", strerror(errno));
     for (i = 0; i < sizeof(attached) / sizeof(attached[0]); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
+    listen(ACTIVATION_FD, BACKLOG); /* anew, with ours */
     listener->fd = ACTIVATION_FD;
     listener->path = NULL;
 }
@@ -107,22 +117,72 @@ static int unix_socket(int type)
 }
 
 /*
- * Does one of us listen there? A listener of another uid does not count: it
- * is a trap or a leftover, and a full backlog tells no uid but is alive.
+ * Can others put something beside this path? Whoever owns the directory can
+ * do so, and who is in its group or its access list.
  */
-static bool is_alive(const struct sockaddr_un *address, socklen_t length)
+static bool is_in_shared_directory(const char *path)
+{
+    char directory[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+    struct stat st;
+
+    snprintf(directory, sizeof(directory), "%.*s",
+             (int)(strrchr(path, '/') - path) + 1, path);
+    return stat(directory, &st) == 0
+           && (st.st_uid != geteuid()
+               || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
+}
+
+/*
+ * Does one of us listen there? A listener of another uid does not count: it
+ * is a trap or a leftover. One whose backlog stays full tells no uid: only
+ * where nobody else can make one is it taken for ours.
+ */
+static bool is_alive(const struct sockaddr_un *address, socklen_t length,
+                     bool is_shared)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
     socklen_t size = sizeof(peer);
     int fd = unix_socket(SOCK_STREAM);
-    bool alive = false;
+    int result, tries = 100;
+    bool alive;
 
-    if (connect(fd, (const struct sockaddr *)address, length) < 0)
-        alive = errno == EAGAIN;
-    else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0)
-        alive = peer.uid == geteuid();
+    while ((result = connect(fd, (const struct sockaddr *)address, length)) < 0
+           && errno == EAGAIN && tries-- > 0)
+        nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+    alive = result < 0
+                ? errno == EAGAIN && !is_shared
+                : getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0
+                      && peer.uid == geteuid();
     close(fd);
     return alive;
+}
+
+/*
+ * Makes room for the socket. What others may have put there is no reason not
+ * to start: a socket is removed; what is none is given another name, as it
+ * may be dear to somebody (and a directory need not be empty).
+ */
+static void place_clear(const char *path, const struct sockaddr_un *address,
+                        socklen_t length, bool is_shared)
+{
+    char aside[sizeof(address->sun_path) + 24];
+    struct stat st;
+
+    if (lstat(path, &st) < 0)
+        return;
+    if (!S_ISSOCK(st.st_mode)) {
+        if (!is_shared)
+            fatal("cannot bind socket to %s: it exists and is no socket", path);
+        snprintf(aside, sizeof(aside), "%s.%lld", path, (long long)clock_us());
+        if (rename(path, aside) < 0 && errno != ENOENT)
+            fatal("cannot rename %s, which is no socket: %s", path,
+                  strerror(errno));
+        log_warning("%s was no socket: it is %s now", path, aside);
+    } else if (is_alive(address, length, is_shared)) {
+        fatal("cannot bind socket to %s: another process listens there", path);
+    } else if (unlink(path) < 0 && errno != ENOENT) {
+        fatal("cannot replace the stale socket %s: %s", path, strerror(errno));
+    }
 }
 
 /* Makes the socket, in place of one that nobody listens on any more. */
@@ -130,28 +190,24 @@ void listen_open(struct listener *listener, const char *path)
 {
     struct sockaddr_un address;
     socklen_t length = protocol_address(&address, path);
-    struct stat st;
-    int fd;
+    struct stat st = { 0 };
+    int tries = 100;
+    bool is_shared;
 
     if (length == 0)
         fatal("UNIX socket path '%s' is too long: the limit is %zu bytes", path,
               sizeof(address.sun_path) - 1);
-    if (lstat(path, &st) == 0) {
-        if (!S_ISSOCK(st.st_mode))
-            fatal("cannot bind socket to %s: it exists and is no socket", path);
-        if (is_alive(&address, length))
-            fatal("cannot bind socket to %s: another process listens there",
-                  path);
-        if (unlink(path) < 0 && errno != ENOENT)
-            fatal("cannot replace the stale socket %s: %s", path,
-                  strerror(errno));
+    is_shared = is_in_shared_directory(path);
+    listener->fd = unix_socket(SOCK_STREAM);
+    place_clear(path, &address, length, is_shared);
+    while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
+        if (errno != EADDRINUSE || !is_shared || --tries == 0)
+            fatal("cannot bind socket to %s: %s", path, strerror(errno));
+        place_clear(path, &address, length, is_shared); /* it has come back */
     }
-    fd = unix_socket(SOCK_STREAM);
-    if (bind(fd, (const struct sockaddr *)&address, length) < 0)
-        fatal("cannot bind socket to %s: %s", path, strerror(errno));
-    if (lstat(path, &st) < 0 || listen(fd, BACKLOG) < 0)
+    if (listen(listener->fd, BACKLOG) < 0)
         fatal("cannot listen on %s: %s", path, strerror(errno));
-    listener->fd = fd;
+    (void)lstat(path, &st); /* if it is gone, there is none to remove */
     listener->path = path;
     listener->device = st.st_dev;
     listener->inode = st.st_ino;
@@ -170,15 +226,21 @@ void listen_remove(const struct listener *listener)
         log_verbose("cannot remove %s: %s", listener->path, strerror(errno));
 }
 
-/* A socket to who waits for our messages, or -1 if nobody does. */
+/*
+ * A socket to who waits for our messages, or -1 if nobody does: libvirtd, for
+ * one, hands its own NOTIFY_SOCKET down, but systemd says in SYSTEMD_EXEC_PID
+ * (since version 248) whose it is. Other managers do not set that. Before the
+ * first fork.
+ */
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
+    const char *pid = getenv("SYSTEMD_EXEC_PID");
     struct sockaddr_un address;
     socklen_t length;
     int fd;
 
-    if (name == NULL)
+    if (name == NULL || (pid != NULL && !is_our_pid(pid)))
         return -1;
     length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {

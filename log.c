@@ -6,8 +6,10 @@
  *
  * It must never block (whoever reads our stderr may have stopped), raise
  * SIGPIPE, fail loudly, or use stdio's streams and libc's syslog(), whose
- * system calls nobody counted. Lines that could not be written are counted,
- * and the count goes out with the next line that can.
+ * system calls nobody counted. Nor may one client hide what there is to say
+ * of another: warnings are limited for each. Lines that could not be written
+ * are counted by all processes together, and the count goes out with the next
+ * line that can, or by itself.
  */
 #include "prhelper.h"
 
@@ -25,6 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
+static struct log_shared unshared;
 static struct {
     int level;
     bool is_socket;
@@ -32,11 +35,14 @@ static struct {
     bool is_journal;
     bool may_block;
     long pid; /* main's: a session may not ask for its own */
-    unsigned lost;
-    struct log_rate *rate;
-} log_state;
+    struct log_peer peer;
+    bool is_telling; /* in log_check() */
+    unsigned told;   /* how many were lost then, in vain */
+    int64_t tell_by; /* 0, or when to say it */
+    struct log_shared *shared;
+} log_state = { .shared = &unshared };
 
-/* How many warnings may clients cause in a second? */
+/* How many warnings may a client cause in a second? */
 enum { WARNINGS_MOST = 10 };
 
 /* What systemd says of a stderr that is a stream to the journal. */
@@ -116,22 +122,45 @@ void log_syslog_renew(void)
         syslog_connect(STDERR_FILENO);
 }
 
-/* From here on, warnings are limited, over all processes. */
-void log_rate_share(struct log_rate *rate)
+/* To be called before the first fork. */
+void log_share(struct log_shared *shared)
 {
-    log_state.rate = rate;
+    *shared = unshared;
+    log_state.shared = shared;
 }
 
-/* Races between processes cost a line too many, or too few. */
-static bool rate_is_exceeded(struct log_rate *rate)
+/* To be set to whom the warnings that follow are about, in this process. */
+struct log_peer *log_about(void)
 {
-    int64_t now = clock_us();
+    return &log_state.peer;
+}
 
-    if (now - rate->since >= SECOND) {
-        rate->since = now;
-        rate->warnings = 0;
+/*
+ * Each peer has a window of a second; those that find none have the last one
+ * together. Races between processes cost a line too many, or too few.
+ */
+static bool rate_is_exceeded(struct log_shared *shared)
+{
+    const struct log_peer peer = log_state.peer;
+    struct log_window *window = NULL;
+    int64_t now = clock_us();
+    unsigned i;
+
+    for (i = 0; i < LOG_WINDOWS; i++) {
+        struct log_window *at = &shared->windows[i];
+        bool is_open = (uint64_t)now - (uint64_t)at->since < (uint64_t)SECOND;
+
+        if (is_open && at->peer.pid == peer.pid && at->peer.uid == peer.uid)
+            return at->warnings++ >= WARNINGS_MOST;
+        if (!is_open && window == NULL)
+            window = at;
     }
-    return rate->warnings++ >= WARNINGS_MOST;
+    if (window == NULL)
+        return shared->windows[LOG_WINDOWS - 1].warnings++ >= WARNINGS_MOST;
+    window->peer = peer;
+    window->since = now;
+    window->warnings = 1;
+    return false;
 }
 
 void log_level_set(int level)
@@ -207,7 +236,8 @@ void log_line(int file, int level, const char *prefix, const char *format,
               va_list arguments)
 {
     /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
-    char line[512], lost[32] = "";
+    char line[512], before[32] = "";
+    unsigned *lost = &log_state.shared->lost[file >= 0], count;
     int saved_errno = errno;
     int head, body;
     size_t size, i;
@@ -215,14 +245,15 @@ void log_line(int file, int level, const char *prefix, const char *format,
     if (level > log_state.level)
         return;
     if (level == LOG_NORMAL && log_state.level < LOG_VERBOSE
-        && log_state.rate != NULL && rate_is_exceeded(log_state.rate)) {
-        log_state.lost++;
+        && !log_state.is_telling && rate_is_exceeded(log_state.shared)) {
+        __atomic_fetch_add(lost, 1, __ATOMIC_RELAXED);
         return;
     }
-    if (log_state.lost > 0)
-        snprintf(lost, sizeof(lost), "(%u lines lost) ", log_state.lost);
+    count = __atomic_exchange_n(lost, 0, __ATOMIC_RELAXED);
+    if (count > 0)
+        snprintf(before, sizeof(before), "(%u lines lost) ", count);
     head = head_write(file, line, sizeof(line), level);
-    head += snprintf(line + head, sizeof(line) - (size_t)head, "%s%s%s", lost,
+    head += snprintf(line + head, sizeof(line) - (size_t)head, "%s%s%s", before,
                      prefix, prefix[0] != '\0' ? ": " : "");
     body = vsnprintf(line + head, sizeof(line) - (size_t)head, format,
                      arguments);
@@ -234,10 +265,9 @@ void log_line(int file, int level, const char *prefix, const char *format,
             line[i] = '?';
     if (file >= 0 || !log_state.is_syslog)
         line[size++] = '\n';
-    if (line_write(file, line, size))
-        log_state.lost = 0;
-    else
-        log_state.lost++;
+    if (!line_write(file, line, size))
+        __atomic_fetch_add(lost, count + !log_state.is_telling,
+                           __ATOMIC_RELAXED);
     errno = saved_errno;
 }
 
@@ -249,6 +279,27 @@ void log_at(int level, const char *format, ...)
     log_line(-1, level, level == LOG_NORMAL ? "warning" : "", format,
              arguments);
     va_end(arguments);
+}
+
+/*
+ * Says how many messages were lost, if any were since it last said so, a
+ * second after the first; NEVER: at once. Returns when to look again.
+ */
+int64_t log_check(int64_t now)
+{
+    if (log_state.shared->lost[0] == log_state.told)
+        return NEVER;
+    if (log_state.tell_by == 0 && now != NEVER)
+        log_state.tell_by = now + SECOND;
+    if (now < log_state.tell_by)
+        return log_state.tell_by;
+    log_state.tell_by = 0;
+    log_state.is_telling = true;
+    log_warning("they were too many of one client (-v has all), or nobody "
+                "took them");
+    log_state.is_telling = false;
+    log_state.told = log_state.shared->lost[0];
+    return NEVER;
 }
 
 void fatal(const char *format, ...)

@@ -12,8 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <grp.h>
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +37,7 @@ static const struct options defaults = {
     .sandbox = SANDBOX,
     .max_clients = 1024,
     .client_timeout = 30 * SECOND,
-    .stop_timeout = 10 * SECOND,
+    .stop_timeout = 8 * SECOND, /* libvirt, podman and docker kill after 10 */
 };
 
 static void usage(void)
@@ -80,55 +78,70 @@ static void usage(void)
            (int)(defaults.stop_timeout / SECOND));
 }
 
-/* A decimal number from least to most; anything else is fatal. */
+/* A decimal number up to most, and nothing else. */
+static bool number_parse(const char *text, unsigned long most,
+                         unsigned long *value)
+{
+    char *end;
+
+    errno = 0;
+    *value = strtoul(text, &end, 10);
+    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
+           && *value <= most;
+}
+
+/* One from least to most; anything else is fatal. */
 static unsigned long number(const char *option, const char *text,
                             unsigned long least, unsigned long most)
 {
-    char *end;
     unsigned long value;
 
-    errno = 0;
-    value = strtoul(text, &end, 10);
-    if (!isdigit((unsigned char)text[0]) || *end != '\0' || errno != 0
-        || value < least || value > most)
+    if (!number_parse(text, most, &value) || value < least)
         fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
               most);
     return value;
 }
 
-/* A number that fits an id, for names that are in no database. */
-static bool id_parse(const char *text, unsigned long *id)
+/* One line without its end, as far as it fits. False at the end of the file. */
+static bool line_read(int fd, const char *path, char *line, size_t size)
 {
-    char *end;
+    size_t length = 0;
+    ssize_t got;
 
-    errno = 0;
-    *id = strtoul(text, &end, 10);
-    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
-           && *id < (uid_t)-1;
+    while ((got = read(fd, &line[length], 1)) > 0 && line[length] != '\n')
+        length += length < size - 1;
+    if (got < 0)
+        fatal("%s: %s", path, strerror(errno));
+    line[length] = '\0';
+    return got > 0 || length > 0;
 }
 
-static uid_t user_id(const char *name)
+/*
+ * The id of a name in passwd(5) or group(5), the third field of the line that
+ * begins with the name; else name is a number. (libc's functions would load
+ * libraries into us, or allocate memory, which nothing else here does.)
+ */
+static unsigned long id_find(const char *kind, const char *file,
+                             const char *name)
 {
-    const struct passwd *user = getpwnam(name);
+    size_t length = strcspn(name, ":");
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    char line[256], *text;
     unsigned long id;
 
-    if (user != NULL)
-        return user->pw_uid;
-    if (!id_parse(name, &id))
-        fatal("invalid user '%s'", name);
-    return (uid_t)id;
-}
-
-static gid_t group_id(const char *name)
-{
-    const struct group *group = getgrnam(name);
-    unsigned long id;
-
-    if (group != NULL)
-        return group->gr_gid;
-    if (!id_parse(name, &id))
-        fatal("invalid group '%s'", name);
-    return (gid_t)id;
+    while (fd >= 0 && line_read(fd, file, line, sizeof(line)))
+        if (name[length] == '\0' && strncmp(line, name, length) == 0
+            && line[length] == ':'
+            && (text = strchr(line + length + 1, ':')) != NULL) {
+            name = text + 1;
+            text[1 + strcspn(text + 1, ":")] = '\0';
+            break;
+        }
+    if (fd >= 0)
+        close(fd);
+    if (!number_parse(name, (uid_t)-2, &id))
+        fatal("invalid %s '%s': no number, and not in %s", kind, name, file);
+    return id;
 }
 
 static int trace_open(const char *path, int flags)
@@ -140,11 +153,15 @@ static int trace_open(const char *path, int flags)
     return fd;
 }
 
+/* A pattern on each line; those that are empty or begin with # are none. */
 static void trace_events(const char *path)
 {
     int fd = trace_open(path, O_RDONLY);
+    char line[128];
 
-    trace_enable_all(fd, path);
+    while (line_read(fd, path, line, sizeof(line)))
+        if (line[0] != '\0' && line[0] != '#')
+            trace_enable(line);
     close(fd);
 }
 
@@ -164,8 +181,7 @@ static void trace_parse(char *argument)
         } else if (value != NULL && strcmp(word, "file") == 0) {
             /* Not to wait for a FIFO's reader. */
             trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
-                                                 | O_NONBLOCK | O_NOCTTY),
-                           value);
+                                                 | O_NONBLOCK | O_NOCTTY));
         } else if (value != NULL ? strcmp(word, "enable") == 0 : first) {
             const char *pattern = value != NULL ? value : word;
 
@@ -178,12 +194,6 @@ static void trace_parse(char *argument)
             fatal("Invalid parameter '%s'", word);
         }
     }
-}
-
-static void socket_path_check(const char *path)
-{
-    if (path[0] != '/')
-        fatal("socket path must be absolute");
 }
 
 void options_parse(struct options *options, int argc, char **argv)
@@ -230,15 +240,16 @@ void options_parse(struct options *options, int argc, char **argv)
             options->pid_file_given = true;
             break;
         case 'k':
-            socket_path_check(optarg);
+            if (optarg[0] != '/')
+                fatal("socket path must be absolute");
             options->socket_path = optarg;
             options->socket_path_given = true;
             break;
         case 'u':
-            options->uid = user_id(optarg);
+            options->uid = (uid_t)id_find("user", "/etc/passwd", optarg);
             break;
         case 'g':
-            options->gid = group_id(optarg);
+            options->gid = (gid_t)id_find("group", "/etc/group", optarg);
             break;
         case 'q':
             quiet = true;

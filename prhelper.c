@@ -32,11 +32,11 @@
 #include <unistd.h>
 
 /*
- * What a session has for the queue: no number that it can get for anything
- * else, see session_begin(). As many descriptors can be on their way to
- * workers (too_many_unix_fds(), net/core/scm.c in the kernel).
+ * Numbers up to this are for what a session must get nothing else in place
+ * of, see session_begin(). As many descriptors can be on their way to workers
+ * (too_many_unix_fds(), net/core/scm.c in the kernel).
  */
-enum { QUEUE_NUMBER = 511 };
+enum { HIGHEST_NUMBER = 512 };
 
 /* How long a client that always has a request may keep signals waiting. */
 #define SIGNALS_WITHIN (SECOND / 100)
@@ -64,7 +64,6 @@ static void signals_set_up(void)
     size_t i;
 
     sigfillset(&all);
-    sigdelset(&all, SIGSYS); /* a fault of the process itself */
     if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
         fatal("cannot block signals: %s", strerror(errno));
     memset(&action, 0, sizeof(action));
@@ -90,6 +89,20 @@ static void *table(size_t size, int flags)
     return memory;
 }
 
+/* How many descriptors there can be, of which the caller has use for most. */
+static int descriptors_limit(rlim_t most)
+{
+    struct rlimit limit = { most, most };
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur < most) {
+        limit.rlim_cur = most < limit.rlim_max ? most : limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+        most = limit.rlim_cur;
+    }
+    return (int)most;
+}
+
 /*
  * Each client of --single-process takes a descriptor of the same process,
  * and may have sent another one. Returns how many clients there can be.
@@ -97,16 +110,20 @@ static void *table(size_t size, int flags)
 static unsigned clients_limit(unsigned wanted)
 {
     enum { OTHERS = 32 };
-    rlim_t needed = (rlim_t)wanted * 2 + OTHERS;
-    struct rlimit limit;
+    int limit = (descriptors_limit(wanted * 2 + OTHERS) - OTHERS) / 2;
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= needed)
-        return wanted;
-    limit.rlim_cur = needed < limit.rlim_max ? needed : limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= needed)
-        return wanted;
-    return limit.rlim_cur > OTHERS + 2 ? (unsigned)(limit.rlim_cur - OTHERS) / 2
-                                       : 1;
+    return limit > 0 ? (unsigned)limit : 1;
+}
+
+/* The same file, with one of the two highest numbers that there can be. */
+static int descriptor_high(int fd)
+{
+    int high = fcntl(fd, F_DUPFD_CLOEXEC,
+                     descriptors_limit(HIGHEST_NUMBER + 1) - 2);
+
+    if (high < 0)
+        fatal("too few descriptors, see ulimit -n: %s", strerror(errno));
+    return high;
 }
 
 /*
@@ -120,21 +137,15 @@ static void server_set_up(struct server *server, const struct options *options)
                          ? clients_limit(options->max_clients)
                          : options->max_clients;
     unsigned clients = slots;
-    int high;
+    int low;
 
     server->options = options;
     server->pid = getpid();
     server->stop_by = NEVER;
     server->status_by = NEVER;
+    server->crowded_by = NEVER;
     server->max_clients = slots;
     slots = slots * 2 + 16;
-    if (!options->single_process) {
-        clients = 1;
-        server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
-        /* What a session does not see it need not have a copy of. */
-        madvise(server->sessions, slots * sizeof(struct session),
-                MADV_DONTFORK);
-    }
     if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
         fatal("cannot make a pipe: %s", strerror(errno));
     if (socketpair(AF_UNIX,
@@ -143,16 +154,23 @@ static void server_set_up(struct server *server, const struct options *options)
                    0, server->queue)
         < 0)
         fatal("cannot make a queue: %s", strerror(errno));
-    high = fcntl(server->queue[QUEUE_IN], F_DUPFD_CLOEXEC, QUEUE_NUMBER);
-    if (high >= 0) {
-        close(server->queue[QUEUE_IN]);
-        server->queue[QUEUE_IN] = high;
+    if (!options->single_process) {
+        clients = 1;
+        server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
+        /* What a session does not see it need not have a copy of. */
+        madvise(server->sessions, slots * sizeof(struct session),
+                MADV_DONTFORK);
+        low = server->queue[QUEUE_IN];
+        server->queue[QUEUE_IN] = descriptor_high(low);
+        close(low);
+        if (trace_file() >= 0)
+            trace_file_set(descriptor_high(trace_file()));
     }
     server->slots = slots;
     server->workers = table(slots * sizeof(pid_t), MAP_PRIVATE);
     server->suspensions = table(slots * sizeof(struct suspension), MAP_SHARED);
     server->records = table(slots * sizeof(struct record), MAP_SHARED);
-    log_rate_share(table(sizeof(struct log_rate), MAP_SHARED));
+    log_share(table(sizeof(struct log_shared), MAP_SHARED));
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
     server->fds = table((clients + FDS_CLIENTS) * sizeof(struct pollfd),
                         MAP_PRIVATE);
@@ -288,7 +306,8 @@ static bool server_is_done(struct server *server, int64_t now)
         if (server->clients[i].socket >= 0
             && client_is_in_flight(&server->clients[i]))
             return now >= server->stop_by;
-    if (server->is_session || (!session_any(server) && !worker_any(server)))
+    if (server->is_session
+        || (server->sessions_there == 0 && !worker_any(server)))
         return true;
     if (now < server->stop_by)
         return false;
@@ -309,7 +328,7 @@ static void clients_leave(const struct server *server)
 /* What only main does, between two polls. Returns when to do it again. */
 static int64_t main_check(struct server *server, int64_t now)
 {
-    int64_t wake = NEVER;
+    int64_t wake;
 
     if (child_ended) {
         child_ended = 0;
@@ -319,9 +338,9 @@ static int64_t main_check(struct server *server, int64_t now)
         status_wanted = 0;
         report_totals(server, now);
     }
-    worker_check(server, now);
+    wake = worker_check(server, now);
     if (server->sessions != NULL)
-        wake = session_check(server, now);
+        wake = sooner(wake, session_check(server, now));
     return sooner(wake, report_status(server, now));
 }
 
@@ -329,7 +348,7 @@ static void loop(struct server *server)
 {
     for (;;) {
         int64_t now = clock_us();
-        int64_t wake = server->stop_by;
+        int64_t wake = sooner(server->stop_by, log_check(now));
         nfds_t count;
 
         if (stop_wanted && !server->stopping)
@@ -359,6 +378,7 @@ int main(int argc, char **argv)
     log_open();
     options_parse(&options, argc, argv);
     activated = listen_is_activated(&options);
+    server.notify = notify_open();
 
     if (options.background) {
         report = daemon_background();
@@ -373,7 +393,6 @@ int main(int argc, char **argv)
         listen_activated(&server.listener);
     else
         listen_open(&server.listener, options.socket_path);
-    server.notify = notify_open();
     server_set_up(&server, &options);
     privdrop(options.uid, options.gid);
     if (options.background)
@@ -382,6 +401,7 @@ int main(int argc, char **argv)
     notify_send(server.notify, "READY=1");
 
     loop(&server);
+    log_check(NEVER);
     /* Without closing anything: an exiting process does not linger. */
     _exit(EXIT_SUCCESS);
 }

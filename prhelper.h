@@ -45,7 +45,8 @@ static inline int64_t clock_us(void)
 
 /*
  * log.c: one line per call to stderr or syslogd. Never blocks or fails. What
- * somebody has asked for is logged whatever the level.
+ * somebody has asked for is logged whatever the level. Warnings are limited
+ * for each peer that they are about, which *log_about() says; {0}: none.
  */
 enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 void log_open(void);
@@ -53,11 +54,22 @@ int log_syslog_open(void);
 void log_syslog_use(int fd);
 void log_syslog_renew(void);
 void log_level_set(int level);
-struct log_rate { /* in memory that all processes share */
-    int64_t since;
-    unsigned warnings;
+struct log_peer {
+    pid_t pid;
+    uid_t uid;
 };
-void log_rate_share(struct log_rate *);
+enum { LOG_WINDOWS = 32 };
+struct log_shared {   /* in memory that all processes share */
+    unsigned lost[2]; /* messages, lines of the trace file */
+    struct log_window {
+        struct log_peer peer;
+        int64_t since;
+        unsigned warnings;
+    } windows[LOG_WINDOWS];
+};
+void log_share(struct log_shared *);
+struct log_peer *log_about(void);
+int64_t log_check(int64_t now);
 void log_at(int level, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 #define log_asked(...) log_at(LOG_ASKED, __VA_ARGS__)
@@ -86,8 +98,7 @@ enum trace_event {
 };
 void trace_list(void);
 void trace_enable(const char *pattern);
-void trace_enable_all(int fd, const char *path);
-void trace_file_set(int fd, const char *path);
+void trace_file_set(int fd);
 int trace_file(void); /* -1: none */
 void trace_begin(bool is_verbose);
 bool trace_is_on(enum trace_event);
@@ -163,9 +174,11 @@ struct pr_command {
  */
 enum { SG_IO_TIMEOUT = 60000 };
 
+enum { SG_IO_ATTENTIONS = 5 }; /* that a command is sent again for */
+
 enum vet { VET_SEND, VET_MAPPED, VET_ANSWERED };
 enum vet sg_io_vet(struct pr_command *);
-void sg_io_execute(struct pr_command *, unsigned timeout);
+void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 bool sg_io_is_disk(const struct stat *);
 int sg_io_disk_row(unsigned number);
 void sg_io_good(struct pr_command *);
@@ -214,10 +227,12 @@ struct suspension { /* of a map, as long as somebody must resume it */
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
     char witness[32];       /* the path that has kept its key; likewise */
+    int64_t resume_by;      /* or another worker does it */
 };
 void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
                        struct suspension *);
-void multipath_recover(const char *socket_path, struct suspension *);
+void multipath_recover(const char *socket_path, struct suspension *,
+                       bool is_alone);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
@@ -241,6 +256,8 @@ struct client {
     int64_t deadline;
     int64_t timeout;
     bool refusal_logged;
+    bool is_session; /* all of this process serves it */
+    bool is_busy;    /* as in its record, but nobody else can write that */
     struct record *record;
     struct conversation conversation;
 };
@@ -263,6 +280,10 @@ struct session {
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
+/* For a process more: since fork() failed a client was told to go, has gone. */
+enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
+#define FORK_CURE " (RLIMIT_NPROC, pids.max or TasksMax= allow too few)"
+
 struct totals {
     uint64_t clients; /* all that ever were */
     uint64_t commands, errors;
@@ -280,16 +301,19 @@ struct server {
     int64_t signals_by; /* when to let them in although clients are ready */
     int64_t retry;      /* when to try accept and fork again after a failure */
     bool complained;    /* of that failure */
+    enum room room;
+    int64_t crowded_by; /* NEVER, or when too many clients are too many */
     int report[2];      /* sessions write a byte when they have their client */
     pid_t pending;      /* the session that has not yet; 0: none */
     int queue[2];       /* commands on multipath maps: see worker.c */
     pid_t worker_pending;
-    int64_t worker_retry;
-    bool is_resume_due; /* some worker died with a map suspended */
-    int session_rules;  /* a Landlock ruleset for sessions, -1: none */
+    int64_t worker_retry; /* or by when worker_pending is to have a command */
+    bool is_resume_due;   /* some worker died with a map suspended */
     unsigned max_clients;
-    unsigned slots;                 /* of the tables that follow */
-    struct session *sessions;       /* main's alone, NULL elsewhere */
+    unsigned slots;           /* of the tables that follow */
+    struct session *sessions; /* main's alone, NULL elsewhere */
+    unsigned sessions_there;  /* with those told to leave */
+    unsigned sessions_leaving;
     struct record *records;         /* shared with the sessions */
     pid_t *workers;                 /* main's alone; 0: free */
     struct suspension *suspensions; /* shared with the workers */
@@ -304,10 +328,11 @@ struct server {
 enum { FDS_LISTENER, FDS_REPORT, FDS_QUEUE, FDS_CLIENTS };
 
 void session_spawn(struct server *, int64_t now);
+void session_make_room(struct server *, const char *what, int error,
+                       int64_t now);
 void session_reported(struct server *);
 void session_reap(struct server *, int64_t now);
 void session_stop_all(struct server *, int64_t now);
-bool session_any(const struct server *);
 int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);
@@ -323,7 +348,7 @@ void fds_close_except(int a, int b, int c);
 int worker_ask(int queue, const struct pr_command *);
 void worker_answer(int answer, struct pr_command *);
 void worker_spawn(struct server *, int64_t now);
-void worker_check(struct server *, int64_t now);
+int64_t worker_check(struct server *, int64_t now);
 void worker_ended(struct server *, pid_t, int status, int64_t now);
 bool worker_any(const struct server *);
 

@@ -23,8 +23,15 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/*
+ * The inode of the user namespace in which the kernel looks for the capability
+ * (USER_NS_INIT_INO, linux/nsfs.h); that of another one is no more than a word.
+ */
+#define FIRST_USER_NAMESPACE 0xeffffffd
 
 static void capabilities_get(struct __user_cap_data_struct data[2])
 {
@@ -88,6 +95,7 @@ void privdrop(uid_t uid, gid_t gid)
 {
     bool must = uid != (uid_t)-1 || gid != (gid_t)-1;
     struct __user_cap_data_struct had[2];
+    struct stat st;
     uint32_t keep;
     int error;
 
@@ -96,6 +104,13 @@ void privdrop(uid_t uid, gid_t gid)
     if (keep == 0)
         log_warning("no CAP_SYS_RAWIO: the kernel will refuse to send "
                     "reservations");
+    else if (stat("/proc/self/ns/user", &st) == 0
+             && st.st_ino != FIRST_USER_NAMESPACE)
+        log_warning(
+            "CAP_SYS_RAWIO is only that of a user namespace: the kernel "
+            "will refuse to send reservations. Start the helper "
+            "outside of any (in Kubernetes hostUsers: true, no "
+            "rootless podman)");
 
     if ((error = bounding_set_empty()) != 0)
         step_failed("empty the capability bounding set", error, must);

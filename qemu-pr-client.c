@@ -116,8 +116,9 @@ struct arguments {
 
 struct helper {
     int socket;
-    struct ucred peer;
-    int64_t timeout; /* for a command */
+    struct ucred maker;  /* of the socket: perhaps a service manager */
+    struct ucred sender; /* of what was read last */
+    int64_t timeout;     /* for a command */
 };
 
 struct reply {
@@ -358,8 +359,29 @@ static void arguments_parse(struct arguments *arguments, int argc, char **argv)
 
 /* ---- The helper -------------------------------------------------------- */
 
+/* Once. Nothing else than who sent it can come along. */
+static ssize_t helper_receive(struct helper *helper, void *to, size_t size)
+{
+    struct iovec vector = { .iov_base = to, .iov_len = size };
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(struct ucred))];
+    } control;
+    struct msghdr message = { .msg_iov = &vector,
+                              .msg_iovlen = 1,
+                              .msg_control = &control,
+                              .msg_controllen = sizeof(control) };
+    ssize_t got = recvmsg(helper->socket, &message, 0);
+
+    if (got > 0 && message.msg_controllen >= sizeof(control)
+        && control.header.cmsg_type == SCM_CREDENTIALS)
+        memcpy(&helper->sender, CMSG_DATA(&control.header),
+               sizeof(helper->sender));
+    return got;
+}
+
 /* Reads all of size bytes, or ends the program: with late, if they are. */
-static void helper_read(const struct helper *helper, void *to, size_t size,
+static void helper_read(struct helper *helper, void *to, size_t size,
                         int64_t by, int late)
 {
     struct pollfd ready = { .fd = helper->socket, .events = POLLIN };
@@ -376,7 +398,7 @@ static void helper_read(const struct helper *helper, void *to, size_t size,
                             "command out");
         if (poll(&ready, 1, (int)(left / 1000 + 1)) <= 0)
             continue;
-        got = recv(helper->socket, at, size, 0);
+        got = helper_receive(helper, at, size);
         if (got == 0)
             die(EXIT_NO_HELPER,
                 "the helper closed the connection: see what it logs with -v");
@@ -437,18 +459,18 @@ static const char *no_helper(int error)
  */
 static void helper_trust(struct helper *helper, const char *path)
 {
-    socklen_t size = sizeof(helper->peer);
+    socklen_t size = sizeof(helper->maker);
 
-    if (getsockopt(helper->socket, SOL_SOCKET, SO_PEERCRED, &helper->peer,
+    if (getsockopt(helper->socket, SOL_SOCKET, SO_PEERCRED, &helper->maker,
                    &size)
         < 0)
         die(EXIT_OTHER, "cannot tell who listens on %s: %s", path,
             strerror(errno));
-    if (helper->peer.uid != 0 && helper->peer.uid != geteuid())
+    if (helper->maker.uid != 0 && helper->maker.uid != geteuid())
         die(EXIT_NO_HELPER,
             "who listens on %s is not trusted with the device: process %ld of "
             "user %lu",
-            path, (long)helper->peer.pid, (unsigned long)helper->peer.uid);
+            path, (long)helper->maker.pid, (unsigned long)helper->maker.uid);
 }
 
 /* Connects, and says hello: no feature is requested. */
@@ -467,6 +489,9 @@ static void helper_open(struct helper *helper, const char *path)
     helper->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (helper->socket < 0)
         die(EXIT_OTHER, "cannot make a socket: %s", strerror(errno));
+    /* Who speaks to us, from the first byte on. */
+    setsockopt(helper->socket, SOL_SOCKET, SO_PASSCRED, &(int){ 1 },
+               sizeof(int));
     /* That of connect() is this one, too. */
     setsockopt(helper->socket, SOL_SOCKET, SO_SNDTIMEO, &patience,
                sizeof(patience));
@@ -483,7 +508,7 @@ static void helper_open(struct helper *helper, const char *path)
 }
 
 /* One command: the CDB with the descriptor, list unless NULL, the reply. */
-static void helper_ask(const struct helper *helper, int fd, const uint8_t *cdb,
+static void helper_ask(struct helper *helper, int fd, const uint8_t *cdb,
                        const uint8_t *list, struct reply *reply)
 {
     const int64_t begin = clock_us(), by = begin + helper->timeout;
@@ -635,8 +660,8 @@ static int device_open(const char *path, int mode)
  * before, and the command was not carried out: it is reported, and the
  * command sent again. Returns the exit status.
  */
-static int read_in(const struct helper *helper, const struct command *command,
-                   int fd, struct reply *reply)
+static int read_in(struct helper *helper, const struct command *command, int fd,
+                   struct reply *reply)
 {
     uint8_t cdb[PROTOCOL_CDB_SIZE] = { PERSISTENT_RESERVE_IN, command->action };
     unsigned tries = 0;
@@ -660,8 +685,8 @@ static int payload_print(const struct command *command,
     return EXIT_MALFORMED;
 }
 
-static int read_in_print(const struct helper *helper,
-                         const struct command *command, int fd)
+static int read_in_print(struct helper *helper, const struct command *command,
+                         int fd)
 {
     struct reply reply;
     int status = read_in(helper, command, fd, &reply);
@@ -669,8 +694,7 @@ static int read_in_print(const struct helper *helper,
     return status == EXIT_GOOD ? payload_print(command, &reply) : status;
 }
 
-static int write_out(const struct helper *helper,
-                     const struct arguments *arguments)
+static int write_out(struct helper *helper, const struct arguments *arguments)
 {
     const struct command *command = arguments->command;
     int fd = device_open(arguments->device, O_RDWR);
@@ -711,7 +735,7 @@ static bool capabilities_suffice(const struct reply *reply)
  * All that can be seen without changing anything. Ends at the first command
  * that fails, and returns the exit status.
  */
-static int check(const struct helper *helper, const struct arguments *arguments,
+static int check(struct helper *helper, const struct arguments *arguments,
                  int64_t took)
 {
     const struct command *capabilities = command_find("capabilities");
@@ -720,8 +744,11 @@ static int check(const struct helper *helper, const struct arguments *arguments,
 
     printf("The helper at %s answers: process %ld of user %lu, in %" PRId64
            " us.\n",
-           arguments->socket_path, (long)helper->peer.pid,
-           (unsigned long)helper->peer.uid, took);
+           arguments->socket_path, (long)helper->sender.pid,
+           (unsigned long)helper->sender.uid, took);
+    if (helper->maker.pid != helper->sender.pid)
+        printf("The socket was made by process %ld of user %lu.\n",
+               (long)helper->maker.pid, (unsigned long)helper->maker.uid);
     fd = device_open(arguments->device, O_RDONLY);
     status = read_in(helper, command_find("keys"), fd, &reply);
     if (status != EXIT_GOOD)

@@ -28,9 +28,8 @@ enum {
 static const char *device_name(char text[DEVICE_SIZE], int fd)
 {
     char letters[8] = "", *letter = letters + sizeof(letters) - 1;
-    unsigned family, number, suffix = 0, index;
-    const char *kind = "device";
-    bool is_block, has_suffix = false;
+    unsigned family, number, index;
+    bool is_block;
     struct stat st;
     int row;
 
@@ -41,19 +40,18 @@ static const char *device_name(char text[DEVICE_SIZE], int fd)
     number = minor(st.st_rdev);
     row = is_block ? sg_io_disk_row(family) : -1;
     if (row >= 0) {
-        kind = "sd";
-        suffix = number % PARTITIONS; /* if not 0 */
         index = (number & 0xfff00) | (unsigned)row << 4 | (number >> 4 & 0xf);
         for (index++; index > 0; index = (index - 1) / 26)
             *--letter = (char)('a' + (index - 1) % 26);
+        snprintf(text, DEVICE_SIZE, "sd%s%.0u (%u:%u)", letter,
+                 number % PARTITIONS, family, number);
     } else if (is_block ? sysfs_has(st.st_rdev, "/dm")
                         : family == SCSI_GENERIC_MAJOR) {
-        kind = is_block ? "dm-" : "sg";
-        suffix = number;
-        has_suffix = true;
+        snprintf(text, DEVICE_SIZE, "%s%u (%u:%u)", is_block ? "dm-" : "sg",
+                 number, family, number);
+    } else {
+        snprintf(text, DEVICE_SIZE, "device (%u:%u)", family, number);
     }
-    snprintf(text, DEVICE_SIZE, "%s%s%.*u (%u:%u)", kind, letter, has_suffix,
-             suffix, family, number);
     return text;
 }
 

@@ -8,66 +8,51 @@
  * capability. The filters take that away:
  *
  *	main     after start-up; the sum of what main, a session and a worker
- *	         do. Anything else fails with ENOSYS and is logged, so that a
- *	         libc that makes another call does not take the service down.
+ *	         do. Anything else fails with ENOSYS, which the kernel logs, so
+ *	         that a libc that makes another call does not take the service
+ *	         down.
  *	session  on top of main's; what serving one client takes. Anything
  *	         else kills the session, and main logs which client's it was.
  *	worker   likewise; what a session does, and to look into sysfs, open
  *	         devices and talk to multipathd, for one command on a map.
- *	files    sessions can open none. Main and workers can read what is in
- *	         /sys and /dev, and main can remove its socket.
+ *	files    main and workers can read what is in /sys and /dev, and main
+ *	         can remove its socket. (Sessions have no call to open one.)
  *
  * A list must never name a call that no line of the code makes. Each libc
  * has its own idea of which call that is, so some lines name several.
  */
+#include "kernel.h"
 #include "prhelper.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/net.h>
-#include <linux/seccomp.h>
 #include <scsi/sg.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/*
- * The machine as the kernel calls it, and where its calls leave their result;
- * of some, ppc64le among them, that is more than a register.
- */
+/* The machine as the kernel calls it. */
 #if defined(__x86_64__)
 #define ARCHITECTURE AUDIT_ARCH_X86_64
-#define RESULT uc_mcontext.gregs[REG_RAX]
-typedef greg_t result_register;
 #elif defined(__aarch64__)
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
-#define RESULT uc_mcontext.regs[0]
-typedef uint64_t result_register;
 #elif defined(__riscv) && __riscv_xlen == 64
 #define ARCHITECTURE AUDIT_ARCH_RISCV64
-#define RESULT uc_mcontext.__gregs[REG_A0]
-typedef unsigned long result_register;
 #elif defined(__i386__)
 #define ARCHITECTURE AUDIT_ARCH_I386
-#define RESULT uc_mcontext.gregs[REG_EAX]
-typedef greg_t result_register;
 #elif defined(__ARMEL__)
 #define ARCHITECTURE AUDIT_ARCH_ARM
-#define RESULT uc_mcontext.arm_r0
-typedef unsigned long result_register;
 #elif defined(__s390x__)
 #define ARCHITECTURE AUDIT_ARCH_S390X
-#define RESULT uc_mcontext.gregs[2]
-typedef unsigned long result_register;
 #elif defined(__powerpc64__) && defined(__LITTLE_ENDIAN__)
 #define ARCHITECTURE AUDIT_ARCH_PPC64LE
 #endif
@@ -105,7 +90,8 @@ enum { ANY = -1 };
  */
 static const struct permission session_permissions[] = {
     CALL_WITH(ioctl, 1, SG_IO),
-    CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
+    CALL_WITH(prctl, 0, PR_SET_PDEATHSIG), /* client_busy() */
+    CALL_WITH(fcntl, 1, F_GETFL),          /* sg_io_vet() */
 #ifdef SYS_fcntl64
     CALL_WITH(fcntl64, 1, F_GETFL),
 #endif
@@ -116,6 +102,7 @@ static const struct permission session_permissions[] = {
     CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
 #endif
     CALL_WITH(write, 0, STDERR_FILENO),
+    CALL_WITH(writev, 0, STDERR_FILENO), /* libc, before an abort */
     CALL_WITH(write, 0, TRACE_FILE),
     CALL_WITH(sendto, 5, 0),           /* client_send(), line_write() */
     CALL_WITH(sendmsg, 0, QUEUE),      /* worker_ask(): with an address they */
@@ -148,6 +135,24 @@ static const struct permission session_permissions[] = {
 #endif
     CALL(restart_syscall), /* the kernel's own, after SIGSTOP */
     CALL(exit_group),
+};
+
+/*
+ * How libc aborts, as for a stack that was smashed: this fails, so that the
+ * process dies of the instruction that comes next, and not of the sandbox.
+ */
+static const struct permission abort_failures[] = {
+    CALL_WITH(tgkill, 2, SIGABRT),
+    CALL_WITH(tkill, 1, SIGABRT), /* musl's */
+#ifdef SYS_mmap2
+    CALL_WITH(mmap2, 2, PROT_READ | PROT_WRITE),
+#else
+    CALL_WITH(mmap, 2, PROT_READ | PROT_WRITE),
+#endif
+    CALL(rt_sigprocmask),
+    CALL(rt_sigaction),
+    CALL(getpid),
+    CALL(gettid),
 };
 
 /* Beyond the above: sysfs.c, multipath/. */
@@ -201,12 +206,10 @@ static const struct permission main_permissions[] = {
 #endif
     CALL(accept4),
     CALL(close_range),
-    CALL(landlock_restrict_self),
     CALL(seccomp),
 #ifdef SYS_socketcall
     CALL_WITH(socketcall, 0, SYS_ACCEPT4),
 #endif
-    CALL_WITH(prctl, 0, PR_SET_PDEATHSIG),
     CALL(write), /* session_begin() */
 #ifdef SYS_lstat
     CALL(lstat), /* listen_remove() */
@@ -220,194 +223,109 @@ static const struct permission main_permissions[] = {
     CALL(unlinkat),
 };
 
-enum { PERMISSIONS_MOST = 96, INSTRUCTIONS = 4 + 5 * PERMISSIONS_MOST + 1 };
+enum {
+    REFUSED = SECCOMP_RET_ERRNO | ENOSYS,
+    PERMISSIONS = COUNT(session_permissions) + COUNT(abort_failures)
+                  + COUNT(worker_permissions) + COUNT(main_permissions),
+    INSTRUCTIONS = 4 + 5 * PERMISSIONS + 1
+};
 
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
+#define LOAD(offset) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (offset))
+#define RETURN(action) BPF_STMT(BPF_RET | BPF_K, (action))
+#define EQUAL(value, if_true, if_false)                                        \
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (if_true), (if_false))
 
 static uint32_t argument_offset(int argument)
 {
-    uint32_t offset = FIELD(args) + (uint32_t)argument * 8;
+    const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
 
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    offset += 4;
-#endif
-    return offset;
+    return FIELD(args) + (uint32_t)argument * 8 + (big_endian ? 4 : 0);
 }
 
-static size_t instruction(struct sock_filter *at, int code, uint8_t if_true,
-                          uint8_t if_false, uint32_t k)
-{
-    at->code = (uint16_t)code;
-    at->jt = if_true;
-    at->jf = if_false;
-    at->k = k;
-    return 1;
-}
-
-/* Appends "allow what these permit"; returns the number of instructions. */
-static size_t permissions_append(struct sock_filter *filter,
-                                 const struct permission *permissions,
+/* Appends "do that with these"; returns the number of instructions. */
+static size_t permissions_append(struct sock_filter *filter, uint32_t action,
+                                 const struct permission *permission,
                                  size_t count, uint32_t queue)
 {
-    const int load = BPF_LD | BPF_W | BPF_ABS,
-              equal = BPF_JMP | BPF_JEQ | BPF_K;
-    const int result = BPF_RET | BPF_K;
     size_t i, n = 0;
 
-    for (i = 0; i < count; i++) {
-        const struct permission *permission = &permissions[i];
+    for (; count > 0; count--, permission++) {
         bool any = permission->argument == ANY;
-        uint32_t value = permission->value;
+        uint32_t value = permission->value == QUEUE ? queue
+                         : permission->value == TRACE_FILE
+                             ? (uint32_t)trace_file()
+                             : permission->value;
+        const struct sock_filter part[] = {
+            EQUAL(permission->number, 0, any ? 1 : 4),
+            LOAD(argument_offset(permission->argument)),
+            EQUAL(value, 0, 1),
+            RETURN(action),
+            LOAD(FIELD(nr)),
+        };
 
-        if (value == QUEUE)
-            value = queue;
-        if (value == TRACE_FILE) {
-            if (trace_file() < 0)
-                continue;
-            value = (uint32_t)trace_file();
-        }
-        n += instruction(filter + n, equal, 0, any ? 1 : 4, permission->number);
-        if (!any) {
-            n += instruction(filter + n, load, 0, 0,
-                             argument_offset(permission->argument));
-            n += instruction(filter + n, equal, 0, 1, value);
-        }
-        n += instruction(filter + n, result, 0, 0, SECCOMP_RET_ALLOW);
-        if (!any)
-            n += instruction(filter + n, load, 0, 0, FIELD(nr));
+        for (i = 0; i < COUNT(part); i++)
+            if (!any || i == 0 || i == 3)
+                filter[n++] = part[i];
     }
     return n;
 }
 
 /*
  * Installs a filter: what a session may do, what the others may do beyond
- * that, and otherwise for the rest. Numbers of another ABI (x32's have bit 30
+ * that, and what comes of the rest. Numbers of another ABI (x32's have bit 30
  * set) are not in the lists, another architecture's are not looked up at all.
  */
-static int filter_install(const struct server *server, enum process process,
-                          uint32_t otherwise)
+static int filter_install(const struct server *server, enum process process)
 {
+    static const struct sock_filter head[] = {
+        LOAD(FIELD(arch)),
+        EQUAL(ARCHITECTURE, 1, 0),
+        RETURN(SECCOMP_RET_KILL_PROCESS),
+        LOAD(FIELD(nr)),
+    };
+    const struct sock_filter otherwise = RETURN(
+        process == MAIN ? REFUSED : SECCOMP_RET_KILL_PROCESS);
     const uint32_t queue = (uint32_t)server->queue[QUEUE_IN];
     struct sock_filter filter[INSTRUCTIONS];
     struct sock_fprog program = { .filter = filter };
-    size_t n = 0;
+    unsigned flags = SECCOMP_FILTER_FLAG_LOG;
+    size_t n = COUNT(head);
 
-    n += instruction(filter + n, BPF_LD | BPF_W | BPF_ABS, 0, 0, FIELD(arch));
-    n += instruction(filter + n, BPF_JMP | BPF_JEQ | BPF_K, 1, 0, ARCHITECTURE);
-    n += instruction(filter + n, BPF_RET | BPF_K, 0, 0,
-                     SECCOMP_RET_KILL_PROCESS);
-    n += instruction(filter + n, BPF_LD | BPF_W | BPF_ABS, 0, 0, FIELD(nr));
-    n += permissions_append(filter + n, session_permissions,
+    memcpy(filter, head, sizeof(head));
+    n += permissions_append(filter + n, SECCOMP_RET_ALLOW, session_permissions,
                             COUNT(session_permissions), queue);
     if (process != SESSION)
-        n += permissions_append(filter + n, worker_permissions,
-                                COUNT(worker_permissions), queue);
+        n += permissions_append(filter + n, SECCOMP_RET_ALLOW,
+                                worker_permissions, COUNT(worker_permissions),
+                                queue);
     if (process == MAIN)
-        n += permissions_append(filter + n, main_permissions,
+        n += permissions_append(filter + n, SECCOMP_RET_ALLOW, main_permissions,
                                 COUNT(main_permissions), queue);
-    n += instruction(filter + n, BPF_RET | BPF_K, 0, 0, otherwise);
+    else
+        n += permissions_append(filter + n, REFUSED, abort_failures,
+                                COUNT(abort_failures), queue);
+    filter[n++] = otherwise;
     program.len = (unsigned short)n;
-    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
-}
-
-#ifdef RESULT
-
-enum { REFUSED = SECCOMP_RET_TRAP };
-
-/* A call that is in no list: it has not been made, and this is its result. */
-static void call_refused(int number, siginfo_t *info, void *argument)
-{
-    ucontext_t *context = argument;
-
-    (void)number;
-    if (info->si_code != 1) /* SYS_SECCOMP; somebody else's signal */
-        return;
-    context->RESULT = (result_register)-ENOSYS;
-    log_error("the sandbox refused system call %d", info->si_syscall);
-}
-
-static void refusals_log(void)
-{
-    struct sigaction action;
-
-    memset(&action, 0, sizeof(action));
-    action.sa_sigaction = call_refused;
-    action.sa_flags = SA_SIGINFO;
-    sigfillset(&action.sa_mask);
-    sigaction(SIGSYS, &action, NULL);
-}
-
-#else
-
-enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
-
-/* The kernel gives the result, and nobody hears of it. */
-static void refusals_log(void)
-{
-}
-
-#endif
-
-static bool seccomp_main(const struct server *server)
-{
-    refusals_log();
-    if (filter_install(server, MAIN, REFUSED) == 0)
-        return true;
-    log_warning("no seccomp filter: %s", strerror(errno));
-    return false;
-}
-
-static int seccomp_child(const struct server *server, enum process process)
-{
-    sigset_t refused;
-
-    sigemptyset(&refused);
-    sigaddset(&refused, SIGSYS);
-    sigprocmask(SIG_BLOCK, &refused, NULL);
-    return filter_install(server, process, SECCOMP_RET_KILL_PROCESS);
-}
-
-#else
-
-static bool seccomp_main(const struct server *server)
-{
-    (void)server;
-    log_warning("no seccomp filter for this architecture");
-    return false;
-}
-
-static int seccomp_child(const struct server *server, enum process process)
-{
-    (void)server;
-    (void)process;
+    while (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) < 0) {
+        if (errno != EINVAL || flags == 0)
+            return -1;
+        flags = 0; /* before Linux 4.14: what is refused is not logged */
+    }
     return 0;
 }
 
+#else
+
+static int filter_install(const struct server *server, enum process process)
+{
+    (void)server;
+    (void)process;
+    errno = ENOSYS;
+    return -1;
+}
+
 #endif
-
-/* Landlock, include/uapi/linux/landlock.h; Linux 5.13, more in later ones. */
-enum {
-    LANDLOCK_VERSION = 1,      /* flag */
-    LANDLOCK_PATH_BENEATH = 1, /* rule type */
-    LANDLOCK_READ_FILE = 1 << 2,
-    LANDLOCK_READ_DIR = 1 << 3,
-    LANDLOCK_REMOVE_FILE = 1 << 5,
-    LANDLOCK_IOCTL_DEV = 1 << 15,       /* 5th version of the interface */
-    LANDLOCK_BIND_AND_CONNECT_TCP = 3,  /* 4th */
-    LANDLOCK_ABSTRACT_SOCKETS = 1 << 0, /* 6th */
-    LANDLOCK_SIGNALS = 1 << 1
-};
-
-struct landlock_ruleset {
-    uint64_t files;   /* rights that are refused unless a rule gives them */
-    uint64_t network; /* what is refused of it */
-    uint64_t scopes;  /* what is refused with processes outside */
-};
-
-struct landlock_path {
-    uint64_t rights;
-    int32_t directory;
-} __attribute__((packed));
 
 static uint64_t landlock_files(long version)
 {
@@ -418,94 +336,85 @@ static uint64_t landlock_files(long version)
     return (UINT64_C(1) << rights[version]) - 1;
 }
 
-/* A ruleset that refuses everything, for now; -1 and errno if not to be had. */
-static int landlock_refuse(long version, uint64_t scopes)
-{
-    const struct landlock_ruleset rules = {
-        .files = landlock_files(version),
-        .network = version >= 4 ? LANDLOCK_BIND_AND_CONNECT_TCP : 0,
-        .scopes = version >= 6 ? scopes : 0,
-    };
-
-    return (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof(rules), 0);
-}
-
 /*
- * Gives rights below a directory. One that is not there, or that we can no
- * longer reach with the capabilities that are left, needs no rule.
+ * Gives rights in and below a directory, the first length bytes of path. One
+ * that is not there, or that we can no longer reach with the capabilities
+ * that are left, needs no rule.
  */
-static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
+static int landlock_allow(int ruleset, const char *path, int length,
+                          uint64_t rights)
 {
     struct landlock_path rule = { .rights = rights };
+    char directory[128]; /* a socket's path is shorter */
     int result;
 
+    snprintf(directory, sizeof(directory), "%.*s", length, path);
     rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (rule.directory < 0)
-        return 0;
+        return errno == ENOENT || errno == EACCES ? 0 : -1;
     result = (int)syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_PATH_BENEATH,
                           &rule, 0);
     close(rule.directory);
     return result;
 }
 
-/* To remove files in the directory that path is in. */
-static int landlock_allow_remove(int ruleset, const char *path)
+/*
+ * For all processes: to read in /sys and /dev, and to remove the socket.
+ * Returns -1 and errno if that is not to be had.
+ */
+static int landlock_restrict(long version, const char *socket_path)
 {
-    size_t length = (size_t)(strrchr(path, '/') - path) + 1;
-    char directory[128]; /* a socket's path is shorter */
-
-    if (length >= sizeof(directory))
-        return -1;
-    memcpy(directory, path, length);
-    directory[length] = '\0';
-    return landlock_allow(ruleset, directory, LANDLOCK_REMOVE_FILE);
-}
-
-/* multipathd's socket may be an abstract one, so workers can connect to it. */
-static int landlock_restrict(int ruleset, long version, const char *socket_path)
-{
+    const struct landlock_ruleset refused = {
+        .files = landlock_files(version),
+        .network = version >= 4 ? LANDLOCK_BIND_AND_CONNECT_TCP : 0,
+        .scopes = version >= 6 ? LANDLOCK_SIGNALS : 0,
+    };
     uint64_t device = LANDLOCK_READ_FILE;
+    int result = -1, ruleset;
 
     if (version >= 5)
         device |= LANDLOCK_IOCTL_DEV;
-    if (ruleset < 0
-        || landlock_allow(ruleset, "/sys",
-                          LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
-               < 0
-        || landlock_allow(ruleset, "/dev", device) < 0
-        || (socket_path != NULL
-            && landlock_allow_remove(ruleset, socket_path) < 0))
+    ruleset = (int)syscall(SYS_landlock_create_ruleset, &refused,
+                           sizeof(refused), 0);
+    if (ruleset < 0)
         return -1;
-    return (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
+    if (landlock_allow(ruleset, "/sys", 4,
+                       LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
+            == 0
+        && landlock_allow(ruleset, "/dev", 4, device) == 0
+        && (socket_path == NULL
+            || landlock_allow(ruleset, socket_path,
+                              (int)(strrchr(socket_path, '/') - socket_path)
+                                  + 1,
+                              LANDLOCK_REMOVE_FILE)
+                   == 0))
+        result = (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
+    close(ruleset);
+    return result;
 }
 
-static void landlock_main(struct server *server)
+static void landlock_main(const struct server *server)
 {
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
-    int ruleset;
 
-    if (version < 1) {
-        log_verbose("no Landlock: %s", strerror(errno));
-        return;
-    }
-    server->session_rules = landlock_refuse(version, LANDLOCK_ABSTRACT_SOCKETS
-                                                         | LANDLOCK_SIGNALS);
-    ruleset = landlock_refuse(version, LANDLOCK_SIGNALS);
-    if (landlock_restrict(ruleset, version, server->listener.path) < 0)
-        log_warning("no Landlock: %s", strerror(errno));
-    if (ruleset >= 0)
-        close(ruleset);
+    if (version < 1)
+        log_verbose("this kernel has no Landlock: %s", strerror(errno));
+    else if (landlock_restrict(version, server->listener.path) < 0)
+        log_warning("Landlock does not work, so what files can be opened is "
+                    "not restricted: %s",
+                    strerror(errno));
 }
 
 /* For main, once it has opened all that it will. Needs no_new_privs. */
 void sandbox_main(struct server *server)
 {
-    server->session_rules = -1;
     if (!server->options->sandbox)
         return;
     landlock_main(server);
-    server->is_filtered = seccomp_main(server);
+    server->is_filtered = filter_install(server, MAIN) == 0;
+    if (!server->is_filtered)
+        log_warning("no seccomp filter: %s", strerror(errno));
 }
 
 /*
@@ -514,16 +423,11 @@ void sandbox_main(struct server *server)
  */
 int sandbox_session(const struct server *server)
 {
-    if (server->session_rules >= 0) {
-        if (syscall(SYS_landlock_restrict_self, server->session_rules, 0) < 0)
-            return -1;
-        close(server->session_rules);
-    }
-    return server->is_filtered ? seccomp_child(server, SESSION) : 0;
+    return server->is_filtered ? filter_install(server, SESSION) : 0;
 }
 
 /* Likewise for a worker. */
 int sandbox_worker(const struct server *server)
 {
-    return server->is_filtered ? seccomp_child(server, WORKER) : 0;
+    return server->is_filtered ? filter_install(server, WORKER) : 0;
 }

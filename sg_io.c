@@ -36,7 +36,7 @@ enum { CDB_LENGTH = 10 };
 
 /* How a failure is answered: with a status, or with sense data. */
 struct outcome {
-    int code; /* errno, or host status */
+    uint8_t code; /* errno, or host status */
     uint8_t status;
     uint8_t key, asc, ascq;
 };
@@ -90,13 +90,18 @@ enum { /* driver status, same file; 0x08 says that there is sense data */
        DRIVER_SENSE = 0x08
 };
 
+static void status_set(struct pr_command *command, uint8_t status)
+{
+    command->status = status;
+    command->payload = 0;
+    memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+}
+
 /* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
 void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
                uint8_t ascq)
 {
-    command->status = CHECK_CONDITION;
-    command->payload = 0;
-    memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+    status_set(command, CHECK_CONDITION);
     command->sense[0] = 0x70;
     command->sense[2] = key;
     command->sense[7] = 10; /* additional length */
@@ -120,20 +125,15 @@ static void outcome_set(struct pr_command *command,
 {
     while (outcome->code != 0 && outcome->code != code)
         outcome++;
-    if (outcome->status == CHECK_CONDITION) {
+    if (outcome->status == CHECK_CONDITION)
         sense_set(command, outcome->key, outcome->asc, outcome->ascq);
-        return;
-    }
-    memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
-    command->status = outcome->status;
-    command->payload = 0;
+    else
+        status_set(command, outcome->status);
 }
 
 void sg_io_good(struct pr_command *command)
 {
-    static const struct outcome good = { 0, STATUS(GOOD) };
-
-    outcome_set(command, &good, 0);
+    status_set(command, GOOD);
 }
 
 /* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
@@ -266,8 +266,7 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
     }
     if (hdr->driver_status == DRIVER_TIMEOUT) {
         command->is_lost = true;
-        memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
-        command->status = BUSY;
+        status_set(command, BUSY);
         return;
     }
     if ((hdr->driver_status != 0 && hdr->driver_status != DRIVER_SENSE)
@@ -285,36 +284,30 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
         command->payload = command->length - (unsigned)hdr->resid;
 }
 
-/*
- * Sends a command that sg_io_vet() let pass, and waits for its end, up to
- * timeout milliseconds. A signal would end the wait on /dev/sgN early: the
- * caller must have blocked them.
- */
-void sg_io_execute(struct pr_command *command, unsigned timeout)
+/* Once. Sets refusal if the kernel does not send it. */
+static void command_send(struct pr_command *command, unsigned timeout)
 {
-    struct sg_io_hdr hdr;
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
     uint8_t cdb[CDB_LENGTH];
+    struct sg_io_hdr hdr = {
+        .interface_id = 'S',
+        /* Without data, /dev/sgN takes no direction but this one. */
+        .dxfer_direction = command->length == 0 ? SG_DXFER_NONE
+                           : is_out             ? SG_DXFER_TO_DEV
+                                                : SG_DXFER_FROM_DEV,
+        .cmd_len = command->cdb[0] == 0 ? 6 : sizeof(cdb), /* TEST UNIT READY */
+        .mx_sb_len = PROTOCOL_SENSE_SIZE,
+        .dxfer_len = (unsigned)command->length,
+        .dxferp = command->data,
+        .cmdp = cdb,
+        .sbp = command->sense,
+        .timeout = timeout,
+    };
 
     memcpy(cdb, command->cdb, sizeof(cdb));
-    memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
-    command->payload = 0;
+    status_set(command, GOOD);
     command->unreached = false;
     command->is_lost = false;
-    memset(&hdr, 0, sizeof(hdr));
-    hdr.interface_id = 'S';
-    hdr.cmdp = cdb;
-    hdr.cmd_len = cdb[0] == 0 ? 6 : sizeof(cdb); /* TEST UNIT READY */
-    hdr.sbp = command->sense;
-    hdr.mx_sb_len = PROTOCOL_SENSE_SIZE;
-    hdr.timeout = timeout;
-    /* Without data, /dev/sgN takes no direction but this one. */
-    hdr.dxfer_direction = SG_DXFER_NONE;
-    if (command->length > 0) {
-        hdr.dxfer_direction = is_out ? SG_DXFER_TO_DEV : SG_DXFER_FROM_DEV;
-        hdr.dxferp = command->data;
-        hdr.dxfer_len = (unsigned)command->length;
-    }
     /* A device that sends less than it says must not leak what was here. */
     if (!is_out)
         memset(command->data, 0, command->length);
@@ -324,5 +317,29 @@ void sg_io_execute(struct pr_command *command, unsigned timeout)
         return;
     }
     command->unreached = errno == ENODEV || errno == ENXIO;
+    if (errno == EPERM || errno == EACCES)
+        command->refusal = "the kernel does not let the helper send it: "
+                           "CAP_SYS_RAWIO is missing, or is that of a user "
+                           "namespace, or a security module forbids it";
     outcome_set(command, errno_outcomes, errno);
+}
+
+/*
+ * Sends a command that sg_io_vet() let pass, and waits for its end, up to
+ * timeout milliseconds. A signal would end the wait on /dev/sgN early: the
+ * caller must have blocked them. Sends it again while the answer is a unit
+ * attention (it was not carried out, because of something that the nexus is
+ * told of first), as often as attentions says.
+ */
+void sg_io_execute(struct pr_command *command, unsigned timeout,
+                   unsigned attentions)
+{
+    uint16_t code;
+    uint8_t key;
+
+    do {
+        command_send(command, timeout);
+        sense_get(command->sense, &key, &code);
+    } while (!command->unreached && command->status == CHECK_CONDITION
+             && key == UNIT_ATTENTION && attentions-- > 0);
 }

@@ -11,7 +11,6 @@
 #include "prhelper.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -32,9 +31,6 @@ enum {
     VERBOSE_EVENTS = 1 << TRACE_CLIENT_CONNECT | 1 << TRACE_CLIENT_END
                      | 1 << TRACE_PR_OUT | 1 << TRACE_MULTIPATHD
 };
-
-/* Like the queue's: a session can get nothing else of that number. */
-enum { TRACE_NUMBER = 512 };
 
 static struct {
     unsigned traced; /* a bit for each event */
@@ -78,39 +74,12 @@ void trace_enable(const char *pattern)
         log_warning("trace event '%s' does not exist", pattern);
 }
 
-/* A pattern on each line; those that are empty or begin with # are none. */
-void trace_enable_all(int fd, const char *path)
+/* Takes over fd, and closes the one before. */
+void trace_file_set(int fd)
 {
-    char line[128];
-    size_t length = 0;
-    ssize_t got;
-
-    do {
-        got = read(fd, &line[length], 1);
-        if (got < 0)
-            fatal("%s: %s", path, strerror(errno));
-        if (got == 1 && line[length] != '\n') {
-            length += length < sizeof(line) - 1;
-            continue;
-        }
-        line[length] = '\0';
-        if (length > 0 && line[0] != '#')
-            trace_enable(line);
-        length = 0;
-    } while (got == 1);
-}
-
-/* Takes over fd, in place of the one before, and gives it its number. */
-void trace_file_set(int fd, const char *path)
-{
-    int high = fcntl(fd, F_DUPFD_CLOEXEC, TRACE_NUMBER);
-
-    if (high < 0)
-        fatal("%s: no descriptor %d: %s", path, TRACE_NUMBER, strerror(errno));
-    close(fd);
     if (trace_state.file >= 0)
         close(trace_state.file);
-    trace_state.file = high;
+    trace_state.file = fd;
 }
 
 int trace_file(void)

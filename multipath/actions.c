@@ -10,6 +10,10 @@
 
 #include <string.h>
 
+#define MULTIPATHD_MUTE                                                        \
+    "multipathd does not say which key it has: is it running, and are we "     \
+    "root?"
+
 /*
  * To one path; but a conflict there is not the answer yet, as another one
  * may be the holder, who may repeat RESERVE; and that may be gone.
@@ -20,6 +24,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     struct reservation reservation;
     enum multipathd_hold was;
     struct answer answer;
+    enum holder holder;
     struct path *path;
     bool is_lost;
 
@@ -28,23 +33,24 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     path = any_send(map, request);
     is_lost = map->is_lost;
     answer = map->answer;
-    if (path == NULL && map->left_out > 0) {
-        switch (holder_find(map, key, &reservation, &path)) {
-        case HOLDER_UNKNOWN:
+    if (!is_lost && answer.status != GOOD)
+        hold_settle(map, was, false);
+    if (path == NULL && map->left_out > 0 && !is_lost) {
+        if (!reservation_read(map, &reservation))
             return;
-        case HOLDER_GONE:
-        case HOLDER_PATH:
-            if (reservation.scope_type == request->cdb[2]) {
-                answer.status = GOOD;
-                memset(answer.sense, 0, sizeof(answer.sense));
+        if (reservation.is_held && reservation.key == key->value
+            && reservation.scope_type == request->cdb[2]) {
+            holder = holder_find(map, key, &reservation, &path);
+            if (holder == HOLDER_UNKNOWN)
+                return;
+            if (holder != HOLDER_OTHER) {
+                map_answer(map, GOOD);
+                answer = map->answer;
             }
-            break;
-        default:
-            break;
         }
     }
-    if (answer.status == GOOD || !is_lost)
-        hold_settle(map, was, answer.status == GOOD);
+    if (answer.status == GOOD)
+        hold_settle(map, was, true);
     map->answer = answer;
 }
 
@@ -130,10 +136,8 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
     if (!reservation_read(map, &reservation))
         return;
     takes_over = reservation.is_held && reservation.key == preempted;
-    is_own = preempted == key->value
-             || (preempted == 0 && takes_over
-                 && (reservation.scope_type & 0x0f)
-                        >= WRITE_EXCLUSIVE_ALL_REGISTRANTS);
+    /* 0: all others, if all registrants hold it when the command comes. */
+    is_own = preempted == key->value || preempted == 0;
     if (takes_over && !hold_announce(map, &was))
         return;
     if (is_own)
@@ -143,6 +147,19 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
     if (takes_over
         && (map->answer.status == GOOD || (!is_own && !map->is_lost)))
         hold_settle(map, was, map->answer.status == GOOD);
+}
+
+/* CLEANUP: this host shall know nothing of its registration any more. */
+static void map_cleanup(struct map *map)
+{
+    struct multipathd_key key;
+    struct request request;
+
+    request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+    if (multipathd_key_get(&map->multipathd, &key))
+        map_register(map, &key, &request);
+    else
+        map_fail(map, MULTIPATHD_MUTE);
 }
 
 static void map_out(struct map *map, struct request *request)
@@ -158,8 +175,7 @@ static void map_out(struct map *map, struct request *request)
         return;
     }
     if (!multipathd_key_get(&map->multipathd, &key)) {
-        map_fail(map, "multipathd does not say which key it has: is it "
-                      "running, and are we root?");
+        map_fail(map, MULTIPATHD_MUTE);
         return;
     }
     if (action == REGISTER || action == REGISTER_AND_IGNORE)
@@ -218,6 +234,7 @@ void multipath_execute(struct pr_command *command, dev_t device,
     command->status = map.answer.status;
     command->payload = map.answer.payload;
     memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
+    command->refusal = map.refusal;
     if (refusal != NULL)
         sg_io_refuse(command, refusal);
 }

@@ -119,17 +119,6 @@ void map_close(struct map *map)
             close(map->paths[i].fd);
 }
 
-/* Below the map, so of what has that name there now. */
-static bool path_read(const struct map *map, const struct path *path,
-                      const char *file, char *line, size_t size)
-{
-    char name[sizeof("/slaves//device/state") + sizeof(path->name)];
-
-    snprintf(name, sizeof(name), "/slaves/%s%s", path->name, file);
-    return line == NULL ? sysfs_has(map->device, name)
-                        : sysfs_read(map->device, name, line, size);
-}
-
 /*
  * Opens the path's node, unless it is open. False: it is not the path's, and
  * path->why says so. NVMe disks and the like end here, too.
@@ -137,6 +126,7 @@ static bool path_read(const struct map *map, const struct path *path,
 static bool path_open(const struct map *map, struct path *path)
 {
     char text[sizeof("/holders/") + sizeof(map->name)];
+    char node[sizeof("/dev/") + sizeof(path->name)];
     struct stat st;
 
     snprintf(text, sizeof(text), "/holders/%s", map->name);
@@ -144,11 +134,11 @@ static bool path_open(const struct map *map, struct path *path)
         return true;
     if (path->fd >= 0)
         close(path->fd);
-    snprintf(path->why, sizeof(path->why), "/dev/%s", path->name);
-    path->fd = open(path->why, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    snprintf(node, sizeof(node), "/dev/%s", path->name);
+    path->fd = open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (path->fd < 0) {
-        snprintf(path->why, sizeof(path->why), "cannot open /dev/%s: %s",
-                 path->name, strerror(errno));
+        snprintf(path->why, sizeof(path->why),
+                 "has %s, which cannot be opened: %s", node, strerror(errno));
         return false;
     }
     if (fstat(path->fd, &st) == 0 && sg_io_is_disk(&st)
@@ -157,9 +147,9 @@ static bool path_open(const struct map *map, struct path *path)
         return true;
     }
     snprintf(path->why, sizeof(path->why),
-             "/dev/%s is not the SCSI disk that "
-             "is in the map",
-             path->name);
+             "has %s, which is not the disk that is in "
+             "the map",
+             node);
     close(path->fd);
     path->fd = -1;
     return false;
@@ -168,32 +158,29 @@ static bool path_open(const struct map *map, struct path *path)
 /*
  * May a command be sent to this path now (DUE), or why not? In a queue that
  * is blocked it would wait without a limit: its transport has not decided yet
- * whether the path is gone (scsi_device_state_name(), drivers/scsi in the
- * kernel).
+ * whether the path is gone. (State names: drivers/scsi/scsi_sysfs.c in the
+ * kernel.)
  */
 enum verdict path_look(const struct map *map, struct path *path)
 {
-    char state[32];
+    char name[sizeof("/slaves//device/state") + sizeof(path->name)], state[32];
+    int end = snprintf(name, sizeof(name), "/slaves/%s", path->name);
 
-    if (!path_read(map, path, "", NULL, 0)) {
+    path->is_down = false;
+    if (!sysfs_has(map->device, name)) {
         snprintf(path->why, sizeof(path->why), "is no path any more");
         return ASIDE;
     }
-    if (!path_read(map, path, "/device/state", state, sizeof(state)))
-        snprintf(state, sizeof(state), "unknown");
-    if (strcmp(state, "running") == 0)
+    snprintf(name + end, sizeof(name) - (size_t)end, "/device/state");
+    if (!sysfs_read(map->device, name, state, sizeof(state)))
+        snprintf(state, sizeof(state), "in no known state");
+    else if (strcmp(state, "running") == 0)
         return path_open(map, path) ? DUE : NOT_TAKEN;
+    else
+        path->is_down = strstr(state, "block") == NULL
+                        && strcmp(state, "quiesce") != 0;
     snprintf(path->why, sizeof(path->why), "is %s", state);
     return NOT_TAKEN;
-}
-
-static bool state_is_down(const struct map *map, const struct path *path)
-{
-    char state[32] = "";
-
-    return path_read(map, path, "/device/state", state, sizeof(state))
-           && strcmp(state, "running") != 0 && strstr(state, "block") == NULL
-           && strcmp(state, "quiesce") != 0;
 }
 
 /*
@@ -205,11 +192,10 @@ bool path_is_left_out(struct map *map, struct path *path)
 {
     struct multipathd_path seen;
 
-    if (path_look(map, path) != ASIDE) {
-        if (!multipathd_path_get(&map->multipathd, path->name, &seen)
-            || seen.is_ready || !(seen.is_failed || state_is_down(map, path)))
-            return false;
-    }
+    if (path_look(map, path) != ASIDE
+        && (!multipathd_path_get(&map->multipathd, path->name, &seen)
+            || seen.is_ready || !(seen.is_failed || path->is_down)))
+        return false;
     if (!path->is_reported)
         log_warning("%s (%s): %s is left out, it %s; multipathd registers it "
                     "when it is back",

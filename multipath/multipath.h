@@ -30,10 +30,11 @@
 #include "../prhelper.h"
 
 /* How long a command may take, and parts of it; see map_extend(), too. */
-#define COMMAND_WITHIN (50 * SECOND)
+#define COMMAND_WITHIN (45 * SECOND)
 #define SETTLE_WITHIN (30 * SECOND)    /* before anything is changed */
 #define SUSPENDED_WITHIN (10 * SECOND) /* while all I/O waits for us */
 #define AFTERWARDS_WITHIN (8 * SECOND) /* to undo, to resume */
+#define RESUME_WITHIN (15 * SECOND)    /* or it hangs in the kernel */
 
 enum {
     PATHS_MOST = 256,
@@ -76,6 +77,7 @@ struct path {
     enum verdict said;    /* to the last command for any path */
     bool is_lost;         /* it may have been done here */
     bool is_new;          /* it has got the key, for sure */
+    bool is_down;         /* its transport has given it up */
     bool is_reported;     /* as left out */
     char why[96];         /* it did not take the last command */
 };
@@ -97,12 +99,14 @@ struct map {
     int64_t end;   /* of all, see map_extend() */
     int64_t pause; /* us, the next one in map_wait() */
     struct answer answer;
+    const char *refusal; /* the kernel's; NULL: none */
     struct path paths[PATHS_MOST];
     unsigned count;
     bool is_lost;         /* an answer to the last command for any path */
     unsigned left_out;    /* paths, of that command */
     struct path *witness; /* the first that got the key, and must keep it */
     bool is_known;        /* that key, to the disk, already */
+    bool is_doubtful;     /* somebody may have removed it */
     uint32_t generation;  /* PRGENERATION, when keys_read() was called */
 };
 
@@ -166,15 +170,12 @@ enum holder holder_find(struct map *, const struct multipathd_key *,
 /* preempt.c: where other paths of ours lose their registration. */
 struct path *preempt_own(struct map *, const struct request *,
                          const struct multipathd_key *);
-void multipath_recover(const char *socket_path, struct suspension *);
 bool hold_announce(struct map *, enum multipathd_hold *was);
 void hold_settle(struct map *, enum multipathd_hold was, bool holds);
 
 /* register.c */
-bool key_forget(struct map *);
 void map_register(struct map *, const struct multipathd_key *old,
                   struct request *);
-void map_cleanup(struct map *);
 void map_clear(struct map *, const struct multipathd_key *,
                const struct request *);
 

@@ -94,7 +94,7 @@ static bool status_tell(struct map *map, struct registration *r)
  * Makes multipathd forget the key, or, if that is of its configuration, do
  * without. False if it may go on registering it.
  */
-bool key_forget(struct map *map)
+static bool key_forget(struct map *map)
 {
     struct multipathd_key none = { 0, false }, now;
     enum multipathd_said said = multipathd_key_set(&map->multipathd, &none);
@@ -250,7 +250,8 @@ static bool last_find(struct map *map, struct registration *r)
     case HOLDER_PATH:
         return true;
     default: /* but all registrants hold what has no key */
-        if (!reservation.is_held || reservation.key != 0)
+        if (r->previous.value == r->old.value
+            && (!reservation.is_held || reservation.key != 0))
             multipathd_hold_set(&map->multipathd, false);
     }
     request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
@@ -272,14 +273,19 @@ static void map_undo(struct map *map, const struct registration *r)
                                          : map->paths[i].verdict == DONE);
     /* It was done, but for what multipathd has to know: to be repeated. */
     if (changed > 0 && !r->is_fenced
-        && (r->new.value == 0 || (r->is_whole && r->previous.value != 0)))
+        && (r->new.value == 0 || (r->is_whole && r->previous.value != 0))) {
+        map_fail(map, "some paths have lost the key or got it: repeat it");
         return;
+    }
     map_extend(map);
     if (r->is_fenced
         || (r->new.value != 0
             && r->new.value != r->previous.value &&changed > 0))
         keys_take_off(map, r->new.value, r->flags);
-    if (r->is_fenced
+    map->is_known = false;
+    if (map->is_doubtful && r->previous.value != 0)
+        keys_take_off(map, r->previous.value, r->flags);
+    if (r->is_fenced || map->is_doubtful
             ? !key_forget(map)
             : (multipathd_key_set(multipathd, &r->old) == MULTIPATHD_SILENT
                || (r->previous.value == 0 && r->is_status_told
@@ -332,50 +338,35 @@ void map_register(struct map *map, const struct multipathd_key *old,
     map_answer(map, GOOD);
 }
 
-/* ---- CLEAR, CLEANUP --------------------------------------------------- */
+/* ---- CLEAR ------------------------------------------------------------ */
 
-/* Nothing of ours may be left, not even on a path that came meanwhile. */
-static bool map_forget(struct map *map, struct request *request)
-{
-    if (!key_forget(map)) {
-        map_fail(map,
-                 "multipathd may still register the key: 'multipathd "
-                 "unsetprstatus map %s'",
-                 map->name);
-        return false;
-    }
-    all_due(map);
-    return sweep(map, request, NULL, map->deadline);
-}
-
+/*
+ * Also if all answers are lost, but the key is gone. Nothing of ours may be
+ * left, not even on a path that multipathd has registered meanwhile.
+ */
 void map_clear(struct map *map, const struct multipathd_key *key,
                const struct request *request)
 {
     struct answer answer;
     struct request none;
     unsigned count;
-    bool is_lost;
 
-    if (any_send(map, request) != NULL && map->answer.status != GOOD)
-        return;
-    is_lost = map->is_lost;
+    any_send(map, request);
     answer = map->answer;
-    if (answer.status != GOOD
-        && (!is_lost || !keys_read(map, key->value, &count) || count > 0)) {
+    map_extend(map);
+    if (answer.status == GOOD
+        || (map->is_lost && keys_read(map, key->value, &count) && count == 0)) {
         map->answer = answer;
+        all_due(map);
+        request_set(&none, REGISTER, 0, key->value, 0, 0);
+        if (!key_forget(map))
+            map_fail(map,
+                     "cleared, but multipathd may still register the key: "
+                     "'multipathd unsetprstatus map %s'",
+                     map->name);
+        else if (sweep(map, &none, NULL, map->deadline))
+            map->answer = answer;
         return;
     }
-    request_set(&none, REGISTER, 0, key->value, 0, 0);
-    if (map_forget(map, &none))
-        map->answer = answer;
-}
-
-/* This host shall know nothing of the map's registration any more. */
-void map_cleanup(struct map *map)
-{
-    struct request none;
-
-    request_set(&none, REGISTER_AND_IGNORE, 0, 0, 0, 0);
-    if (map_forget(map, &none))
-        map_answer(map, GOOD);
+    map->answer = answer;
 }

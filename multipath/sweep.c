@@ -14,7 +14,6 @@
 #include <time.h>
 
 enum {
-    ATTENTIONS = 5,       /* unit attentions in a row that are passed over */
     TIMEOUT_LEAST = 1000, /* ms */
     TEST_UNIT_READY = 0x00
 };
@@ -124,18 +123,11 @@ static enum verdict path_execute(struct map *map, struct path *path,
     };
     enum verdict verdict;
     char result[RESULT_SIZE];
-    unsigned attentions = 0;
-    uint16_t code;
-    uint8_t key;
 
-    do {
-        sg_io_execute(&command, timeout_of(map));
-        verdict = verdict_of(&command);
-        sense_get(command.sense, &key, &code);
-    } while (verdict == NOT_TAKEN && !command.unreached
-             && command.status == CHECK_CONDITION && key == UNIT_ATTENTION
-             && attentions++ < ATTENTIONS);
-    report_result(&command, result);
+    sg_io_execute(&command, timeout_of(map), SG_IO_ATTENTIONS);
+    verdict = verdict_of(&command);
+    if (command.refusal != NULL)
+        map->refusal = command.refusal;
     if (verdict == DONE)
         map_answer(map, GOOD);
     answer->status = verdict == DONE ? GOOD : command.status;
@@ -153,15 +145,16 @@ enum verdict path_send(struct map *map, struct path *path,
     enum verdict verdict = path_look(map, path);
     bool is_sent = verdict == DUE && clock_us() < map->deadline;
 
-    if (is_sent)
+    if (is_sent) {
         verdict = path_execute(map, path, request);
-    else if (verdict == DUE)
+    } else if (verdict == DUE) {
         verdict = NOT_TAKEN;
+        snprintf(path->why, sizeof(path->why), "was not asked in time");
+    }
     if (verdict == LOST)
         map->is_lost = true;
     trace(TRACE_PATH, "%s (%s), %s: %04x: %s", map->name, map->alias,
-          path->name, be16_get(request->cdb),
-          is_sent || path->why[0] != '\0' ? path->why : "no time is left");
+          path->name, be16_get(request->cdb), path->why);
     return verdict;
 }
 
@@ -209,57 +202,40 @@ enum verdict path_prove(struct map *map, struct path *path,
 /* ---- Any path --------------------------------------------------------- */
 
 /*
- * One turn: the first path that answers, or NULL. *waits is one for which it
- * may be worth to wait. A conflict is not the answer to PERSISTENT RESERVE OUT
- * unless it is everybody's: nothing was done, and the path may have come back
- * without having been registered yet.
- */
-static struct path *any_try(struct map *map, const struct request *request,
-                            struct path **waits)
-{
-    bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT;
-    unsigned i;
-
-    *waits = NULL;
-    for (i = 0; i < map->count; i++) {
-        struct path *path = &map->paths[i];
-
-        if (path->said == CONFLICT || path->said == ASIDE)
-            continue;
-        path->said = path_send(map, path, request);
-        if (path->said >= DONE && (!is_out || path->said != CONFLICT))
-            return path;
-        if (path->said <= LOST)
-            *waits = path;
-    }
-    return NULL;
-}
-
-/*
  * The path that has answered; or NULL, and the answer is CONFLICT, of all
- * paths that are not left out, or that it has failed.
+ * paths that are not left out, or that it has failed. A conflict is not the
+ * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
+ * and the path may have come back without having been registered yet.
  */
 struct path *any_send(struct map *map, const struct request *request)
 {
+    bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT, is_again = false;
     struct path *path, *waits;
-    unsigned i, left;
+    bool conflicts;
 
     map->is_lost = false;
     map->pause = PAUSE_LEAST;
-    for (i = 0; i < map->count; i++)
-        map->paths[i].said = DUE;
-    for (;;) {
-        path = any_try(map, request, &waits);
-        if (path != NULL)
-            return path;
-        for (i = left = map->left_out = 0; i < map->count; i++) {
-            path = &map->paths[i];
-            if (path->said <= LOST && path_is_left_out(map, path))
+    for (path = map->paths; path < map->paths + map->count; path++)
+        path->said = DUE;
+    for (;; is_again = true) {
+        waits = NULL;
+        conflicts = false;
+        map->left_out = 0;
+        for (path = map->paths; path < map->paths + map->count; path++) {
+            if (path->said <= LOST)
+                path->said = path_register(map, path, request);
+            if (path->said >= DONE && !(is_out && path->said == CONFLICT))
+                return path;
+            if (path->said <= LOST && is_again && path_is_left_out(map, path))
                 path->said = ASIDE;
             map->left_out += path->said == ASIDE;
-            left += path->said <= LOST;
+            conflicts = conflicts || path->said == CONFLICT;
+            if (path->said <= LOST)
+                waits = path;
         }
-        if (left == 0)
+        /* Only RESERVE can be told from what it has done if it is repeated. */
+        if (waits == NULL
+            || (map->is_lost && conflicts && request->cdb[1] != RESERVE))
             break;
         if (!map_wait(map, map->deadline)) {
             map_fail(map, "no path takes the command in time: %s %s",
@@ -449,6 +425,7 @@ static bool path_sweep(struct map *map, struct path *path,
     path->is_lost = path->verdict == LOST && is_register(request);
     if (path->is_lost && key != NULL && map->witness == NULL
         && !path_is_clear(map, path, request, key)) {
+        map->is_doubtful = true;
         map_fail(map,
                  "%s has lost its answer, and what has come of it cannot "
                  "be told",

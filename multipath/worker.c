@@ -22,6 +22,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -32,8 +33,12 @@
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
 #define LOCK_PAUSE_NS 10000000
+#define RESUME_AGAIN (2 * SECOND) /* after one could not */
+#define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
 
-enum { ANSWER_HEAD = 1 + PROTOCOL_SENSE_SIZE }; /* before the payload */
+enum { /* before the payload */
+       ANSWER_HEAD = sizeof(const char *) + 1 + PROTOCOL_SENSE_SIZE
+};
 
 /* ---- In a session ----------------------------------------------------- */
 
@@ -72,14 +77,16 @@ static ssize_t queue_put(int queue, int map, int answer)
 int worker_ask(int queue, const struct pr_command *command)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    uint8_t request[PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
-    size_t size = PROTOCOL_CDB_SIZE;
+    const struct log_peer peer = *log_about();
+    uint8_t request[sizeof(peer) + PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
+    size_t size = sizeof(peer) + PROTOCOL_CDB_SIZE;
     int ends[2], error;
     ssize_t sent;
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return -1;
-    memcpy(request, command->cdb, PROTOCOL_CDB_SIZE);
+    memcpy(request, &peer, sizeof(peer));
+    memcpy(request + sizeof(peer), command->cdb, PROTOCOL_CDB_SIZE);
     if (is_out && command->length > 0) {
         memcpy(request + size, command->data, command->length);
         size += command->length;
@@ -102,12 +109,13 @@ int worker_ask(int queue, const struct pr_command *command)
  */
 void worker_answer(int answer, struct pr_command *command)
 {
-    struct iovec parts[3] = {
+    struct iovec parts[4] = {
+        { .iov_base = &command->refusal, .iov_len = sizeof(const char *) },
         { .iov_base = &command->status, .iov_len = 1 },
         { .iov_base = command->sense, .iov_len = PROTOCOL_SENSE_SIZE },
         { .iov_base = command->data, .iov_len = command->length },
     };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 4 };
     ssize_t bytes;
 
     bytes = recvmsg(answer, &message, MSG_DONTWAIT);
@@ -125,18 +133,24 @@ struct work {
     int map;
     int answer;
     uint8_t cdb[PROTOCOL_CDB_SIZE];
-    uint8_t status; /* from here on, the answer */
+    /* From here on, the answer. A constant has one address in all of us. */
+    const char *refusal;
+    uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
     /* As in struct conversation: some targets write more than asked for. */
     uint8_t data[PROTOCOL_DATA_MAX + 64];
 };
 
-/* Takes the descriptors off the queue. Returns 0 or errno. */
+/*
+ * Takes the descriptors off the queue. Returns 0 or errno. There is room for
+ * as many as there can be (SCM_MAX_FD, include/net/scm.h in the kernel): it
+ * would close what does not fit, while all others wait.
+ */
 static int queue_take(int queue, struct work *work)
 {
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(2 * sizeof(int))];
+        char bytes[CMSG_SPACE(253 * sizeof(int))];
     } control;
     char byte;
     struct iovec part = { .iov_base = &byte, .iov_len = 1 };
@@ -168,16 +182,19 @@ static int queue_take(int queue, struct work *work)
 /* Takes the command itself. Returns 0 or errno. */
 static int work_take(struct work *work)
 {
-    struct iovec parts[2] = {
+    struct log_peer peer;
+    struct iovec parts[3] = {
+        { .iov_base = &peer, .iov_len = sizeof(peer) },
         { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },
         { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
     };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
-    size_t length = sizeof(work->cdb);
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
+    size_t length = sizeof(peer) + sizeof(work->cdb);
     ssize_t bytes = recvmsg(work->answer, &message, MSG_DONTWAIT);
 
     if (bytes < 0)
         return errno;
+    *log_about() = peer;
     if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
         length += protocol_data_length(work->cdb);
     return (size_t)bytes == length
@@ -191,9 +208,8 @@ static int work_take(struct work *work)
  * byte of the pipe to main that has the map's number. Who dies gives it back.
  * Returns whether it was to be had in time.
  */
-static bool map_lock(int report, dev_t map)
+static bool map_lock(int report, dev_t map, int64_t deadline)
 {
-    const int64_t deadline = clock_us() + COMMAND_WITHIN;
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
 
     lock.l_start = minor(map);
@@ -224,7 +240,8 @@ static void work_do(const struct server *server, struct work *work,
         if (fstat(work->map, &st) < 0) {
             sg_io_refuse(&command, "the descriptor has no status");
         } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
-                   && !map_lock(server->report[1], st.st_rdev)) {
+                   && !map_lock(server->report[1], st.st_rdev,
+                                clock_us() + COMMAND_WITHIN)) {
             sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
             log_warning("dm-%u: another command on it takes too long",
                         minor(st.st_rdev));
@@ -238,14 +255,32 @@ static void work_do(const struct server *server, struct work *work,
         break;
     default:;
     }
-    if (command.refusal != NULL)
-        log_warning("command refused: %s", command.refusal);
+    work->refusal = command.refusal;
     work->status = command.status;
     if (work->cdb[0] == PERSISTENT_RESERVE_IN)
         size += command.payload;
     close(work->map);
-    send(work->answer, (uint8_t *)work + offsetof(struct work, status), size,
+    send(work->answer, (uint8_t *)work + offsetof(struct work, refusal), size,
          MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/*
+ * Who has suspended the map is dead, and its keys can be restored first; or
+ * it hangs in the kernel, or another command is on the map already: then
+ * they have to wait, and I/O has not.
+ */
+static void recover(const struct server *server, struct suspension *suspension)
+{
+    const int64_t now = clock_us();
+    const char *path = server->listener.path;
+
+    if (map_lock(server->report[1], suspension->device, now + SECOND)) {
+        multipath_recover(path, suspension, true);
+        return;
+    }
+    multipath_recover(path, suspension, false);
+    if (map_lock(server->report[1], suspension->device, now + COMMAND_WITHIN))
+        multipath_recover(path, suspension, true);
 }
 
 /*
@@ -264,14 +299,16 @@ static void worker_run(const struct server *server,
         while (write(server->report[1], "w", 1) < 0 && errno == EINTR)
             ;
     }
-    /* Without close_range() (Linux 5.9) these would hold up others. */
-    close(server->listener.fd);
-    close(server->report[0]);
-    close(server->queue[QUEUE_OUT]);
-    close(server->queue[QUEUE_IN]);
-    fds_close_except(server->report[1], work.map, work.answer);
-    if (error == 0 && !is_resumer)
-        error = work_take(&work);
+    if (error == 0) { /* or else without closing: an exit does not linger */
+        /* Without close_range() (Linux 5.9) these would hold up others. */
+        close(server->listener.fd);
+        close(server->report[0]);
+        close(server->queue[QUEUE_OUT]);
+        close(server->queue[QUEUE_IN]);
+        fds_close_except(server->report[1], work.map, work.answer);
+        if (!is_resumer)
+            error = work_take(&work);
+    }
     if (error != 0 && error != EAGAIN)
         log_warning("cannot take a command on a multipath map: %s",
                     strerror(error));
@@ -282,9 +319,7 @@ static void worker_run(const struct server *server,
         _exit(EXIT_FAILURE);
     }
     if (is_resumer) {
-        if (!map_lock(server->report[1], suspension->device))
-            _exit(EXIT_FAILURE); /* and another one tries again */
-        multipath_recover(server->listener.path, suspension);
+        recover(server, suspension);
     } else {
         work_do(server, &work, suspension);
     }
@@ -298,49 +333,87 @@ static bool is_suspender(const struct server *server, unsigned i)
     return server->suspensions[i].alias[0] != '\0';
 }
 
-static pid_t worker_start(struct server *server, unsigned i, int64_t now)
+/* In this place; what it may have to resume is in another one. */
+static pid_t worker_start(struct server *server, unsigned place,
+                          unsigned suspender, int64_t now)
 {
     pid_t pid = fork();
 
     if (pid == 0)
-        worker_run(server, &server->suspensions[i]);
+        worker_run(server, &server->suspensions[suspender]);
     if (pid > 0) {
-        server->workers[i] = pid;
+        server->workers[place] = pid;
         return pid;
     }
-    log_warning("cannot fork for a command on a multipath map, trying again: "
-                "%s",
-                strerror(errno));
+    session_make_room(server, "fork for a command on a multipath map" FORK_CURE,
+                      errno, now);
     server->worker_retry = now + RETRY_AFTER;
     return 0;
 }
 
-/* A command is waiting on the queue. */
-void worker_spawn(struct server *server, int64_t now)
+static unsigned place_find(const struct server *server)
 {
     unsigned i;
 
     for (i = 0; i < server->slots; i++)
         if (server->workers[i] == 0 && !is_suspender(server, i))
             break;
-    if (i < server->slots)
-        server->worker_pending = worker_start(server, i, now);
-    else
-        server->worker_retry = now + RETRY_AFTER;
+    return i;
 }
 
-/* Has others resume the maps that dead workers have left suspended. */
-void worker_check(struct server *server, int64_t now)
+/* A command is waiting on the queue. */
+void worker_spawn(struct server *server, int64_t now)
 {
-    unsigned i;
+    unsigned i = place_find(server);
 
-    if (!server->is_resume_due || now < server->worker_retry)
-        return;
+    server->worker_retry = now + RETRY_AFTER;
+    if (i < server->slots)
+        server->worker_pending = worker_start(server, i, i, now);
+    if (server->worker_pending != 0)
+        server->worker_retry = now + TAKE_WITHIN;
+}
+
+/*
+ * Kills a worker that hangs in taking its command, and has others resume the
+ * maps that were left suspended: by the dead, and by those that hang. Returns
+ * when to look again.
+ */
+int64_t worker_check(struct server *server, int64_t now)
+{
+    int64_t next = NEVER;
+    unsigned i, place;
+
+    for (i = 0; i < server->slots; i++) {
+        if (server->workers[i] == 0 || !is_suspender(server, i))
+            continue;
+        place = place_find(server);
+        if (now >= server->suspensions[i].resume_by && place < server->slots) {
+            log_error("map %.*s has been suspended for too long: having it "
+                      "resumed",
+                      ALIAS_SIZE - 1, server->suspensions[i].alias);
+            server->suspensions[i].resume_by = now + COMMAND_WITHIN;
+            worker_start(server, place, i, now);
+        }
+        if (server->suspensions[i].resume_by < next)
+            next = server->suspensions[i].resume_by;
+    }
+    if (now < server->worker_retry)
+        return next;
+    if (server->worker_pending != 0) {
+        kill(server->worker_pending, SIGKILL);
+        server->worker_retry = now + TAKE_WITHIN;
+    }
+    if (!server->is_resume_due)
+        return next;
     server->is_resume_due = false;
-    for (i = 0; i < server->slots; i++)
-        if (server->workers[i] == 0 && is_suspender(server, i)
-            && worker_start(server, i, now) == 0)
+    for (i = 0; i < server->slots; i++) {
+        if (server->workers[i] != 0 || !is_suspender(server, i))
+            continue;
+        server->suspensions[i].resume_by = NEVER;
+        if (worker_start(server, i, i, now) == 0)
             server->is_resume_due = true;
+    }
+    return next;
 }
 
 /* A child of main's that is no session has ended. */
@@ -350,8 +423,10 @@ void worker_ended(struct server *server, pid_t pid, int status, int64_t now)
 
     if (server->worker_pending == pid)
         session_reported(server); /* its byte must not be taken for another's */
-    if (server->worker_pending == pid)
+    if (server->worker_pending == pid) {
         server->worker_pending = 0;
+        server->worker_retry = 0;
+    }
     for (i = 0; i < server->slots && server->workers[i] != pid; i++)
         ;
     if (i == server->slots)
@@ -364,7 +439,8 @@ void worker_ended(struct server *server, pid_t pid, int status, int64_t now)
         log_error("map %.*s may be suspended: having it resumed",
                   ALIAS_SIZE - 1, server->suspensions[i].alias);
         server->is_resume_due = true;
-        server->worker_retry = now + RETRY_AFTER;
+        server->worker_retry =
+            now + (WIFSIGNALED(status) ? RETRY_AFTER : RESUME_AGAIN);
     }
 }
 

@@ -10,5 +10,5 @@ set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck disable=SC2016 # PYTHON is for the inner shell
-exec "$top/tests/fetch.sh" user-mode-linux kmod python3 -- \
+exec "$top/tests/fetch.sh" user-mode-linux kmod mount python3 -- \
     sh -c 'exec "$1/tests/uml.sh" "$PYTHON" "$1/tests/demo.py"' sh "$top"

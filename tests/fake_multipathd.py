@@ -19,12 +19,9 @@ import struct
 import threading
 import time
 
-from sim import OFFLINE, TRANSPORT_OFFLINE
-
 # A size_t of the machine that the helper is built for, and what it is not.
 SIZE = struct.Struct(os.environ.get('SIM_SIZE_T', '@N'))
 OTHER_SIZE = struct.Struct('=Q' if SIZE.size == 4 else '=I')
-NOTICED_AFTER = 15 * 1000000    # us, less than max_polling_interval's 20 s
 COMMAND_MOST = 512              # a longer command closes the connection
 
 # How much has been done on the disks when a command came: Target.events.
@@ -80,7 +77,6 @@ class Map:
         self.prflag, self.prhold = 'unset', 'unset'
         self.suspended, self.suspensions = 0, []    # when to when, in us
         self.states = {}        # 'failed faulty', of paths that are not well
-        self.down_since = {}    # of those that the kernel has given up
         self.pathlist = None    # that came with the last setprstatus
 
     def set_key(self, key, aptpl):
@@ -92,13 +88,8 @@ class Map:
         self.key, self.aptpl = key, aptpl and key != 0
         return True
 
-    def state(self, name, now=0):
-        """Of the path in dm, and what the checker says: which looks now and
-        then at a path that the kernel has given up."""
-        if self.paths[name].state not in (OFFLINE, TRANSPORT_OFFLINE):
-            self.down_since.pop(name, None)
-        elif now - self.down_since.setdefault(name, now) > NOTICED_AFTER:
-            return 'failed faulty'
+    def state(self, name):
+        """Of the path in dm, and what the checker says."""
         failed = 'failed faulty' if self.paths[name].dm_failed else None
         return failed or self.states.get(name, 'active ready')
 
@@ -322,7 +313,7 @@ class Multipathd:
         """With a line of headings, unless raw."""
         self.shown = self.target.clock() if self.target else 0
         rows = [] if is_raw else [('dev', 'dm_st', 'chk_st')]
-        rows += [(name, *m.state(name, self.shown).split()[:2])
+        rows += [(name, *m.state(name).split()[:2])
                  for m in self.maps for name in m.paths]
         wilds = ('%d', '%t', '%T')
         lines = []

@@ -17,7 +17,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -32,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SITES = 1024 };
+enum { SITES = 1024, CRASH = 4095 };
 
 /* As test_fault.py has it. */
 struct site {
@@ -40,7 +39,7 @@ struct site {
     uint32_t calls;
     uint32_t first; /* the first call that fails: 1, 2... */
     uint32_t count; /* how many fail from that one on */
-    int32_t error;  /* errno; below 0: move at most so many bytes instead */
+    int32_t error;  /* errno, or CRASH; below 0: move at most so many bytes */
     uint32_t hits;  /* how many did fail */
     uint32_t reserved;
 };
@@ -103,6 +102,8 @@ static int fault(const void *caller)
     if (number < site->first || number - site->first >= site->count)
         return 0;
     __atomic_add_fetch(&site->hits, 1, __ATOMIC_ACQ_REL);
+    if (site->error == CRASH)
+        __builtin_trap();
     if (site->error > 0)
         errno = site->error;
     return site->error;
@@ -147,6 +148,7 @@ WRAP(accept4, (int fd, struct sockaddr *a, socklen_t *n, int flags),
      (fd, a, n, flags))
 WRAP(bind, (int fd, const struct sockaddr *a, socklen_t n), (fd, a, n))
 WRAP(chdir, (const char *path), (path))
+WRAP(dup, (int fd), (fd))
 WRAP(dup2, (int from, int to), (from, to))
 WRAP(getgroups, (int n, gid_t *groups), (n, groups))
 WRAP(kill, (pid_t pid, int number), (pid, number))
@@ -183,9 +185,8 @@ LARGE(WRAP, getrlimit, (int which, struct rlimit *limit), (which, limit))
 LARGE(WRAP, lstat, (const char *path, struct stat *st), (path, st))
 LARGE(WRAP, setrlimit, (int which, const struct rlimit *limit), (which, limit))
 
-WRAP_AS(getgrnam, struct group *, NULL, (const char *name), (name))
+WRAP(rename, (const char *from, const char *to), (from, to))
 WRAP_AS(getppid, pid_t, -1, (void), ())
-WRAP_AS(getpwnam, struct passwd *, NULL, (const char *name), (name))
 WRAP_AS(sendmsg, ssize_t, -1, (int fd, const struct msghdr *message, int flags),
         (fd, message, flags))
 WRAP_AS(setsid, pid_t, -1, (void), ())

@@ -3,10 +3,12 @@
 #
 # Makes Debian packages available without installing them: each PACKAGE that
 # is neither installed nor fetched already is unpacked into build/debian,
-# together with everything it depends on that is not installed; =PACKAGE
-# comes alone (for one program out of a large package).  Then runs COMMAND
-# with the unpacked programs, libraries and Python modules on its paths,
-# behind the installed ones, and PYTHON set to Debian's python3.
+# together with everything it depends on that is not installed; =PACKAGE only
+# with libraries and with its namesakes (what has the same word up to the first
+# dash), as for one program out of a package that wants half a desktop.  Then
+# runs COMMAND with the unpacked programs, libraries and Python modules on its
+# paths, behind the installed ones, and PYTHON set to Debian's python3.  Exits
+# with 77 if the archive does not give what is needed.
 #
 # Must never need root, never change the system's own apt or dpkg state, and
 # never use the network when there is nothing to fetch.  Whatever an
@@ -47,13 +49,12 @@ apt() {
 # Names of the package and of what it needs, without those installed; apt
 # says "Inst NAME (NEW...)" for these, "Inst NAME [OLD] (NEW...)" for updates.
 closure() {
+    plan=$(apt -s --no-install-recommends install "${1#=}") || return 1
     case $1 in
-    =*) echo "${1#=}" ;;
-    *)
-        plan=$(apt -s --no-install-recommends install "$1") || return 1
-        echo "$plan" | sed -n 's/^Inst \([^ ]*\) (.*/\1/p'
-        ;;
+    =*) name=${1#=} only="lib|${name%%-*}(-|\$)" ;;
+    *) only= ;;
     esac
+    echo "$plan" | sed -n 's/^Inst \([^ ]*\) (.*/\1/p' | grep -E "^($only)"
 }
 
 fetch() {
@@ -68,6 +69,8 @@ fetch() {
             mkdir -p "$into/new" "$stamps"
             (cd "$into/new" && apt download "$part" >/dev/null) || return 1
             dpkg -x "$into"/new/*.deb "$into" 2>"$into/errors" || return 1
+            # Nobody's rights but one's own, as we may not be root.
+            find "$into" -type f -perm /6000 -exec chmod ug-s {} +
             rm -r "$into/new"
             : >"$stamps/$part"
         done
@@ -94,7 +97,7 @@ if [ -n "$missing" ]; then
         echo "fetching the package lists" >&2
         if ! { apt update >/dev/null && fetch $missing; }; then
             cat "$into/errors" >&2
-            exit 1
+            exit 77
         fi
     fi
     exec 9>&-

@@ -1,12 +1,14 @@
 #!/bin/sh
-# qemu.sh [multipath]
+# qemu.sh [multipath | migration]
 #
 # The whole chain with the real client: boots User-mode Linux with a SCSI
 # target, the helper and QEMU in it, and lets a virtual machine make
 # persistent reservations through them; see qemu/chain.py for what is tested.
-# With multipath, its disk is a multipath map.
+# With multipath, its disk is a multipath map; with migration, it moves from one
+# host to the next, see qemu/migration.py.
 # HELPER is the helper under test (./qemu-pr-helper).  QEMU, the guest's
 # kernel and what goes into its initramfs are fetched if not installed.
+# QEMU_RUN is run in place of qemu/chain.py, with the same arguments.
 #
 # Must work for any user and without KVM, and must write nothing outside the
 # build directory.
@@ -16,23 +18,37 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 BUILD=${BUILD:-$top/build}
 [ -n "${QEMU_FETCHED:-}" ] ||
     QEMU_FETCHED=1 exec "$top/tests/fetch.sh" qemu-system-x86 busybox-static \
-        sg3-utils =linux-image-cloud-amd64 -- "$0" "$@"
+        sg3-utils xz-utils python3 =linux-image-cloud-amd64 -- "$0" "$@"
 
-run="python3 $top/tests/qemu/chain.py"
-if [ "${1:-}" = multipath ]; then
+run="$PYTHON $top/tests/qemu/chain.py"
+UML_MEMORY=768M
+case ${1:-} in
+multipath)
+    run="$run --multipath"
+    UML_NEXUSES=3
+    ;;
+migration)
+    run="$PYTHON $top/tests/qemu/migration.py"
+    UML_NEXUSES=5
+    UML_MEMORY=1024M
+    ;;
+esac
+if [ -n "${1:-}" ]; then
     # shellcheck disable=SC2046 # a list of words
     "$top/tests/fetch.sh" $("$top/tests/multipath/setup.sh" packages)
-    run="$top/tests/multipath/setup.sh $run --multipath"
-    export UML_NEXUSES=3
+    run="$top/tests/multipath/setup.sh $run"
+    export UML_NEXUSES
 fi
+run=${QEMU_RUN:-$run}
 
-# linux-image-cloud-amd64 is empty; its documentation is a link that is named
-# after the package with the current kernel.
+# The newest kernel that there is.
 for root in "$BUILD/debian" ''; do
-    image=$(readlink "$root/usr/share/doc/linux-image-cloud-amd64") && break
+    modules=$(find "$root/usr/lib/modules" "$root/lib/modules" -maxdepth 1 \
+        -name '*-cloud-amd64' 2>/dev/null | sort -V | tail -n 1)
+    [ -z "$modules" ] || break
 done
-"$top/tests/fetch.sh" "=$image"
-version=${image#linux-image-}
+kernel=$modules/vmlinuz
+[ -e "$kernel" ] || kernel=$root/boot/vmlinuz-${modules##*/}
 
 ram=$BUILD/qemu/initramfs
 rm -rf "$ram"
@@ -51,7 +67,7 @@ done
 # add_module NAME: copies a module, after those that it depends on, and lists
 # it in modules/order.  One that does not exist is built into the kernel.
 add_module() (
-    file=$(find "$root/lib/modules/$version/kernel" \
+    file=$(find "$modules/kernel" \
         -name "$(echo "$1" | sed 's/[-_]/[-_]/g').ko*")
     name=$1.ko
     if [ -z "$file" ] || [ -e "$ram/modules/$name" ]; then
@@ -74,16 +90,16 @@ done
 
 # A fetched QEMU finds what was fetched with it, but not what was installed.
 QEMU_MODULE_DIR=/usr/lib/x86_64-linux-gnu/qemu
-UML_MEMORY=768M
 UML_TIMEOUT=${UML_TIMEOUT:-500}
 export BUILD QEMU_MODULE_DIR UML_MEMORY UML_TIMEOUT
 trap 'kill "$pid"; exit 130' INT TERM HUP
 # shellcheck disable=SC2086 # words
 "$top/tests/uml.sh" $run \
     "${HELPER:-$top/qemu-pr-helper}" qemu-system-x86_64 \
+    -L "$BUILD/debian/usr/share/qemu" -L "$BUILD/debian/usr/share/seabios" \
     -L /usr/share/qemu -L /usr/share/seabios \
     -accel tcg -m 192 -nodefaults -display none -no-reboot \
-    -kernel "$root/boot/vmlinuz-$version" -initrd "$ram.img" \
+    -kernel "$kernel" -initrd "$ram.img" \
     -append 'console=ttyS0 quiet panic=1' &
 pid=$!
 status=0

@@ -69,6 +69,9 @@ enum {
 };
 
 /* The layout of all structures is repeated in sim.py. */
+/* In place of a system call's number. */
+enum { CALL_ABORT = 0x7ab00001, CALL_SMASHED = 0x7ab00002 };
+
 struct nexus {
     uint64_t key;                   /* 0: not registered */
     uint32_t commands;              /* SG_IO calls ever */
@@ -969,10 +972,12 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr, int is_late)
         r = execute(self, hdr, &moved);
         complete(hdr, r, moved);
     }
+    /* Who has been refused does not say that it recovered. */
+    if (inject & INJECT_AFTER && hdr->status && !n->host_status)
+        return 0;
     if (inject & INJECT_ERRNO)
         return n->error;
-    /* RECOVERED ERROR is for what has been done. */
-    if (inject & INJECT_RESULT && !(hdr->status && n->sense[2] == 1))
+    if (inject & INJECT_RESULT)
         inject_result(hdr, n);
     if (inject & INJECT_RESID)
         inject_resid(hdr, n, moved);
@@ -982,6 +987,9 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr, int is_late)
 }
 
 /* As code would that an attacker has put here. May be this process's end. */
+/* What the stack protector calls. */
+extern void __stack_chk_fail(void) __attribute__((noreturn));
+
 static void make_call(struct nexus *n)
 {
     uint32_t call = n->call;
@@ -992,6 +1000,10 @@ static void make_call(struct nexus *n)
         argument[i] = n->argument[i] == IN_SENSE ? (long)(intptr_t)n->sense
                                                  : (long)n->argument[i];
     n->call = 0;
+    if (call == CALL_ABORT)
+        abort();
+    if (call == CALL_SMASHED)
+        __stack_chk_fail();
     errno = 0;
     syscall((long)call, argument[0], argument[1], argument[2], argument[3],
             argument[4], argument[5]);
@@ -1053,6 +1065,13 @@ static void act_dm(struct action *a, struct nexus *n)
     }
 }
 
+static void act_kill(void)
+{
+    target->script.killed = 1;
+    if (!target->script.hit)
+        target->script.hit = target->script.steps;
+}
+
 static void act(struct action *a)
 {
     struct nexus *n = &target->nexus[a->nexus % NEXUSES];
@@ -1074,7 +1093,7 @@ static void act(struct action *a)
     else if (a->what == DELAY)
         n->delay_ms = a->argument;
     else if (a->what == KILL)
-        target->script.killed = 1;
+        act_kill();
 }
 
 static int is_due(const struct action *a)
@@ -1159,6 +1178,9 @@ static int sim_sg_io(unsigned int self, struct sg_io_hdr *hdr)
         error = EINVAL;
     } else if (is_gone) {
         error = ENODEV;
+        lock();
+        record_end(self, hdr, error);
+        unlock();
     } else {
         hdr->status = hdr->masked_status = hdr->msg_status = 0;
         hdr->sb_len_wr = 0;
@@ -1301,43 +1323,48 @@ static int is_below_root(const char *path)
            || begins_with(path, "/sys/") || begins_with(path, "/dev/");
 }
 
-/* The nexus of the disk with this name, up to end; NEXUSES: of none. */
-static unsigned int nexus_of_name(const char *name, const char *end)
+/* The nexus of the disk that is called sda...; NEXUSES: of none. */
+static unsigned int nexus_of_name(const char *name, size_t length)
 {
     unsigned int n = 0;
 
-    if (!begins_with(name, "sd"))
+    if (length < 3 || !begins_with(name, "sd"))
         return NEXUSES;
-    for (name += 2; *name >= 'a' && *name <= 'z' && n < NEXUSES; name++)
+    for (name += 2, length -= 2; length && n < NEXUSES; name++, length--) {
+        if (*name < 'a' || *name > 'z')
+            return NEXUSES;
         n = n * 26 + (unsigned int)(*name - 'a') + 1;
-    return strcmp(name, end) || !n || n > NEXUSES ? NEXUSES : n - 1;
+    }
+    return n > NEXUSES ? NEXUSES : n - 1;
 }
 
+/* Of the disk whose node this is. */
 static unsigned int nexus_of_node(const char *path)
 {
-    return begins_with(path, "/dev/") ? nexus_of_name(path + 5, "") : NEXUSES;
+    return begins_with(path, "/dev/")
+               ? nexus_of_name(path + 5, strlen(path + 5))
+               : NEXUSES;
 }
 
-/* Of the disk whose state this is. */
+/* Of the disk whose state this is, by its number or as part of a map. */
 static unsigned int nexus_of_state(const char *path)
 {
+    const char *end = strstr(path, "/device/state");
+    const char *slave = strstr(path, "/slaves/");
     unsigned int numbers[2] = { 0 }, i;
 
-    const char *slave = strstr(path, "/slaves/");
-
-    if (!begins_with(path, "/sys/dev/block/"))
+    if (!begins_with(path, "/sys/dev/block/") || !end
+        || strcmp(end, "/device/state") != 0)
         return NEXUSES;
     if (slave)
-        return nexus_of_name(slave + 8, "/device/state");
+        return nexus_of_name(slave + 8, (size_t)(end - slave - 8));
     path += 15;
     for (i = 0; i < 2; i++) {
         for (; *path >= '0' && *path <= '9'; path++)
             numbers[i] = numbers[i] * 10 + (unsigned int)(*path - '0');
         path += !i && *path == ':';
     }
-    return strcmp(path, "/device/state")
-               ? NEXUSES
-               : nexus_of_number(numbers[0], numbers[1]);
+    return path == end ? nexus_of_number(numbers[0], numbers[1]) : NEXUSES;
 }
 
 /* What the script makes of a file's name; -1 and errno: there is none. */

@@ -24,7 +24,8 @@ import pytest
 
 import sim
 from conftest import program
-from launch import wait_until
+from launch import (A_USER, limit_processes, lingering, no_more_processes,
+                    wait_until)
 from prclient import (
     BUSY, CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS, EXCLUSIVE_ACCESS_AR,
     EXCLUSIVE_ACCESS_RO, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_FULL_STATUS,
@@ -136,10 +137,9 @@ def test_reservation_and_rival(two, target, type_):
     assert a.reservation(disk_a) == held
 
     assert a.out(disk_a, RELEASE, MINE, 0, type_).status == GOOD
-    if type_ in (WRITE_EXCLUSIVE, EXCLUSIVE_ACCESS):
-        assert b.read_in(disk_b, READ_KEYS).status == GOOD
-    else:
-        assert sense_code(b.read_in(disk_b, READ_KEYS).sense) == '6/2A/04'
+    if type_ not in (WRITE_EXCLUSIVE, EXCLUSIVE_ACCESS):
+        reply = b.out(disk_b, RESERVE, RIVAL, 0, other)
+        assert sense_code(reply.sense) == '6/2A/04'
     assert b.out(disk_b, RESERVE, RIVAL, 0, other).status == GOOD
     assert b.reservation(disk_b) == (RIVAL, other)
 
@@ -155,7 +155,7 @@ def test_preempt_takes_over_and_the_victim_hears_of_it_once(two, action):
     assert b.out(disk_b, action, RIVAL, MINE, EXCLUSIVE_ACCESS).status == GOOD
     assert b.reservation(disk_b) == (RIVAL, EXCLUSIVE_ACCESS)
     assert b.keys(disk_b) == [RIVAL]
-    reply = a.read_in(disk_a, READ_KEYS)
+    reply = a.out(disk_a, RESERVE, MINE, 0, WRITE_EXCLUSIVE)
     assert reply.status == CHECK_CONDITION and reply.payload == b''
     assert sense_code(reply.sense) == '6/2A/05'
     assert a.out(disk_a, RESERVE, MINE, 0, WRITE_EXCLUSIVE).status \
@@ -300,8 +300,8 @@ SENSE = failure('6/2A/05')[1][:18]
     (dict(driver_status=5, status=RESERVATION_CONFLICT), 'B/08/00'),
     (dict(status=2), 'B/08/00'),
     (dict(driver_status=8, status=2), 'B/08/00'),
-    (dict(driver_status=8, status=2, sense=SENSE), '6/2A/05'),
-    (dict(status=2, sense=SENSE), '6/2A/05'),
+    (dict(driver_status=8, status=2, sense=SENSE, count=6), '6/2A/05'),
+    (dict(status=2, sense=SENSE, count=6), '6/2A/05'),
     (dict(status=0x04), 0x04),
     (dict(status=BUSY), BUSY),
     (dict(status=RESERVATION_CONFLICT), RESERVATION_CONFLICT),
@@ -335,9 +335,55 @@ DESCRIPTOR = bytes([0x72, 6, 0x2a, 4, 0, 0, 0, 12, 0, 10, 0x80] + 9 * [7])
     bytes(range(0x72, 0x72 + 120))], ids=lambda s: '%02x-%d' % (s[0], len(s)))
 def test_sense_of_the_device_is_not_changed(helper, target, disks, sense):
     whole = (sense + bytes(96))[:96]
+    count = 6 if sense_code(whole).startswith('6') else 1
     assert_replies(helper, disks.open(0), lambda: target.nexus(0).answer(
-        status=2, driver_status=8, sense=sense),
+        status=2, driver_status=8, sense=sense, count=count),
         (CHECK_CONDITION, whole, b''), sense)
+
+
+@pytest.mark.parametrize('sense', [SENSE, DESCRIPTOR], ids=['fixed', 'descr'])
+def test_a_read_passes_over_five_unit_attentions(helper, target, disks, sense):
+    nexus, disk = target.nexus(0), disks.open(0)
+    attention = CHECK_CONDITION, sense.ljust(96, b'\0'), b''
+    with helper.client() as client:
+        for action in range(4):
+            expected = client.read_in(disk, action)
+            assert expected.status == GOOD and expected.payload
+            for count in (1, 5, 6, 7, 12):
+                nexus.answer(status=2, sense=sense, count=count)
+                before = nexus.commands
+                assert client.read_in(disk, action) == (
+                    expected if count <= 5 else attention), (action, count)
+                assert nexus.commands == before + min(count + 1, 6)
+            nexus.inject_count = 0
+
+
+def test_a_read_is_not_sent_again_for_anything_else(helper, target, disks):
+    nexus, disk = target.nexus(0), disks.open(0)
+    with helper.client() as client:
+        for answer in (dict(host_status=8), dict(host_status=3),
+                       dict(status=BUSY), dict(status=RESERVATION_CONFLICT),
+                       dict(status=2, sense=SENSE[:2] + b'\x02' + SENSE[3:]),
+                       dict(status=2, sense=SENSE[:2] + b'\x0b' + SENSE[3:]),
+                       dict(status=BUSY, sense=SENSE)):
+            before = nexus.commands
+            nexus.answer(**answer)
+            assert client.read_in(disk, READ_KEYS).status != GOOD
+            assert nexus.commands == before + 1
+
+
+def test_who_changes_something_is_told_of_a_unit_attention(helper, target,
+                                                           disks):
+    nexus, disk = target.nexus(0), disks.open(0)
+    with helper.client() as client:
+        for action in range(8):
+            before = nexus.commands
+            nexus.attention = (0x2900, 0x2a03, 0, 0)
+            for code in ('6/29/00', '6/2A/03'):
+                reply = client.out(disk, action, 0, MINE)
+                assert sense_code(reply.sense) == code
+            assert nexus.commands == before + 2
+            assert nexus.key == 0 and client.keys(disk) == []
 
 
 def test_any_resid_gives_a_payload_within_the_allocation_length(
@@ -769,6 +815,103 @@ def test_more_clients_than_the_limit_at_once(begin, disks, mode):
     assert helper.stop() == 0
 
 
+def test_who_reconnects_at_the_limit_costs_nobody_a_connection(begin, disks):
+    """Its old session may still be there when the new one begins."""
+    helper = begin('--max-clients=8')
+    disk, other = disks.open(0), OtherPeer(helper, 5)
+    innocent = other.clients()
+    for client in innocent:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    for _ in range(100):
+        clients = [helper.client() for _ in range(3)]
+        for client in clients:
+            client.close()
+    helper.wait_sessions(5)
+    for client in innocent:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    assert 'disconnecting' not in helper.log()
+    other.close()
+    assert helper.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0,
+                    reason='other processes of this user come and go')
+def test_newcomers_are_served_although_no_process_can_be_forked(begin, disks):
+    """The peer with the most loses its longest idle; that is said once."""
+    helper = begin(*A_USER)
+    disk, other = disks.open(0), OtherPeer(helper, 20)
+    greedy = other.clients()
+    with helper.client() as modest:
+        assert modest.read_in(disk, READ_KEYS).status == GOOD
+        assert greedy[0].read_in(disk, READ_KEYS).status == GOOD
+        no_more_processes(helper)
+        clients = []
+        for client in [*greedy[1:10], greedy[10]]:
+            start = time.monotonic()
+            clients.append(helper.client())
+            assert clients[-1].read_in(disk, READ_KEYS).status == GOOD
+            assert time.monotonic() - start < 5
+            assert client.closed()
+            helper.wait_sessions(21)
+        for client in [modest, greedy[0], *greedy[11:], *clients]:
+            assert client.read_in(disk, READ_KEYS).status == GOOD
+        assert helper.log().count('cannot fork') == 1
+        assert 'pid %d' % other.pid in helper.log()
+        for client in clients:
+            client.close()
+    other.close()
+    assert helper.stop() == 0
+
+
+def test_newcomer_is_served_although_a_peer_connects_without_end(
+        begin, disks):
+    """It waits behind few of those who connect and close at once."""
+    helper, disk, pids, times = begin(), disks.open(0), [], []
+    for _ in range(3):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            with contextlib.suppress(BaseException):
+                while True:
+                    helper.client(hello=False).close()
+            os._exit(0)
+    try:
+        time.sleep(0.5)
+        for _ in range(7):
+            start = time.monotonic()
+            with helper.client() as client:
+                assert client.read_in(disk, READ_KEYS).status == GOOD
+            times.append(time.monotonic() - start)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert statistics.median(times) < 1, times
+    assert helper.stop() == 0
+
+
+def test_who_goes_for_nothing_is_the_last_to_go(begin, disks):
+    """With the processes used up by others, nobody need be disconnected."""
+    helper = begin(*A_USER)
+    disk = disks.open(0)
+    clients = [helper.client() for _ in range(8)]
+    for client in clients:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    limit_processes(helper, 1)
+    late = helper.client(hello=False)
+    assert clients[0].closed()
+    time.sleep(1)
+    for client in clients[1:]:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    limit_processes(helper, None)
+    late.read(4)
+    late.send(bytes(4))
+    assert late.read_in(disk, READ_KEYS).status == GOOD
+    assert helper.log().count('cannot fork') == 1
+    for client in clients + [late]:
+        client.close()
+    assert helper.stop() == 0
+
+
 @pytest.mark.parametrize('mode', MODES)
 def test_client_that_stops_inside_a_frame_is_closed_after_the_timeout(
         begin, target, disks, mode):
@@ -978,6 +1121,26 @@ def test_sigkill_of_main_takes_the_sessions_along(begin, target, disks):
         assert busy.reply().status == GOOD      # the device did it, after all
         assert busy.closed()
         assert gone(sessions)
+
+
+@pytest.mark.parametrize('before', range(3))
+def test_sigkill_of_main_takes_a_session_that_lingers(begin, before):
+    """In its own close(), or in the kernel's of what came beside others."""
+    helper = begin()
+    with helper.client() as client, open(os.devnull) as null:
+        helper.wait_sessions(1)
+        session, = helper.sessions()
+        sender, receiver = lingering()
+        os.kill(session, signal.SIGSTOP)
+        client.send(READ_CDB, [null.fileno()] * before + [sender.fileno()])
+        sender.close()              # what it has got is the last reference
+        os.kill(session, signal.SIGCONT)
+        client.drained()
+        time.sleep(0.2)
+        assert not gone([session], 0.1) or before > 0
+        helper.stop(signal.SIGKILL)
+        assert gone([session], 10)
+        receiver.close()
 
 
 def private_memory(pid):

@@ -12,14 +12,14 @@ is about time (SIM_SPEED=0: it is not spent), what multipathd knows, and the
 log. test_multipath.py says what each command comes to when nothing is wrong.
 
 The cases are the same in each run; RANDOM_SEED is another first one,
-RANDOM_COMMANDS how many there are, RANDOM_FINDS after how many wrong ones to
-stop. A wrong one is printed with its number and its story. By hand,
-`python3 tests/test_multipath_random.py NUMBER...` shows cases in detail.
+RANDOM_COMMANDS how many there are (otherwise as many as take less than a
+minute), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed
+with its number and its story; `python3 tests/test_multipath_random.py NUMBER`
+shows what was sent and logged, too.
 
 It must not make a device do what no device does, such as to execute a command
 and then say that it did not.
 """
-import collections
 import errno
 import itertools
 import os
@@ -36,11 +36,12 @@ from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_KEYS,
                       CHECK_CONDITION, parameters, pr_in, pr_out, sense_code)
 from sim import (BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK, OFFLINE, OPEN,
                  RUNNING, STATE, TRANSPORT_OFFLINE)
-from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS, PATHS,
-                            RIVAL, RIVALS, Lab, code as code_of)
+from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS,
+                            PATHS, RIVAL, RIVALS, Lab, code as code_of)
 
 SEED = int(os.environ.get('RANDOM_SEED', 0))
-COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 4000))
+COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 0)) or 3000
+SECONDS = 0 if 'RANDOM_COMMANDS' in os.environ else 45
 FINDS = int(os.environ.get('RANDOM_FINDS', 10))
 SECOND = 1000000
 DEADLINE, SUSPENDED = 75 * SECOND, 20 * SECOND      # 60 and 15, and a margin
@@ -50,6 +51,7 @@ PREEMPTS = (PREEMPT, PREEMPT_AND_ABORT)
 NAMES = ('REGISTER', 'RESERVE', 'RELEASE', 'CLEAR', 'PREEMPT',
          'PREEMPT AND ABORT', 'REGISTER AND IGNORE')
 PR_OUT = 0x5f, None
+APTPL, ALL_TG_PT = 1, 4
 AGAIN = 0xa11ce3
 TWIN = 101          # another host, to which our guest has or had migrated
 US, THEM, HOST = 'us', 'the rival', 'the twin'
@@ -176,14 +178,15 @@ class Case:
         lab.is_consistent = False       # that is for us to say
         self.is_benign, self.gone, self.is_killed = True, set(), False
         self.is_keyless = self.is_silent = self.is_slow = False
-        self.unopened = set()
+        self.unopened, self.acts = set(), []
         self.base = self.target.clock()
+        self.is_aimed = self.rng.random() < .4
         self.beginning()
         self.choose()
-        self.is_aimed = self.rng.random() < .35
         if self.is_aimed:
             self.rng.choice((self.answer_is_lost, self.answer_is_lost,
-                             self.multipathd_fails))()
+                             self.multipathd_fails, self.multipathd_fails,
+                             self.worker_dies))()
             self.rival_acts()
         else:
             for what in self.rng.choice(TROUBLES):
@@ -212,18 +215,19 @@ class Case:
             lab.mpd.version = '0.9.4'
             self.tell('0.9.4')
         name = rng.choice(('nobody', 'registered', 'registered', 'fenced',
-                           'held', 'held', 'held', 'rival holds',
-                           'twin', 'twin holds'))
+                           'held', 'held', 'held', 'rival holds', 'twin',
+                           'twin holds', 'twin is left')
+                          + 6 * self.is_aimed * ('held',))
         if name != 'nobody':
             lab.registered()
-        if rng.random() < .7:
+        if self.is_aimed or rng.random() < .7:
             lab.rival_registered()
         if name == 'held':
             lab.held(rng.choice(TYPES), rng.choice(PATHS))
             if rng.random() < .15:
                 lab.known.prhold = rng.choice(('unknown', 'unset'))
                 self.tell('prhold ' + lab.known.prhold)
-        elif name == 'fenced':
+        elif name in ('fenced', 'twin is left'):
             for path in PATHS:
                 self.nexus(path).key = 0
         if name in ('fenced', 'rival holds'):
@@ -334,9 +338,13 @@ class Case:
     def path_state(self, path, n):
         rng = self.rng
         state = rng.choice((OFFLINE, TRANSPORT_OFFLINE))
-        n.state, n.dm_failed = state, rng.random() < .7
-        text = '%s: %s%s' % (sim.disk_name(path), sim.STATES[state],
-                             ', failed in dm' if n.dm_failed else '')
+        n.state, n.dm_failed = state, rng.random() < .6
+        text = '%s: %s, failed in dm' % (sim.disk_name(path),
+                                         sim.STATES[state])
+        if not n.dm_failed:     # at most max_polling_interval
+            seconds = rng.choice((1, 5, 20))
+            self.act(DM, path, 0, seconds, argument=1)
+            text += ' after %d s' % seconds
         self.gone.add(path)
         if rng.random() < .4:
             step = self.step()
@@ -393,6 +401,10 @@ class Case:
 
     def path_hang(self, path, n):
         self.is_benign = False
+        if self.rng.random() < .4:
+            other = self.rng.choice([p for p in PATHS if p != path])
+            self.nexus(other).delay_ms = 300000
+            self.tell(sim.disk_name(other) + ': hangs, too')
         n.hang_after = self.rng.random() < .5
         text = sim.disk_name(path) + ': hangs'
         if self.rng.random() < .6:
@@ -420,9 +432,10 @@ class Case:
             self.tell('no reservation_key')
             return
         behaviour = rng.choice((2, 6, 11, 15, 30)) if how == 'slow' else how
-        pattern = rng.choice(('', '', 'prkey', 'prstatus', 'prhold',
-                              'suspend|resume', 'paths'))
-        skip, count = rng.randrange(6 if pattern == '' else 3), 1
+        pattern = rng.choice(('', 'prkey', 'paths', 'prstatus', 'prstatus')
+                             if self.action in REGISTERS else
+                             ('', 'prkey', 'prhold', 'suspend|resume'))
+        skip, count = rng.randrange(6 if pattern == '' else 2), 1
         if how == 'restart':
             pattern, behaviour = '', self.restart
             skip = rng.randrange(8)
@@ -468,7 +481,9 @@ class Case:
                     (REGISTER_AND_IGNORE, PREEMPT), (0xff,),
                     (RESERVE, RELEASE), (REGISTER_AND_IGNORE,)]
         # Soon after something has gone wrong, or at any step.
-        step = HIT + rng.randint(0, 6) if self.is_aimed else self.step()
+        step = HIT + rng.randint(0, 5) if self.is_aimed else self.step()
+        if self.is_aimed:
+            ways += 4 * ways[:3] if not is_twin else []
         type_ = rng.choice(TYPES)
         told = []
         for what in rng.choice(ways):
@@ -497,24 +512,29 @@ class Case:
     # ---- The command ------------------------------------------------------
     def choose(self):
         rng, lab = self.rng, self.lab
-        self.action = rng.choice(5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,)
-                                 + 2 * (RELEASE, RESERVE) + (CLEAR,)
-                                 + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
+        is_in = self.beginning_is not in ('nobody', 'fenced', 'twin is left')
+        self.action = rng.choice(
+            5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,) if not is_in
+            and rng.random() < .8 else 5 * (REGISTER,)
+            + 2 * (REGISTER_AND_IGNORE,) + 2 * (RELEASE, RESERVE) + (CLEAR,)
+            + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
+        self.key = KEY if is_in or self.action not in REGISTERS else 0
+        if rng.random() < .05:
+            self.key = NEW
+        self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
         self.is_in, self.is_cleanup = False, False
         if rng.random() < .06:
             self.is_in = rng.random() < .5
             self.is_cleanup = not self.is_in
             self.action = REGISTER_AND_IGNORE
-        self.key = rng.choice(8 * (KEY,) + (0, NEW))
-        self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
         if self.action in REGISTERS and self.sa_key == RIVAL:
             self.sa_key = 0
         if self.action in PREEMPTS and rng.random() < .5:
             self.sa_key = self.key
         if self.is_cleanup:
             self.sa_key = 0
-        if self.beginning_is == 'nobody' and self.action == REGISTER:
-            self.key = 0
+        self.flags = rng.choice(9 * (0,) + (APTPL, ALL_TG_PT)) \
+            if self.action in REGISTERS else 0
         self.type = rng.choice(TYPES)
         if lab.lun.type and rng.random() < .85:
             self.type = lab.lun.type
@@ -530,9 +550,10 @@ class Case:
         self.seconds = (self.end - self.begin) / SECOND
         self.wait_idle()
         self.log = lab.helper.log()[self.log_begin:]
-        self.tell('%s %x %x type %d: %s after %.1f s' % (
+        self.tell('%s %x %x type %d%s: %s after %.1f s' % (
             'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
             else NAMES[self.action], self.key, self.sa_key, self.type,
+            {APTPL: ', APTPL', ALL_TG_PT: ', ALL_TG_PT'}.get(self.flags, ''),
             'GOOD' if self.answer == GOOD else self.answer, self.seconds))
 
     def send(self):
@@ -544,7 +565,8 @@ class Case:
             lab.client.send(bytes([CLEANUP]) + bytes(15), [lab.map])
         else:
             lab.client.send(pr_out(self.action, self.type), [lab.map])
-            lab.client.sock.sendall(parameters(self.key, self.sa_key))
+            lab.client.sock.sendall(parameters(self.key, self.sa_key,
+                                                self.flags))
         end = time.monotonic() + 30
         while not select.select([lab.client.sock], [], [], .002)[0]:
             self.kill()
@@ -615,9 +637,11 @@ class Case:
             yield from self.ways(acts, action)
 
     def ways(self, acts, action):
-        agains = (False, True) if action in PREEMPTS else (False,)
-        for at, again in itertools.product([None, *range(len(acts) + 1)],
-                                          agains):
+        """After an error all its keys may have been taken off, later on."""
+        ends = [None, *range(len(acts) + 1)]
+        for at, again, off in itertools.product(
+                ends, (False, True) if action in PREEMPTS else (False,),
+                (None,) if self.answer == GOOD else ends):
             disk, answer = self.disk.copy(), None
             for i in range(len(acts) + 1):
                 if i == at:
@@ -626,6 +650,8 @@ class Case:
                                       type_, again)
                     if self.is_out(disk):
                         answer = GOOD
+                if i == off:
+                    disk.drop(US)
                 if i < len(acts) and not self.is_as_seen(disk, acts[i]):
                     break
             else:
@@ -647,8 +673,8 @@ class Case:
             return True
         answer = disk.out(WHO[act.nexus], act.what, act.own, act.key,
                           act.argument)
-        if act.what in PREEMPTS and self.is_fenced:
-            return True     # it may have met what was half done
+        if act.what in PREEMPTS and (self.is_fenced or self.is_half_done(act)):
+            return True
         return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
 
     def wrong(self):
@@ -659,9 +685,19 @@ class Case:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
 
+    def is_hit(self):
+        return any(act.what in (CLEAR, *PREEMPTS) and not act.status
+                   for act in self.done())
+
+    def is_half_done(self, act):
+        """It has met a new key of ours, and there will be an error."""
+        return self.answer not in (GOOD, CONFLICT) and act.key == self.sa_key \
+            and act.key and self.action in REGISTERS
+
     def is_explained(self):
         """Rules 1 to 4."""
-        self.is_fenced = not any(self.nexus(path).key for path in PATHS)
+        self.is_fenced = self.is_hit() and not any(
+            self.nexus(path).key for path in PATHS)
         found = list(self.explanations())
         seen = self.now(US, None)
         keys = {path: self.nexus(path).key for path in PATHS}
@@ -678,9 +714,12 @@ class Case:
                         else keys[path] in (0, self.first[path],
                                             disk.keys[US]) for path in PATHS)
                 for answer, disk in found)
-        allowed = {0, *(disk.keys[US] for _, disk in found)}
-        return all(keys[path] in allowed
-                   or path not in live and keys[path] == self.first[path]
+        gone = {act.key for act in self.done() if not act.status
+                and act.what in (CLEAR, *PREEMPTS)}
+        allowed = {0, *(disk.keys[US] for _, disk in found)} - (
+            gone - {0, *self.first.values()})
+        return all(keys[path] in allowed or keys[path] == self.first[path]
+                   and (path not in live or not gone & {0, keys[path]})
                    for path in PATHS) and any(
             self.others_are(disk, seen)
             and (disk.reservation == seen.reservation
@@ -709,7 +748,6 @@ class Case:
         """Rule 5."""
         known = self.lab.known
         if known.suspended and self.is_silent:
-            known.suspended, known.suspensions = 0, []
             return 'dmsetup resume' in self.log
         most = SUSPENDED + self.target.script.excused \
             + 30 * SECOND * self.is_slow
@@ -735,14 +773,15 @@ class Case:
                     for path in self.unopened):
                 return False
             return not self.is_keyless or self.action not in REGISTERS \
-                or 'reservation_key' in log or self.story[0] == 'fixed key'
-        is_hit = any(act.what in (CLEAR, *PREEMPTS) and not act.status
-                     for act in self.done())
-        if self.answer == GOOD and self.action in REGISTERS and not is_hit:
+                or 'reservation_key' in log or not self.sa_key \
+                or any(re.match('sd.:', line) for line in self.story)
+        if self.answer == GOOD and self.action in REGISTERS \
+                and not self.is_hit():
             return all(self.nexus(path).key == self.sa_key
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS)
-        if self.answer == GOOD and self.action in PREEMPTS and not is_hit:
+        if self.answer == GOOD and self.action in PREEMPTS \
+                and not self.is_hit():
             return all(self.nexus(path).key or not self.first[path]
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS) or not any(
@@ -780,11 +819,16 @@ class Case:
             n = self.nexus(path)
             n.inject_count = n.state = n.delay_ms = n.open_errno = 0
             n.open_other = n.dm_failed = 0
-        self.target.script.actions = 0
+        self.acts, self.target.script.actions = self.done(), 0
         self.action, self.sa_key, self.key = REGISTER_AND_IGNORE, AGAIN, 0
-        self.is_in = self.is_cleanup = False
-        self.is_killed = False
-        answer = self.send()
+        self.is_in = self.is_cleanup = self.flags = False
+        self.is_killed = self.is_silent = False
+        for _ in range(5):      # somebody may have to resume the map first
+            self.wait_idle()
+            answer = self.send()
+            if answer == GOOD:
+                break
+            time.sleep(.1)
         self.wait_idle()
         keys = [self.nexus(path).key for path in PATHS]
         self.tell('again: %s, keys %s' % (answer, keys))
@@ -826,6 +870,9 @@ class Run:
         self.target_is_later()
         case = Case(lab, seed)
         wrong = case.wrong()
+        if lab.known.suspended:
+            lab.mpd.rules, case.is_silent = [], False
+            case.wait_idle()
         try:
             lab.check()
         except AssertionError as error:
@@ -839,9 +886,11 @@ class Run:
         self.lab.target.script.skipped += 5 * SECOND
 
     def run(self, seeds):
+        end = time.monotonic() + SECONDS
         for seed in seeds:
             self.case(seed)
-            if len(self.finds) >= FINDS:
+            if len(self.finds) >= FINDS \
+                    or SECONDS and time.monotonic() > end:
                 break
         return self.finds
 
@@ -895,12 +944,15 @@ def show(seeds):
             case, wrong = run.case(seed)
             print(told((seed, wrong, case.story)))
             for event in run.lab.target.log():
-                print('   ', sim.disk_name(event.nexus), event.cdb[:3].hex(),
-                      hex(event.key), hex(event.sa_key), event)
+                print('    %s %s %x %x errno %d host %02x status %02x' % (
+                    sim.disk_name(event.nexus), event.cdb[:3].hex(),
+                    event.key, event.sa_key, event.error, event.host_status,
+                    event.status))
             print(case.log)
             print('   ', '\n    '.join(run.lab.mpd.texts()))
-            for act in case.done():
-                print('   ', act.what, act.nexus, act.done_step, act.status)
+            for act in case.acts or case.done():
+                print('    %d by %d at step %d, key %x: status %02x' % (
+                    act.what, act.nexus, act.done_step, act.key, act.status))
     finally:
         run.close()
 

@@ -7,6 +7,7 @@ command takes; a time is compared with the clock's before and after.
 """
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import re
@@ -20,7 +21,7 @@ import time
 import pytest
 
 import sim
-from conftest import program
+from conftest import Helper, program
 from launch import wait_until
 from prclient import (BUSY, CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS_AR, GOOD,
                       PREEMPT, READ_KEYS, REGISTER, REGISTER_AND_IGNORE,
@@ -379,15 +380,28 @@ def test_a_fifo_that_nobody_reads_harms_nobody(helper, disks, tmp_path):
     assert main.stop() == 0 and not main.crashes()
 
 
-def few_fds():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
-
-
-def test_a_file_that_could_not_be_told_from_others_is_an_error(tmp_path):
-    path = str(tmp_path / 'trace')
-    run = subprocess.run([SIM_HELPER, '-T', 'file=' + path], timeout=20,
-                         capture_output=True, text=True, preexec_fn=few_fds)
-    assert run.returncode == 1 and path in run.stderr
+@MODES
+@pytest.mark.parametrize('soft, hard', [(256, None), (256, 256), (24, 24)])
+def test_a_limit_to_descriptors_leaves_room_for_the_file(
+        helper, disks, tmp_path, mode, soft, hard):
+    """The session's own limit is below the file: see sandbox.c."""
+    if hard is None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    path, fd = str(tmp_path / 'trace'), disks.open(0)
+    main = helper('-T', 'request,file=' + path, *mode,
+                  preexec_fn=lambda: resource.setrlimit(
+                      resource.RLIMIT_NOFILE, (soft, hard)))
+    with main.client() as client:
+        for _ in range(3):
+            assert client.read_in(fd, READ_KEYS).status == GOOD
+        for session in main.sessions():
+            numbers = {
+                os.readlink('/proc/%d/fd/%s' % (session, n)): int(n)
+                for n in os.listdir('/proc/%d/fd' % session)}
+            limit = resource.prlimit(session, resource.RLIMIT_NOFILE)[0]
+            assert min(hard, 513) - 2 == limit <= numbers[path]
+    assert len(traced(path)) == 3
+    assert main.stop() == 0 and not main.crashes()
 
 
 def limit_files():
@@ -409,6 +423,151 @@ def test_a_file_that_takes_no_more_harms_nobody(helper, disks, tmp_path):
     os.close(write)
     assert b'of signal 9' in os.read(read, 4096)
     os.close(read)
+
+
+# Refusals. ----------------------------------------
+
+def refusals(main):
+    return re.findall(r'warning: client pid (\d+) uid (\d+): command refused: '
+                      '(.*)', main.log())
+
+
+@MODES
+@pytest.mark.parametrize('error', [errno.EPERM, errno.EACCES])
+def test_what_the_kernel_refuses_is_logged_once_per_client(
+        helper, disks, target, mode, error):
+    """As for CAP_SYS_RAWIO in a user namespace, or SELinux."""
+    main, fd = helper(*mode), disks.open(0)
+    target.nexus(0).fail_ioctl(error, 8)
+    for _ in range(2):
+        with main.client() as client:
+            for _ in range(2):
+                assert client.read_in(fd, READ_KEYS).status == CHECK_CONDITION
+                assert client.out(fd, CLEAR).status == CHECK_CONDITION
+    assert main.stop() == 0
+    found = refusals(main)
+    assert [line[:2] for line in found] == 2 * [tuple(map(str, US))]
+    assert all('CAP_SYS_RAWIO' in line[2] for line in found)
+
+
+@MODES
+def test_another_error_is_no_refusal(helper, disks, target, mode):
+    main, fd = helper(*mode), disks.open(0)
+    target.nexus(0).fail_ioctl(errno.EIO, 8)
+    with main.client() as client:
+        assert client.read_in(fd, READ_KEYS).status == CHECK_CONDITION
+    assert main.stop() == 0 and not refusals(main)
+
+
+@pytest.mark.parametrize('mode', ['sessions', 'single-process'])
+def test_refusals_on_a_map_are_logged_once_per_client(tmp_path, mode):
+    lab = Lab(mode)
+    try:
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).fail_ioctl(errno.EPERM, 1000)
+        for _ in range(3):
+            assert lab.client.read_in(lab.map,
+                                      READ_KEYS).status == CHECK_CONDITION
+        with lab.helper.client() as other:
+            other.read_in(lab.map, READ_KEYS)
+            wait_until(lambda: len(refusals(lab.helper)) >= 2)
+            found = refusals(lab.helper)
+    finally:
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).inject_count = 0
+        lab.close()
+    assert [line[:2] for line in found] == 2 * [tuple(map(str, US))]
+    assert all('CAP_SYS_RAWIO' in line[2] for line in found)
+
+
+# What one client may cause. ----------------------------------------
+
+@contextlib.contextmanager
+def another_peer(action):
+    """Calls action() in a process of its own, which stays; gives its pid."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kept = action()         # noqa: F841
+            os.write(write, b'x')
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(write)
+    try:
+        assert os.read(read, 1) == b'x'
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+
+
+def ask_in_vain(main, fd, times=1):
+    for _ in range(times):
+        with main.client() as client:
+            assert client.read_in(fd, READ_KEYS).status == CHECK_CONDITION
+
+
+def lost(main):
+    return sum(map(int, re.findall(r'\((\d+) lines lost\)', main.log())))
+
+
+@MODES
+def test_one_client_does_not_hide_the_warnings_of_others(helper, mode):
+    main, count = helper(*mode), 50
+    with open(os.devnull, 'r+b') as file:
+        ask_in_vain(main, file.fileno(), count)
+        with another_peer(lambda: ask_in_vain(main, file.fileno())) as pid:
+            pass
+    # Without another word from anybody, it says how many it has not told.
+    wait_until(lambda: len(refusals(main)) + lost(main) == count + 1)
+    assert str(pid) in [line[0] for line in refusals(main)]
+    assert main.stop() == 0
+
+
+@MODES
+def test_one_client_does_not_hide_that_others_are_disconnected(helper, mode):
+    main = helper('--max-clients=6', *mode)
+    for client in [main.client() for _ in range(40)]:
+        client.close()
+    with another_peer(lambda: [main.client() for _ in range(9)]) as pid:
+        main.wait_log('disconnecting one of pid %d ' % pid)
+    assert main.stop() == 0
+
+
+@pytest.mark.parametrize('mode', ['sessions', 'single-process'])
+def test_one_client_does_not_hide_the_warnings_of_workers(mode):
+    lab, count = Lab(mode), 30
+    try:
+        assert lab.helper.stop() == 0
+        lab.helper = main = Helper(
+            lab.dir, SIM_HELPER,
+            ['--single-process'] * (mode != 'sessions'), env=lab.env)
+
+        def warnings():
+            return main.log().count('no path is usable')
+        for nexus in 0, 1, 2:
+            lab.nexus(nexus).answer(host_status=1, count=9999)
+        ask_in_vain(main, lab.map, count)
+        wait_until(lambda: warnings() + lost(main) == count)
+        ask_in_vain(main, lab.map, 20)
+        before = warnings()
+        with another_peer(lambda: ask_in_vain(main, lab.map)):
+            wait_until(lambda: warnings() == before + 1)
+        wait_until(lambda: warnings() + lost(main) == count + 21)
+    finally:
+        lab.reset()
+        lab.close()
+
+
+def test_what_was_lost_last_is_told_at_exit(helper):
+    main, count = helper(), 20
+    with open(os.devnull, 'r+b') as file:
+        ask_in_vain(main, file.fileno(), count)
+    assert main.stop() == 0
+    assert len(refusals(main)) + lost(main) == count
 
 
 # SIGUSR1. ----------------------------------------
@@ -437,7 +596,7 @@ def ask(main):
 @MODES
 def test_status_of_clients_and_totals(helper, disks, mode):
     main, fd = helper('-q', *mode), disks.open(0)
-    assert ask(main) == ((0, 1, 0, 0, 0), [])   # one looked if it is ready
+    wait_until(lambda: ask(main) == ((0, 1, 0, 0, 0), []))  # who looked
     with main.client() as client, main.client() as other:
         client.out(fd, REGISTER_AND_IGNORE, 0, 1)
         client.out(fd, RESERVE, 2)

@@ -5,17 +5,22 @@ a command, as an attacker's code would. Nothing here may take the filter's
 list from the source: what must not be possible stands here by name, and
 what must be possible is shown by all other tests, which run under the filter.
 """
+import contextlib
 import ctypes
 import errno
 import os
 import re
+import resource
+import socket
 import struct
 import subprocess
+import time
 
 import pytest
 
 import sim
 from conftest import program
+from launch import wait_until
 from prclient import GOOD, READ_KEYS, Closed
 
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
@@ -66,6 +71,8 @@ MAINS = {'clone', 'kill', 'accept4', 'unlinkat', 'write to another descriptor',
 # e_machine of the program's ELF header, in the order of the numbers above.
 MACHINES = [62, 183, 3]     # x86-64, aarch64, i386
 
+NETLINK_AUDIT = 9
+
 
 def machine():
     with open(SIM_HELPER, 'rb') as f:
@@ -113,7 +120,8 @@ def test_forbidden_call_kills_the_session_only(helper, target, disks, call):
         with pytest.raises(Closed):
             client.read_in(fd, READ_KEYS)
         assert nexus.call == 0 and nexus.call_errno == -1
-        assert main.wait_log('of signal 31')
+        assert main.wait_log('of signal 31: it made a system call that the '
+                             'sandbox forbids')
         assert 'pid %d ' % os.getpid() in main.log()
         nexus.in_flight = 0
         assert bystander.read_in(fd, READ_KEYS).status == GOOD
@@ -121,17 +129,70 @@ def test_forbidden_call_kills_the_session_only(helper, target, disks, call):
             assert again.read_in(fd, READ_KEYS).status == GOOD
 
 
+@pytest.mark.parametrize('call', [sim.ABORT, sim.SMASHED])
+def test_an_abort_does_not_look_like_a_forbidden_call(helper, target, disks,
+                                                      call):
+    main, fd = helper(), disks.open()
+    target.nexus(0).make_call(call)
+    with main.client() as client, pytest.raises(Closed):
+        client.read_in(fd, READ_KEYS)
+    main.wait_log('of signal ')
+    assert 'of signal 31' not in main.log()
+    assert 'sandbox' not in main.log()
+    if call == sim.SMASHED and '\0GLIBC_2' in programs_text():
+        assert 'stack smashing detected' in main.log()
+
+
+def programs_text():
+    with open(SIM_HELPER, 'rb') as f:
+        return f.read().decode('latin1')
+
+
 @pytest.mark.parametrize('call', sorted(set(CALLS) - MAINS))
-def test_forbidden_call_fails_in_main_and_is_logged(helper, target, disks,
-                                                    call):
+def test_forbidden_call_fails_in_main(helper, target, disks, call):
     main, fd = helper('--single-process'), disks.open()
     nexus = target.nexus(0)
     nexus.make_call(number(call), *CALLS[call][1])
     with main.client() as client:
         assert client.read_in(fd, READ_KEYS).status == GOOD
         assert nexus.call_errno == errno.ENOSYS
-        assert main.wait_log('sandbox refused system call %d' % number(call))
         assert client.read_in(fd, READ_KEYS).status == GOOD
+
+
+@pytest.fixture
+def kernel_log():
+    """Reads what the kernel has logged since."""
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_AUDIT).close()
+        fd = os.open('/dev/kmsg', os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        pytest.skip('this kernel logs no system calls: ' + error.strerror)
+    if os.path.exists('/run/auditd.pid'):
+        pytest.skip('auditd takes what the kernel logs')
+    os.lseek(fd, 0, os.SEEK_END)
+
+    def read():
+        text = ''
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                text += os.read(fd, 8192).decode(errors='replace')
+        return text
+    yield read
+    os.close(fd)
+
+
+@pytest.mark.parametrize('mode', [[], ['--single-process']])
+def test_the_kernel_logs_a_forbidden_call(helper, target, disks, kernel_log,
+                                          mode):
+    main, fd, text = helper(*mode), disks.open(), ''
+    end = time.monotonic() + 60     # it takes ten of them in five seconds
+    while not re.search(r'type=1326 .*syscall=%d ' % number('mprotect'), text):
+        assert time.monotonic() < end, text
+        target.nexus(0).make_call(number('mprotect'), *CALLS['mprotect'][1])
+        with main.client() as client, contextlib.suppress(Closed):
+            client.read_in(fd, READ_KEYS)
+        time.sleep(0.2)
+        text += kernel_log()
 
 
 def test_a_session_gets_no_descriptor_of_the_queues_number(helper, disks):
@@ -244,6 +305,23 @@ def test_main_opens_nothing_but_to_read_in_sys_and_dev(
         assert client.read_in(fd, READ_KEYS).status == GOOD
     assert nexus.call_errno == (0 if allowed or sandbox == 'off'
                                 else errno.EACCES)
+
+
+@pytest.mark.skipif(landlock_version() < 1, reason='no Landlock here')
+def test_a_kernel_that_has_landlock_is_not_said_to_have_none(start, target):
+    """It may fail for another reason: too few descriptors."""
+    logs = []
+    for limit in range(4, 24):
+        helper = start(SIM_HELPER, '-v', '--single-process', env=target.env,
+                       wait=False, preexec_fn=lambda: resource.setrlimit(
+                           resource.RLIMIT_NOFILE, (limit, limit)))
+        wait_until(lambda: helper.process.poll() is not None
+                   or status(helper.pid, 'Seccomp') == '2')
+        helper.stop()
+        logs += [line for line in helper.log().splitlines()
+                 if 'Landlock' in line]
+    assert logs and not any('no Landlock' in line for line in logs)
+    assert all('Too many open files' in line for line in logs)
 
 
 @pytest.mark.skipif(landlock_version() < 6, reason='no Landlock of Linux 6.12')

@@ -6,14 +6,18 @@ Nothing here may need SCSI, or assert anything about how long a step takes.
 What is not tested, because nothing outside can see it: that LISTEN_PID and
 its like leave the environment (/proc/PID/environ shows what exec passed).
 """
+import contextlib
 import fcntl
 import grp
 import os
+import re
 import select
 import shutil
 import signal
 import socket
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -81,23 +85,143 @@ def test_a_live_socket_of_a_helper_that_gave_up_root_is_refused(place):
     assert place.serves()
 
 
-def test_a_listener_with_a_full_backlog_is_alive(place):
-    with listener(place.socket, 0):
-        queued = []
-        while True:
-            client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            client.setblocking(False)
-            queued.append(client)
-            try:
-                client.connect(place.socket)
-            except BlockingIOError:
-                break
-        before = inode(place.socket)
+def fill(listening):
+    """Connect to it until nobody else can."""
+    queued = []
+    while True:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.setblocking(False)
+        queued.append(client)
+        try:
+            client.connect(listening.getsockname())
+        except BlockingIOError:
+            return queued
+
+
+DIRECTORIES = [0o777, 0o1777, 0o775, 0o757,
+               pytest.param('theirs', marks=needs_root)]
+OURS = [0o755, 0o700]
+
+
+def directory(place, kind):
+    if kind == 'theirs':
+        os.chown(place.open_dir, NOBODY.pw_uid, NOBODY.pw_gid)
+    os.chmod(place.open_dir, 0o755 if kind == 'theirs' else kind)
+
+
+def put_file(path):
+    with open(path, 'w') as f:
+        f.write('dear')
+
+
+def put_directory(path):
+    os.mkdir(path)
+    put_file(path + '/file')
+
+
+IN_THE_WAY = {'file': put_file, 'directory': put_directory, 'fifo': os.mkfifo,
+              'symlink': lambda path: os.symlink('/no/where', path),
+              'socket': lambda path: listener(path).close(),
+              'datagram': lambda path: socket.socket(
+                  socket.AF_UNIX, socket.SOCK_DGRAM).bind(path)}
+
+
+@pytest.mark.parametrize('what', IN_THE_WAY)
+@pytest.mark.parametrize('where', DIRECTORIES)
+def test_what_others_put_at_the_path_does_not_keep_us(place, what, where):
+    IN_THE_WAY[what](place.socket)
+    directory(place, where)
+    is_socket = what in ('socket', 'datagram')
+    process = place.begin(wait=False)
+    wait_until(lambda: accepts(place.socket) or process.poll() is not None)
+    assert process.poll() is None, place.log()
+    assert place.serves()
+    # What is no socket is still there, and the log says where.
+    others = sorted(set(os.listdir(place.open_dir)) - {'s'})
+    assert len(others) == (not is_socket)
+    if not is_socket:
+        aside = os.path.join(place.open_dir, others[0])
+        assert "%s was no socket: it is %s now" % (place.socket,
+                                                   aside) in place.log()
+        if what in ('file', 'directory'):
+            with open(aside + '/file' * (what == 'directory')) as f:
+                assert f.read() == 'dear'
+    assert stop(process) == 0
+    # Root has no power over their directory left by then.
+    assert os.path.lexists(place.socket) == (where == 'theirs')
+
+
+@pytest.mark.parametrize('what', ['file', 'directory', 'fifo', 'symlink'])
+@pytest.mark.parametrize('where', OURS)
+def test_what_only_we_can_have_put_there_is_not_touched(place, what, where):
+    IN_THE_WAY[what](place.socket)
+    directory(place, where)
+    before = inode(place.socket)
+    result = place.run()
+    assert result.status == 1 and 'is no socket' in result.err, result
+    assert inode(place.socket) == before
+    assert os.listdir(place.open_dir) == ['s']
+
+
+@pytest.mark.parametrize('where', OURS)
+def test_a_listener_with_a_full_backlog_is_alive(place, where):
+    directory(place, where)
+    with listener(place.socket, 0) as full:
+        queued, before = fill(full), inode(place.socket)
         result = place.run()
         assert result.status == 1 and place.socket in result.err, result
         assert inode(place.socket) == before
         for client in queued:
             client.close()
+
+
+@pytest.mark.parametrize('where', DIRECTORIES)
+def test_a_full_backlog_is_no_sign_of_life_where_others_can_write(place,
+                                                                  where):
+    directory(place, where)
+    with listener(place.socket, 0) as full:
+        queued, before = fill(full), inode(place.socket)
+        process = place.begin(wait=False)
+        wait_until(lambda: os.path.exists(place.socket)
+                   and inode(place.socket) != before and accepts(place.socket)
+                   or process.poll() is not None)
+        assert process.poll() is None, place.log()
+        assert place.serves()
+        for client in queued:
+            client.close()
+
+
+def test_a_backlog_that_is_full_for_a_moment_is_a_helpers(place):
+    """Where others can write, too: one of ours takes who waits."""
+    with listener(place.socket, 0) as full:
+        queued = fill(full)
+        process = place.begin(wait=False)
+        time.sleep(0.2)
+        for _ in queued[:-1]:
+            queued.append(full.accept()[0])
+        assert process.wait(20) == 1
+        assert 'another process listens there' in place.log()
+        for client in queued:
+            client.close()
+
+
+def test_a_path_that_is_taken_again_and_again(place):
+    """Who owns the directory does not give up; nor do we, at once."""
+    stopped = threading.Event()
+
+    def take():
+        while not stopped.is_set():
+            with contextlib.suppress(OSError):
+                os.close(os.open(place.socket, os.O_CREAT | os.O_EXCL))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        place.begin()
+    finally:
+        stopped.set()
+        thread.join()
+    assert place.serves()
 
 
 @needs_root
@@ -306,6 +430,29 @@ def test_what_is_passed_must_be_a_listening_stream_socket(place, kind):
     assert 'ocket activation' in place.log()
 
 
+@pytest.mark.parametrize('is_activated', [False, True])
+def test_few_clients_wait_in_line(place, is_activated):
+    """Each newcomer waits behind them; the others wait in connect()."""
+    with contextlib.ExitStack() as stack:
+        if is_activated:
+            passed = stack.enter_context(listener(place.socket, 4096))
+            process = activated(place, passed)
+        else:
+            process = place.begin()
+        assert place.serves()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BlockingIOError):
+                for _ in range(30):
+                    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    sock.setblocking(False)
+                    sock.connect(place.socket)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert place.serves()
+        assert stop(process) == 0
+
+
 # Messages to a service manager. ----------------------------------------
 
 @pytest.mark.parametrize('options', [[], ['--single-process']])
@@ -327,6 +474,48 @@ def test_a_service_manager_hears_of_start_and_stop(place, options, first,
         process.terminate()
         assert manager.recv(4096).split(b'\n')[0] == b'STOPPING=1'
         assert process.wait(20) == 0
+
+
+def told(place, exec_pid, background):
+    """What the manager hears of a life, if SYSTEMD_EXEC_PID is this ($$: the
+    helper's own number, as it is started)."""
+    name = place.open_dir + '/notify'
+    options = ['-d', '-f', place.pid_file] if background else []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        manager.setblocking(False)
+        process = subprocess.Popen(
+            ['sh', '-c', 'SYSTEMD_EXEC_PID=%s exec "$@"' % exec_pid, 'sh',
+             *place.command(options, None)], env={'NOTIFY_SOCKET': name})
+        place.processes.append(process)
+        wait_until(lambda: accepts(place.socket))
+        assert place.serves()
+        if background:
+            assert process.wait(20) == 0
+            with open(place.pid_file) as f:
+                os.kill(int(f.read()), signal.SIGTERM)
+            wait_until(lambda: lock_owner(place.pid_file) == 0)
+        else:
+            assert stop(process) == 0
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(manager.recv(4096))
+        return heard
+
+
+@pytest.mark.parametrize('background', [False, True])
+@pytest.mark.parametrize('pid', ['1', '', 'x', '$$x', '-$$', '$PPID', '0'])
+def test_the_service_manager_of_another_process_hears_nothing(
+        place, background, pid):
+    """libvirtd gives the helper its own environment."""
+    assert told(place, pid, background) == []
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_the_service_manager_of_this_process_hears_of_it(place, background):
+    """With -d, that of the process that was started."""
+    assert told(place, '$$', background) == [b'READY=1', b'STOPPING=1']
 
 
 @pytest.mark.parametrize('name', ['', '@', 'relative', '/no/where',
@@ -389,6 +578,7 @@ GROUP = grp.getgrgid(NOBODY.pw_gid).gr_name
     (['-g', '54321'], 0, 54321),
     (['-u', 'nobody', '-g', GROUP], NOBODY.pw_uid, NOBODY.pw_gid),
     (['-g', '7', '-u', '6'], 6, 7),
+    (['-u', 'root', '-g', 'root'], 0, 0),
     (['-u', '0', '-g', '0'], 0, 0)])
 def test_user_and_group_are_changed_and_the_capability_kept(
         place, options, uid, gid):
@@ -396,6 +586,17 @@ def test_user_and_group_are_changed_and_the_capability_kept(
     check_powers(place, process, reduced(), uid, gid)
     assert place.log() == ''
     assert stop(process) == 0
+
+
+def test_the_capability_of_a_user_namespace_is_worth_a_warning(place):
+    """In rootless podman, or pods with hostUsers: false."""
+    prefix = ['unshare', '-Ur']
+    if subprocess.run([*prefix, 'true'], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip('no user namespace is to be had')
+    begin_by(place, prefix)
+    assert place.serves()
+    assert ('warning: CAP_SYS_RAWIO is only that of a user namespace'
+            in place.log())
 
 
 @needs_root
@@ -642,3 +843,51 @@ def test_the_daemon_survives_a_caller_without_streams(place):
         preexec_fn=lambda: os.closerange(0, 3), timeout=20)
     assert result.returncode == 0
     misbehave(place)
+
+
+@pytest.fixture
+def empty_root(place):
+    """A directory with the helper, its libraries and nothing else in it."""
+    root = place.dir + '/root'
+    files = [place.binary]
+    ldd = subprocess.run(['ldd', place.binary], text=True, capture_output=True)
+    if ldd.returncode == 0:             # it is not a static one
+        files += re.findall(r'(/\S+) \(', ldd.stdout)
+    for file in files:
+        os.makedirs(os.path.dirname(root + file), exist_ok=True)
+        shutil.copy(file, root + file)
+    os.makedirs(root + place.open_dir)
+    try:
+        subprocess.run([place.binary, '--version'], stdout=subprocess.DEVNULL,
+                       preexec_fn=lambda: os.chroot(root), check=True)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip('cannot run in a root of its own')
+    return root
+
+
+@needs_root
+def test_dev_null_is_not_needed_if_the_descriptors_are_open(place, empty_root):
+    process = place.begin(wait=False, preexec_fn=lambda: os.chroot(empty_root))
+    wait_until(lambda: accepts(empty_root + place.socket)
+               or process.poll() is not None)
+    assert place.serves(empty_root + place.socket), place.log()
+    assert stop(process) == 0
+
+
+@needs_root
+def test_dev_null_is_not_needed_in_the_background(place, empty_root):
+    result = place.run('-d', '-f', place.pid_file,
+                       preexec_fn=lambda: os.chroot(empty_root))
+    assert result == (0, '', '')
+    assert place.serves(empty_root + place.socket)
+
+
+@needs_root
+@pytest.mark.parametrize('fd', [0, 1])
+def test_dev_null_is_needed_for_a_closed_descriptor(place, empty_root, fd):
+    def prepare():
+        os.chroot(empty_root)
+        os.close(fd)
+    result = place.run(preexec_fn=prepare)
+    assert result.status == 1
+    assert 'descriptor %d is closed, and /dev/null' % fd in result.err

@@ -9,28 +9,25 @@
 # anything but that kernel.
 [ $$ -eq 1 ] || exit 1
 set -e      # the exit of init is a panic, and uml.sh shows the console
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
+# The kernel makes its parameters uml_* variables of our environment. The rest
+# of it, with what was fetched on its paths, and the command are uml.sh's.
+# shellcheck source=/dev/null disable=SC2154
+. "$uml_run/command"
+PATH=$PATH:/usr/sbin:/usr/bin:/sbin:/bin
+# With mount(2) a hostfs takes its directory in the same way everywhere.
+export LIBMOUNT_FORCE_MOUNT2=always
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs -o mode=755 run /run
 mount -t tmpfs -o mode=1777 tmp /tmp
 
-read -r words </proc/cmdline
-for word in $words; do
-    case $word in
-    uml_top=*) top=${word#*=} ;;
-    uml_run=*) run=${word#*=} ;;
-    uml_build=*) build=${word#*=} ;;
-    esac
-done
-[ -d "$top" ] || {      # it was below /tmp or /run
-    mkdir -p "$top"
-    mount -r -t hostfs -o "$top" top "$top"
+[ -d "$uml_top" ] || {  # it was below /tmp or /run
+    mkdir -p "$uml_top"
+    mount -r -t hostfs -o "$uml_top" top "$uml_top"
 }
-[ -d "$build" ] || mkdir -p "$build"
-mount -t hostfs -o "$build" build "$build"
-# shellcheck source=/dev/null
-. "$run/command"
+[ -d "$BUILD" ] || mkdir -p "$BUILD"
+mount -t hostfs -o "$BUILD" build "$BUILD"
+cd "$PWD"
 
 mkdir -p /dev/pts /dev/shm /run/lock
 mount -t devpts -o ptmxmode=666 devpts /dev/pts
@@ -40,14 +37,27 @@ ln -sf fd/0 /dev/stdin
 ln -sf fd/1 /dev/stdout
 ln -sf fd/2 /dev/stderr
 
-ln -s "$(command -v kmod)" /run/insmod
-for module in fs/configfs/configfs drivers/scsi/scsi_common \
-    drivers/scsi/scsi_mod lib/crc64 crypto/crc64_rocksoft_generic \
-    lib/crc64-rocksoft block/t10-pi drivers/scsi/sd_mod drivers/scsi/sg \
-    drivers/target/target_core_mod drivers/target/target_core_file \
-    drivers/target/loopback/tcm_loop drivers/md/dm-mod; do
-    /run/insmod "$UML_MODULES/$module.ko"
+# /run/insmod MODULE... [PARAMETER=VALUE...]: loads them in this order, which
+# must be that of their dependencies; the kernel has those that are no files.
+mkdir /run/kmod
+ln -s "$(command -v kmod)" /run/kmod/insmod
+cat >/run/insmod <<'END'
+#!/bin/sh
+parameters=
+for word; do
+    case $word in *=*) parameters="$parameters $word" ;; esac
 done
+for word; do
+    case $word in *=*) continue ;; esac
+    file=$(find "$UML_MODULES" -name "$word.ko*")
+    # shellcheck disable=SC2086 # words
+    [ -z "$file" ] || /run/kmod/insmod "$file" $parameters || exit 1
+done
+END
+chmod 755 /run/insmod
+/run/insmod configfs scsi_common scsi_mod crc64 crc64_rocksoft_generic \
+    crc64-rocksoft t10-pi sd_mod sg target_core_mod target_core_file tcm_loop \
+    dm-mod
 [ -e /dev/mapper/control ] || {
     mkdir -p /dev/mapper
     mknod /dev/mapper/control c 10 236
@@ -74,6 +84,8 @@ while [ $n -le "$UML_NEXUSES" ]; do
     tpgt=$target/loopback/$wwn/tpgt_1
     mkdir -p "$tpgt/lun/lun_0"
     echo "$wwn" | sed 's/naa.5/naa.6/' >"$tpgt/nexus"
+    # Since 6.5 a loopback port has no number unless it is given one.
+    [ ! -e "$tpgt/rtpi" ] || echo $n >"$tpgt/rtpi"
     ln -s $disk "$tpgt/lun/lun_0/disk0"
     n=$((n + 1))
 done
@@ -84,6 +96,6 @@ for tty in /dev/tty1 /dev/tty2; do
 done
 set +e
 "$@" </dev/null >/dev/tty1 2>/dev/tty2
-echo $? >"$run/status"
+echo $? >"$uml_run/status"
 echo o >/proc/sysrq-trigger
 sleep 60

@@ -17,7 +17,7 @@ set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 [ -n "${UML_MODULES:-}" ] ||
-    UML_MODULES=. exec "$top/tests/fetch.sh" user-mode-linux kmod -- "$0" "$@"
+    UML_MODULES=. exec "$top/tests/fetch.sh" user-mode-linux kmod mount -- "$0" "$@"
 
 kernel=$(command -v linux.uml)
 BUILD=${BUILD:-$top/build}
@@ -61,7 +61,7 @@ fi
 timeout -k 5 "${UML_TIMEOUT:-150}" "$kernel" \
     "mem=${memory}M" rootfstype=hostfs rootflags=/ ro \
     "init=$top/tests/uml-init.sh" "uml_dir=$run/" \
-    "uml_top=$top" "uml_build=$BUILD" "uml_run=$run" \
+    "uml_top=$top" "uml_run=$run" \
     con=null con0=null,fd:3 con1=null,fd:1 con2=null,fd:4 quiet \
     </dev/null 3>"$run/console" 4>&2 2>&3 &
 pid=$!

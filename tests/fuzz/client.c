@@ -310,9 +310,11 @@ static void data_fill(struct pr_command *command)
                command->length + OVERSHOOT);
 }
 
-void sg_io_execute(struct pr_command *command, unsigned timeout)
+void sg_io_execute(struct pr_command *command, unsigned timeout,
+                   unsigned attentions)
 {
     MUST(peer.vetted && command->fd == peer.fd && timeout >= 1000);
+    MUST((attentions > 0) == (peer.cdb[0] == 0x5e));
     data_fill(command);
     answer(command);
 }

@@ -148,6 +148,8 @@ OPTIONS = [
     '-h', '--help', '-V', '--version', '--ver', '-x', '--nothing', '--daemon=1',
     '-u\nuser\n-g\ngroup', '--user=0', '-u007', '-g4294967294',
     '-u\n4294967295', '-u\n-1', '-u\n 1', '-g\n18446744073709551616', '-u\n',
+    '-u\nuser:x', '-g\nuse', '-g\n:',
+    '-u\n' + 300 * 'u',
     '-q', '-v\n-v\n-vvv', '-T\nhelp', '-T\nenable=*', '-Tpr*,file=/t',
     '-T\nevents=/e,file=/f', '-T\nevents=x', '--trace=file=x', '-T\nfoo=1',
     '-T\n,', '-T\nname,enable=other', '-T\nenable', '-T\na,b',
@@ -173,6 +175,7 @@ LISTEN = [
     'NOTIFY=/run/notify', 'NOTIFY=@notify', 'NOTIFY=relative', 'NOTIFY=',
     'NOTIFY=@', 'NOTIFY=/' + 106 * 'n', 'NOTIFY=/' + 107 * 'n',
     'NOTIFY=@' + 107 * 'n', 'NOTIFY=/n\n000000003', 'NOTIFY=/n\n00000001',
+    *('NOTIFY=/n\nEXEC=' + pid for pid in ['123', '124', '', '123x']),
     'PATH=/' + 106 * 's', 'PATH=/' + 107 * 's', 'PATH=',
     # another flag, lstat, socket, connect, getsockopt or unlink, socket...
     *('PATH=/s\n0' + answers for answers in [

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * listen.c - fuzzes LISTEN_PID, LISTEN_FDS and NOTIFY_SOCKET, and what is
- * found at the path of the socket. The input is lines: PID=, FDS=, NOTIFY=
- * and PATH= give a value; any other line is taken byte by byte as what the
- * system calls answer, each an index into what its function lists.
+ * listen.c - fuzzes LISTEN_PID, LISTEN_FDS, NOTIFY_SOCKET and SYSTEMD_EXEC_PID,
+ * and what is found at the path of the socket. The input is lines: PID=,
+ * FDS=, NOTIFY=, EXEC= and PATH= give a value; any other line is taken byte
+ * by byte as what the system calls answer, each an index into what its
+ * function lists.
  *
  * It must never let an activation pass that was not meant for this process,
- * a name be removed that is not a dead socket, nor an address go to the
- * kernel that is not exactly the name.
+ * nor a word to a service manager that did not start it, a name be removed
+ * that is not a dead socket, nor an address go to the kernel that is not
+ * exactly the name.
  */
 #include "fuzz.h"
 
@@ -37,21 +39,26 @@ int fuzz_listen(int fd, int backlog);
 int fuzz_close(int fd);
 int fuzz_lstat(const char *path, struct stat *st);
 int fuzz_unlink(const char *path);
+int fuzz_stat(const char *path, struct stat *st);
+int fuzz_rename(const char *from, const char *to);
+int fuzz_nanosleep(const struct timespec *time, struct timespec *rest);
+int fuzz_clock_gettime(clockid_t clock, struct timespec *now);
 ssize_t fuzz_send(int fd, const void *data, size_t size, int flags);
 
 enum { PID = 123, UID = 7, PASSED_FD = 3, FIRST_FD = 1000, NOTHING = 9 };
 
 static struct {
-    char *pid, *fds, *notify, *path; /* NULL: not set */
-    bool taken_out[3];               /* of the environment */
-    bool passed_is_wrong;            /* no listening socket, or an error */
-    bool takes_credentials;          /* the passed one */
+    char *pid, *fds, *notify, *exec, *path; /* NULL: not set */
+    bool taken_out[3];                      /* of the environment */
+    bool passed_is_wrong;                   /* no listening socket, or error */
+    bool takes_credentials;                 /* the passed one */
     int sockets, open_fds;
     bool is_stream;    /* the last socket */
     uint32_t found;    /* by the last lstat() */
     uint32_t made;     /* found by the first one after bind() */
     bool may_be_alive; /* what listens there */
     bool bound;
+    bool is_shared;
 } place;
 
 /* Digits may be written as such. Behind the end of the line there are 0. */
@@ -68,6 +75,8 @@ char *fuzz_getenv(const char *name)
         return place.pid;
     if (strcmp(name, "LISTEN_FDS") == 0)
         return place.fds;
+    if (strcmp(name, "SYSTEMD_EXEC_PID") == 0)
+        return place.exec;
     MUST(strcmp(name, "NOTIFY_SOCKET") == 0);
     return place.notify;
 }
@@ -187,13 +196,13 @@ int fuzz_connect(int fd, const struct sockaddr *address, socklen_t size)
     address_check(address, size, place.is_stream ? place.path : place.notify);
     MUST(place.is_stream || place.notify[0] == '/' || place.notify[0] == '@');
     errno = errors[answer(5)];
-    place.may_be_alive = errno == EAGAIN;
+    place.may_be_alive = errno == EAGAIN && !place.is_shared;
     return errno != 0 ? -1 : 0;
 }
 
 int fuzz_bind(int fd, const struct sockaddr *address, socklen_t size)
 {
-    MUST(fd == FIRST_FD + place.sockets - 1 && place.is_stream);
+    MUST(fd == FIRST_FD && place.is_stream);
     address_check(address, size, place.path);
     errno = EADDRINUSE;
     place.bound = answer(4) != 1;
@@ -202,7 +211,9 @@ int fuzz_bind(int fd, const struct sockaddr *address, socklen_t size)
 
 int fuzz_listen(int fd, int backlog)
 {
-    MUST(fd == FIRST_FD + place.sockets - 1 && place.bound && backlog > 128);
+    MUST(backlog > 0);
+    if (fd != PASSED_FD)
+        MUST(place.is_stream && place.bound);
     errno = EADDRINUSE;
     return answer(4) == 1 ? -1 : 0;
 }
@@ -221,6 +232,51 @@ int fuzz_lstat(const char *path, struct stat *st)
         place.made = found;
     errno = ENOENT;
     return found == 0 && !place.bound ? -1 : 0;
+}
+
+/* The directory: ours alone, or such that others can write to it. */
+int fuzz_stat(const char *path, struct stat *st)
+{
+    static const struct stat directories[] = {
+        { .st_mode = S_IFDIR | 0755, .st_uid = UID },
+        { .st_mode = S_IFDIR | 0775, .st_uid = UID },
+        { .st_mode = S_IFDIR | 0757, .st_uid = UID },
+        { .st_mode = S_IFDIR | 0755, .st_uid = UID + 1 },
+    };
+    uint32_t found = answer(4);
+
+    MUST(strncmp(path, place.path, strlen(path)) == 0);
+    MUST(path[strlen(path) - 1] == '/');
+    MUST(strchr(place.path + strlen(path), '/') == NULL);
+    *st = directories[found];
+    place.is_shared = found != 0;
+    return 0;
+}
+
+/* What is no socket, and only where others can have put it. */
+int fuzz_rename(const char *from, const char *to)
+{
+    static const int errors[] = { 0, ENOENT, EACCES };
+    size_t length = strlen(place.path);
+
+    MUST(strcmp(from, place.path) == 0 && strncmp(to, from, length) == 0);
+    MUST(to[length] == '.' && strchr(to + length, '/') == NULL);
+    MUST(place.is_shared && place.found == 2 && !place.bound);
+    errno = errors[answer(3)];
+    return errno != 0 ? -1 : 0;
+}
+
+int fuzz_nanosleep(const struct timespec *time, struct timespec *rest)
+{
+    MUST(time->tv_sec == 0 && rest == NULL);
+    return 0;
+}
+
+int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    MUST(clock == CLOCK_MONOTONIC);
+    memset(now, 0, sizeof(*now));
+    return 0;
 }
 
 int fuzz_unlink(const char *path)
@@ -302,6 +358,7 @@ static void place_use(void)
     open_fds = place.open_fds;
     notify = notify_open();
     MUST(place.notify != NULL || notify == -1);
+    MUST(place.exec == NULL || number_of(place.exec) == PID || notify == -1);
     MUST(place.open_fds == open_fds + (notify >= 0));
     notify_send(notify, "READY=1");
     listen_remove(&listener);
@@ -333,12 +390,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         line_take(line, "PID=", &place.pid);
         line_take(line, "FDS=", &place.fds);
         line_take(line, "NOTIFY=", &place.notify);
+        line_take(line, "EXEC=", &place.exec);
         line_take(line, "PATH=", &place.path);
     }
-    place_use();
+    if (place.path == NULL || place.path[0] == '/')
+        place_use();
     free(place.pid);
     free(place.fds);
     free(place.notify);
+    free(place.exec);
     free(place.path);
     free(text);
     return 0;

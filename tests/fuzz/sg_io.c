@@ -28,6 +28,7 @@ int fuzz_fstat(int fd, struct stat *st);
 int fuzz_ioctl(int fd, unsigned long request, ...);
 
 enum { FD = 1000, DATA = 8192, OVERSHOOT = 64, SENSE = 96, TIMEOUT = 5000 };
+enum { ATTENTIONS = 5 };
 
 static const struct {
     int flags, error;
@@ -128,6 +129,19 @@ bool sysfs_has(dev_t device, const char *file)
     return system_.is_in_sysfs || system_.is_dm || system_.is_partition;
 }
 
+/* That all sense data consist of: ILLEGAL REQUEST, or UNIT ATTENTION. */
+static uint8_t sense_byte(void)
+{
+    return system_.resid % 2 == 0 ? 0x55 : 0x56;
+}
+
+static bool is_attention(void)
+{
+    return system_.error == 0 && system_.host == 0
+           && (system_.driver == 0 || system_.driver == 8)
+           && system_.status == 2 && system_.sense > 2 && sense_byte() == 0x56;
+}
+
 static void header_check(const struct sg_io_hdr *hdr)
 {
     int direction = is_out() ? SG_DXFER_TO_DEV : SG_DXFER_FROM_DEV;
@@ -152,11 +166,13 @@ int fuzz_ioctl(int fd, unsigned long request, ...)
     va_start(arguments, request);
     hdr = va_arg(arguments, struct sg_io_hdr *);
     va_end(arguments);
-    MUST(fd == FD && request == SG_IO && ++system_.commands == 1);
+    MUST(fd == FD && request == SG_IO);
+    system_.commands++;
     header_check(hdr);
     if (!is_out())
         memset(system_.command->data, 0xdd, system_.data);
-    memset(hdr->sbp, 0x55, system_.sense < SENSE ? system_.sense : SENSE);
+    memset(hdr->sbp, sense_byte(),
+           system_.sense < SENSE ? system_.sense : SENSE);
     hdr->sb_len_wr = (unsigned char)system_.sense;
     hdr->host_status = (unsigned short)system_.host;
     hdr->driver_status = (unsigned short)system_.driver;
@@ -268,7 +284,8 @@ static void result_check(void)
     const struct pr_command *command = system_.command;
     size_t length = system_.length, expected = length;
 
-    MUST(system_.commands == 1);
+    MUST(system_.commands
+         == (!is_out() && is_attention() ? 1 + ATTENTIONS : 1));
     unreached_check();
     if (!is_out())
         MUST(zero_from(command->data, system_.data, length));
@@ -311,7 +328,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     command.length = system_.length;
 
     if (vet_check(sg_io_vet(&command))) {
-        sg_io_execute(&command, TIMEOUT);
+        sg_io_execute(&command, TIMEOUT, is_out() ? 0 : ATTENTIONS);
         result_check();
     }
 end:

@@ -206,12 +206,19 @@ def generation(client, fd):
     return struct.unpack('>I', client.read_in(fd, 0, 8).payload[:4])[0]
 
 
-def play(client, pair, steps):
-    """The replies, with PR generations counted from where this began."""
+def is_attention(reply):
+    return pr.sense_code(reply.sense).startswith('6/')
+
+
+def play(client, pair, steps, passes_over=False):
+    """The replies, with PR generations counted from where this began; those
+    of reads behind the unit attentions that they meet, if told so."""
     first = generation(direct, pair[A])
     replies = []
     for nexus, cdb, data in steps:
         reply = client.request(cdb, pair[nexus], data)
+        while passes_over and cdb[0] == 0x5e and is_attention(reply):
+            reply = client.request(cdb, pair[nexus], data)
         if cdb[1] != pr.REPORT_CAPABILITIES and len(reply.payload) >= 4:
             now = struct.unpack('>I', reply.payload[:4])[0]
             reply = reply._replace(payload=struct.pack('>I', now - first)
@@ -230,7 +237,7 @@ def compare(steps, ours, theirs):
 # Ours beside the disk itself, and beside the stock helper. ------------------
 
 def test_replies_are_what_the_disk_answers(client, nodes, sequence):
-    expected = play(direct, nodes, sequence)
+    expected = play(direct, nodes, sequence, passes_over=True)
     compare(sequence, play(client, nodes, sequence), expected)
 
 
@@ -256,8 +263,43 @@ def test_replies_are_what_the_stock_helper_answers(client, stock, fds,
     """On the disk's node: on /dev/sgN the stock helper gives the disk only
     a millisecond for its answer."""
     pair = [fds(path) for path in DISKS]
-    expected = play(stock, pair, sequence)
+    expected = play(stock, pair, sequence, passes_over=True)
     compare(sequence, play(client, pair, sequence), expected)
+
+
+# What happened to the disk before, of which its nexus has not been told yet. -
+
+def attentions(fds):
+    """Make some, by the rival's nexus, on that of sda."""
+    a, b = fds('/dev/sda'), fds('/dev/sdb')
+    assert direct.out(a, pr.REGISTER, 0, KEY[A]).status == pr.GOOD
+    assert direct.out(b, pr.REGISTER, 0, KEY[B]).status == pr.GOOD
+    subprocess.run(['sg_reset', '--device', '/dev/sdb'], check=True,
+                   timeout=60)
+    while is_attention(direct.read_in(b, pr.READ_KEYS)):
+        pass
+    done = direct.out(b, pr.RESERVE, KEY[B], type_=pr.WRITE_EXCLUSIVE_RO)
+    assert done.status == pr.GOOD
+    assert direct.out(b, pr.RELEASE, KEY[B], type_=5).status == pr.GOOD
+    assert direct.out(b, pr.PREEMPT, KEY[B], KEY[A], 5).status == pr.GOOD
+
+
+@pytest.mark.parametrize('action', range(4))
+def test_a_read_passes_over_unit_attentions(client, nodes, fds, action):
+    attentions(fds)
+    reply = client.read_in(nodes[A], action)
+    assert reply == direct.read_in(nodes[B], action)
+    assert reply.status == pr.GOOD and reply.payload
+
+
+def test_who_changes_something_is_told_of_unit_attentions(client, nodes, fds):
+    attentions(fds)
+    codes = []
+    while is_attention(reply := client.out(nodes[A], pr.REGISTER, 0, KEY[A])):
+        codes.append(pr.sense_code(reply.sense))
+        assert direct.keys(nodes[B]) == [KEY[B]]
+    assert reply.status == pr.GOOD
+    assert codes == ['6/29/03']     # of all, LIO tells the gravest
 
 
 def test_pr_in_returns_no_more_than_the_disk_and_was_asked(client, nodes):
@@ -422,9 +464,7 @@ def test_an_o_path_fd_is_refused(client, fds, path):
 @pytest.fixture(scope='module')
 def ram():
     """APTPL registrations go to a file system that can be frozen."""
-    subprocess.check_call(['/run/insmod', os.environ['UML_MODULES']
-                           + '/drivers/block/brd.ko', 'rd_nr=1',
-                           'rd_size=8192'])
+    subprocess.check_call(['/run/insmod', 'brd', 'rd_nr=1', 'rd_size=8192'])
     subprocess.check_call(['mke2fs', '-q', '-t', 'ext2', '/dev/ram0'])
     subprocess.check_call(['mount', '/dev/ram0', '/run/target/pr'])
     yield

@@ -23,6 +23,7 @@ import prclient as pr
 from direct import Direct
 
 MAP, PATHS, RIVAL = '/dev/mapper/mpatha', ('sda', 'sdb'), '/dev/sdc'
+NAME = '/run/multipathd.socket'     # since 0.12
 ABSTRACT = '\0/org/kernel/linux/storage/multipathd'
 DEADLINE = 60
 
@@ -42,17 +43,18 @@ CONFIGURATION = '''
 defaults {
     find_multipaths no
     user_friendly_names yes
-    path_checker tur
     polling_interval 1
     max_polling_interval 1
     %s
 }
 overrides {
     no_path_retry fail
+    path_checker tur
+    detect_checker no
 }
 blacklist {
     devnode "^(ram|loop|ubd|fd)"
-    devnode "^sdc"
+    devnode "^sd[c-z]"
 }
 '''
 
@@ -72,7 +74,14 @@ def ask(command, name=ABSTRACT):
     """multipathd's answer; both ways a size_t, then text with a NUL."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(DEADLINE)
-        sock.connect(name)
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                sock.connect(name)
+                break
+            except BlockingIOError:     # too many ask at once
+                assert time.monotonic() < end, 'multipathd is busy'
+                time.sleep(0.05)
         send_text(sock, command)
         return receive_text(sock)
 
@@ -143,7 +152,11 @@ class Multipathd:
 
     def registers(self):
         """Will it register a path that appears?"""
-        return ask('getprstatus map dm-0') == '1'
+        return ask('getprstatus map dm-0').strip() in ('1', 'set')
+
+    def knows_the_holder(self):
+        """Since 0.13: does this host hold the reservation?"""
+        return ask('getprhold map dm-0').strip() in ('set', 'unset')
 
     def forget(self):
         ask('unsetprstatus map dm-0')

@@ -13,20 +13,19 @@
 set -e
 
 # Without the initramfs that multipath-tools also wants to be in.
-packages='dmsetup =multipath-tools =kpartx =udev liburcu8 libaio1 libkmod2
-    libacl1 libblkid1'
+packages='dmsetup =multipath-tools =kpartx =udev'
 if [ "$*" = packages ]; then
     echo "$packages"
     exit
 fi
 [ -d /run/target/pr ] || exit 1     # not inside tests/uml.sh
 
-/run/insmod "$UML_MODULES/fs/overlayfs/overlay.ko"
+/run/insmod overlay
 mkdir -p /run/etc/upper /run/etc/work
 mount -t overlay etc /etc \
     -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work
 fetched=$BUILD/debian
-for directory in lib bin sbin; do
+for directory in lib bin sbin share; do
     layers=/usr/$directory
     for layer in "$fetched/usr/$directory" "$fetched/$directory"; do
         [ ! -d "$layer" ] || layers=$layers:$layer
@@ -34,9 +33,7 @@ for directory in lib bin sbin; do
     [ "$layers" = "/usr/$directory" ] || mount -r -t overlay "$directory" \
         "/usr/$directory" -o lowerdir="$layers"
 done
-for module in dm-multipath dm-round-robin dm-service-time; do
-    /run/insmod "$UML_MODULES/drivers/md/$module.ko"
-done
+/run/insmod dm-multipath dm-round-robin dm-service-time
 
 mkdir -p /run/udev /etc/multipath
 /lib/systemd/systemd-udevd --daemon 2>/run/udevd.log

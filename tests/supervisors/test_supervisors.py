@@ -61,8 +61,7 @@ def overlay(where, *layers):
 
 @pytest.fixture(scope='module', autouse=True)
 def installed():
-    run('/run/insmod', os.environ['UML_MODULES']
-        + '/fs/overlayfs/overlay.ko')
+    run('/run/insmod', 'overlay')
     fetched = BUILD + '/debian'
     usr = fetched + '/usr'
     if os.path.isdir(usr):      # a layer may not lie inside of another

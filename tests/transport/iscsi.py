@@ -1,0 +1,360 @@
+"""The machine of the transport tests: multipath maps whose paths are iSCSI
+sessions over lo, to LIO's target, through relays that can fail.
+
+    open-iscsi, as US    --- Relay 0 ---+
+    open-iscsi, as US    --- Relay 1 ---+--- LIO, one LUN for each case
+    open-iscsi, as RIVAL ---------------+
+
+Each LUN is a map of two paths, and another disk of the rival's. Both
+initiators are in the target's access list: the registrations of one that is
+not end with its session.
+
+Must never wait without a deadline, nor take a delay for a failure: the
+machine may be slow, and whoever waits here waits for a state, not a time.
+"""
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+
+import prclient as pr
+
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+                + '/multipath')
+import cluster      # noqa: E402, of the multipath tests
+from cluster import DEADLINE, ask, direct, settle, wait_until
+
+TARGET = 'iqn.2026-11.example:target'
+US, RIVAL = 'iqn.2026-11.example:us', 'iqn.2026-11.example:rival'
+CONFIGFS = '/sys/kernel/config/target'
+PORT = 3260                     # the target's; the relays' are the next ones
+
+# A session whose connection is lost is tried again for REPLACEMENT seconds,
+# in which its disks are 'blocked'; then they are 'transport-offline'. That a
+# connection has fallen silent is noticed after NOOP seconds twice.
+REPLACEMENT, NOOP = 10, 2
+SETTINGS = '''
+node.session.timeo.replacement_timeout = %d
+node.conn[0].timeo.noop_out_interval = %d
+node.conn[0].timeo.noop_out_timeout = %d
+node.conn[0].timeo.login_timeout = 3
+node.session.err_timeo.abort_timeout = 3
+node.session.err_timeo.lu_reset_timeout = 3
+node.session.err_timeo.tgt_reset_timeout = 3
+''' % (REPLACEMENT, NOOP, NOOP)
+
+# A path that fails is noticed late, after max_polling_interval, and one that
+# comes back soon. Writes go by each path in turn.
+CONFIGURATION = '''
+defaults {
+    find_multipaths no
+    path_checker tur
+    polling_interval 1
+    max_polling_interval 4
+    reservation_key file
+    uid_attribute ""
+}
+overrides {
+    no_path_retry fail
+    path_grouping_policy multibus
+    path_selector "round-robin 0"
+    rr_min_io_rq 1
+}
+blacklist {
+    devnode "^(ram|loop|ubd|fd|%s)$"
+}
+'''
+
+
+class Relay:
+    """A port that leads to the target, unless it is told otherwise."""
+
+    def __init__(self, port):
+        self.port = port
+        self.listener = None
+        self.sockets = set()
+        self.is_open, self.is_mute = threading.Event(), False
+        self.restore()
+
+    def cut(self):
+        """The connection ends, and there is no other."""
+        if self.listener:
+            self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+            self.listener = None
+        for sock in list(self.sockets):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass            # it has ended by itself
+        self.is_open.set()
+
+    def stall(self):
+        """Nothing passes, and nothing is lost."""
+        self.is_open.clear()
+
+    def mute(self):
+        """The target gets everything, and nobody gets its answers."""
+        self.is_mute = True
+
+    def restore(self):
+        if self.is_mute:
+            self.cut()          # what is lost would be missed
+        self.is_mute = False
+        self.is_open.set()
+        if self.listener is None:
+            self.listener = socket.create_server(('127.0.0.1', self.port))
+            threading.Thread(target=self.accept, args=(self.listener,),
+                             daemon=True).start()
+
+    def accept(self, listener):
+        while True:
+            try:
+                here, _ = listener.accept()
+            except OSError:
+                return
+            there = socket.create_connection(('127.0.0.1', PORT))
+            for sock in here, there:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.sockets.add(sock)
+            for ends in (here, there, False), (there, here, True):
+                threading.Thread(target=self.pass_on, args=ends,
+                                 daemon=True).start()
+
+    def pass_on(self, source, sink, is_answer):
+        try:
+            while True:
+                data = source.recv(1 << 16)
+                self.is_open.wait()
+                if not data:
+                    break
+                if not (is_answer and self.is_mute):
+                    sink.sendall(data)
+        except OSError:
+            pass
+        self.sockets.discard(source)
+        try:
+            sink.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        source.close()
+
+
+# The target, and the sessions. -----------------------------------------------
+
+def put(path, text):
+    with open(path, 'w') as f:
+        f.write('%s\n' % text)
+
+
+def simplify_udev():
+    """What else its rules look for in so many disks takes a minute."""
+    for rules in os.listdir('/usr/lib/udev/rules.d'):
+        if not rules.startswith('50') and '-dm' not in rules:
+            os.symlink('/dev/null', '/etc/udev/rules.d/' + rules)
+    subprocess.check_call(['udevadm', 'control', '--reload'])
+
+
+def make_target(luns):
+    core, fabric = [CONFIGFS + name for name in ('/core', '/iscsi')]
+    group = '%s/%s/tpgt_1' % (fabric, TARGET)
+    for lun in range(luns):
+        disk = '%s/fileio_%d/lun%d' % (core, lun + 1, lun)
+        os.makedirs(disk)
+        put(disk + '/control', 'fd_dev_name=/run/lun%d,fd_dev_size=1048576'
+            % lun)
+        put(disk + '/enable', 1)
+        # The WWID is made of its first 25 digits.
+        put(disk + '/wwn/vpd_unit_serial', '%025x' % (lun + 1))
+        os.makedirs('%s/lun/lun_%d' % (group, lun))
+        os.symlink(disk, '%s/lun/lun_%d/disk' % (group, lun))
+    for name in US, RIVAL:
+        for lun in range(luns):
+            mapped = '%s/acls/%s/lun_%d' % (group, name, lun)
+            os.makedirs(mapped)
+            os.symlink('%s/lun/lun_%d' % (group, lun), mapped + '/lun')
+    put(group + '/attrib/authentication', 0)
+    os.mkdir('%s/np/127.0.0.1:%d' % (group, PORT))
+    put(group + '/enable', 1)
+
+
+def iscsiadm(*words):
+    subprocess.run(['iscsiadm', *words], check=True, timeout=DEADLINE,
+                   stdout=subprocess.DEVNULL)
+
+
+def sessions():
+    return set(os.listdir('/sys/class/iscsi_session'))
+
+
+def log_in(port, interface, settings, luns):
+    """The disks of a new session, by LUN."""
+    put('/etc/iscsi/iscsid.conf', settings)
+    before = sessions()
+    node = ['-m', 'node', '-T', TARGET, '-p', '127.0.0.1:%d' % port,
+            '-I', interface]
+    iscsiadm(*node, '-o', 'new')
+    iscsiadm(*node, '--login')
+    session, = sessions() - before
+    top = '/sys/class/iscsi_session/%s/device' % session
+    found = {}
+
+    def all_there():
+        for directory, names, _ in os.walk(top):
+            if directory.endswith('/block') and names:
+                found[int(directory.split('/')[-2].split(':')[3])] = names[0]
+        return len(found) == luns
+    wait_until(all_there, 'the disks of ' + interface)
+    return [found[lun] for lun in range(luns)]
+
+
+# A map, and what the target holds for it. ------------------------------------
+
+# ours: the keys of our nexuses, sorted; rivals: likewise; reservation: (KEY,
+# TYPE) or None; holder: 'us', 'rival', 'both' or None.
+View = namedtuple('View', 'ours rivals reservation holder')
+
+
+class Map:
+    def __init__(self, paths, rival):
+        self.paths, self.rival = paths, rival
+        self.name, = os.listdir('/sys/block/%s/holders' % paths[0])
+        self.device = '/dev/' + self.name
+
+    def rival_do(self, function, *arguments):
+        fd = pr.open_device('/dev/' + self.rival)
+        try:
+            settle(fd)
+            return function(fd, *arguments)
+        finally:
+            os.close(fd)
+
+    def rival_out(self, action, key=0, sa_key=0, type_=0):
+        return self.rival_do(direct.out, action, key, sa_key, type_).status
+
+    def view(self):
+        return self.rival_do(self.view_by)
+
+    def view_by(self, fd):
+        for _ in range(20):     # multipathd may be registering a path
+            full = direct.read_in(fd, pr.READ_FULL_STATUS).payload
+            reservation = direct.reservation(fd)
+            again = direct.read_in(fd, pr.READ_FULL_STATUS).payload
+            if full == again:
+                break
+        keys, holders, at = {US: [], RIVAL: []}, set(), 8
+        end = 8 + struct.unpack('>I', full[4:8])[0]
+        while at < end:
+            key, held, more = struct.unpack('>Q4xB7xI', full[at:at + 24])
+            name = full[at + 28:at + 24 + more].split(b',')[0].decode()
+            keys[name].append(key)
+            if held & 1:
+                holders.add(name)
+            at += 24 + more
+        holder = {(): None, (US,): 'us', (RIVAL,): 'rival'}.get(
+            tuple(holders), 'both')
+        return View(sorted(keys[US]), sorted(keys[RIVAL]), reservation, holder)
+
+    def reset(self):
+        """No key, no reservation, and multipathd knows of none."""
+        ask('unsetprstatus map ' + self.name)
+        ask('unsetprkey map ' + self.name)
+        assert self.rival_out(pr.REGISTER_AND_IGNORE, 0, 1) == pr.GOOD
+        assert self.rival_out(pr.CLEAR, 1) == pr.GOOD
+        for path in self.paths:
+            fd = pr.open_device('/dev/' + path)
+            settle(fd)
+            os.close(fd)
+        assert self.view() == View([], [], None, None)
+
+    def is_suspended(self):
+        with open('/sys/block/%s/dm/suspended' % self.name) as f:
+            return f.read() == '1\n'
+
+
+def state(path):
+    with open('/sys/block/%s/device/state' % path) as f:
+        return f.read().strip()
+
+
+class Multipathd(cluster.Multipathd):
+    def __init__(self, paths, others):
+        with open('/etc/multipath.conf', 'w') as f:
+            f.write(CONFIGURATION % '|'.join(others))
+        self.paths = paths
+        self.process = None
+
+    def start(self):
+        self.process = subprocess.Popen(
+            ['multipathd', '-d', '-s'], stdin=subprocess.DEVNULL,
+            stdout=open('/run/multipathd.log', 'ab'),
+            stderr=subprocess.STDOUT)
+        wait_until(self.listens, 'multipathd listens')
+        self.wait_for_all()
+
+    def wait_for_all(self):
+        """Every path is well, say the kernel, the checker and the map."""
+        wait_until(lambda: all(state(path) == 'running'
+                               for path in self.paths), 'all are connected')
+
+        def are_well():
+            well = [line.split()[0] for line in ask(
+                'show paths format "%d %t %T %o"').splitlines()
+                    if line.split()[1:] == ['active', 'ready', 'running']]
+            return set(self.paths) <= set(well)
+        wait_until(are_well, 'all paths are well')
+
+
+class Machine:
+    """relays are the two that paths go through; maps have one LUN each."""
+
+    def __init__(self, luns):
+        subprocess.check_call(
+            ['/run/insmod', 'iscsi_target_mod', 'scsi_transport_iscsi',
+             'libiscsi', 'libiscsi_tcp', 'iscsi_tcp'])
+        subprocess.check_call(['ip', 'link', 'set', 'lo', 'up'])
+        simplify_udev()
+        make_target(luns)
+        self.relays = [Relay(PORT + 1), Relay(PORT + 2)]
+
+        os.makedirs('/etc/iscsi', exist_ok=True)
+        os.makedirs('/run/lock/iscsi', exist_ok=True)
+        put('/etc/iscsi/initiatorname.iscsi', 'InitiatorName=' + US)
+        self.iscsid = subprocess.Popen(
+            ['iscsid', '-f'], stdin=subprocess.DEVNULL,
+            stdout=open('/run/iscsid.log', 'ab'), stderr=subprocess.STDOUT)
+        iscsiadm('-m', 'iface', '-I', 'rival', '-o', 'new')
+        iscsiadm('-m', 'iface', '-I', 'rival', '-o', 'update',
+                 '-n', 'iface.initiatorname', '-v', RIVAL)
+        rivals = log_in(PORT, 'rival', '', luns)
+        paths = [log_in(relay.port, 'default', SETTINGS, luns)
+                 for relay in self.relays]
+        self.multipathd = Multipathd(sum(paths, []), rivals)
+        self.multipathd.start()
+        self.maps = [Map(*disks) for disks in zip(zip(*paths), rivals)]
+
+    def fail(self, how, numbers):
+        """A function of Relay, for these; a cut is known when this ends."""
+        for number in numbers:
+            getattr(self.relays[number], how)()
+        if how == 'cut':
+            wait_until(lambda: not any(
+                state(m.paths[number]) == 'running'
+                for m in self.maps for number in numbers), 'disks are blocked')
+
+    def restore(self):
+        for relay in self.relays:
+            relay.restore()
+        self.multipathd.wait_for_all()
+
+
+def missing():
+    """The program that is not there, or None."""
+    for program in 'iscsid', 'iscsiadm', 'ip':
+        if not shutil.which(program):
+            return program
+    return None

@@ -1,0 +1,362 @@
+"""Reservations on multipath maps while connections of their paths fail.
+
+Runs as root inside tests/uml.sh and tests/multipath/setup.sh; see
+iscsi.py for what is there. What must hold, whatever the transport does:
+a host that GOOD says is registered writes through every path that is back,
+and has one key on all of them; one that has unregistered, or that has been
+fenced, writes through none; GOOD to RESERVE or RELEASE is what the other
+host sees. An error may be the answer while a path fails, never afterwards.
+
+So that this takes minutes, a failure strikes all maps at once, and on each
+of them another command is sent: each test looks at what came of one.
+"""
+import errno
+import mmap
+import os
+import threading
+import time
+
+import pytest
+
+import prclient as pr
+import iscsi
+from conftest import Helper, program
+from iscsi import DEADLINE, View, direct, wait_until
+
+A, A2, B = 0xa11ce, 0xa11ce2, 0xb0b     # keys: ours, our next, the rival's
+TYPE, OTHER = pr.WRITE_EXCLUSIVE_RO, pr.EXCLUSIVE_ACCESS_RO
+ALL = pr.WRITE_EXCLUSIVE_AR
+NOTHING = None
+
+
+class Case:
+    """On a map where the rival is registered and ours is what before says
+    ('' nothing, 'registered', 'held'; the rival holds it otherwise, with
+    'free' nobody) a command is sent, or nothing, and the rival perhaps
+    fences us while it is carried out; after says what is right then."""
+
+    def __init__(self, before, command, after, type_=TYPE, fenced=False):
+        self.before, self.command, self.after = before, command, after
+        self.type, self.fenced = type_, fenced
+
+
+REGISTERED = View([A, A], [B], (B, TYPE), 'rival')
+CHANGED = REGISTERED._replace(ours=[A2, A2])
+OUT = REGISTERED._replace(ours=[])
+HOLDING = View([A, A], [B], (A, TYPE), 'us')
+ALONE = HOLDING._replace(rivals=[])
+CASES = {
+    'register': Case('', (pr.REGISTER, 0, A), REGISTERED),
+    'register-and-ignore': Case('', (pr.REGISTER_AND_IGNORE, 0, A),
+                                REGISTERED),
+    'change': Case('registered', (pr.REGISTER, A, A2), CHANGED),
+    'change-and-ignore': Case('registered', (pr.REGISTER_AND_IGNORE, 0, A2),
+                              CHANGED),
+    'change-held': Case('held', (pr.REGISTER, A, A2),
+                        HOLDING._replace(ours=[A2, A2],
+                                         reservation=(A2, TYPE))),
+    'unregister': Case('registered', (pr.REGISTER, A, 0), OUT),
+    'unregister-and-ignore': Case('registered',
+                                  (pr.REGISTER_AND_IGNORE, 0, 0), OUT),
+    'unregister-held': Case('held', (pr.REGISTER, A, 0),
+                            View([], [B], None, None)),
+    'reserve': Case('registered free', (pr.RESERVE, A, 0, TYPE), HOLDING),
+    'release': Case('held', (pr.RELEASE, A, 0, TYPE),
+                    View([A, A], [B], None, None)),
+    'clear': Case('held', (pr.CLEAR, A), View([], [], None, None)),
+    'preempt-rival': Case('registered', (pr.PREEMPT, A, B, TYPE), ALONE),
+    'preempt-and-abort-rival': Case(
+        'registered', (pr.PREEMPT_AND_ABORT, A, B, TYPE), ALONE),
+    'preempt-own': Case('held', (pr.PREEMPT, A, A, OTHER),
+                        HOLDING._replace(reservation=(A, OTHER))),
+    'preempt-and-abort-own': Case(
+        'held', (pr.PREEMPT_AND_ABORT, A, A, OTHER),
+        HOLDING._replace(reservation=(A, OTHER))),
+    'preempt-all': Case('registered', (pr.PREEMPT, A, 0, ALL),
+                        View([A, A], [], (0, ALL), 'us'), type_=ALL),
+    'fenced': Case('held', NOTHING, OUT, fenced=True),
+    'fenced-change': Case('registered', (pr.REGISTER, A, A2), OUT,
+                          fenced=True),
+    'fenced-preempt-own': Case('held', (pr.PREEMPT, A, A, TYPE), OUT,
+                               fenced=True),
+}
+
+UNREGISTRATIONS = [case for name, case in CASES.items()
+                   if name.startswith('unregister')]
+
+
+class Failure:
+    """how: what becomes of the connections of these paths, either before the
+    command or, with 'midst', while it is carried out; for so many seconds."""
+
+    def __init__(self, how, paths, seconds, moment='before'):
+        self.how, self.paths, self.seconds = how, paths, seconds
+        self.moment = moment
+
+
+LONG = iscsi.REPLACEMENT + 2
+FAILURES = {
+    '%s-%s' % (name, '-and-'.join(map(str, paths))):
+        Failure(how, paths, seconds, moment)
+    for name, how, seconds, moment, places in (
+        ('cut', 'cut', 2, 'before', ((0,), (1,), (0, 1))),
+        ('cut-long', 'cut', LONG, 'before', ((0,), (1,))),
+        ('cut-in-the-midst', 'cut', 2, 'midst', ((0,), (1,))),
+        ('stalled', 'stall', 2, 'before', ((0,),)),
+        ('mute', 'mute', 3 * iscsi.NOOP, 'before', ((0,), (1,))))
+    for paths in places}
+
+
+# Writes, which are what reservations are about. ------------------------------
+
+def write(fd, block):
+    """errno of one block written: EBADE says RESERVATION CONFLICT."""
+    try:
+        os.pwrite(fd, block, 0)
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def write_through(device):
+    block = mmap.mmap(-1, 512)      # at a page's start, for O_DIRECT
+    fd = os.open('/dev/' + os.path.basename(device), os.O_WRONLY | os.O_DIRECT)
+    try:
+        return write(fd, block)
+    finally:
+        os.close(fd)
+
+
+class Writer:
+    """Writes through a map all the time, as a guest would."""
+
+    def __init__(self, device):
+        self.device = device
+        self.done = []          # (when it began, when it ended, errno)
+        self.is_over = False
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        block = mmap.mmap(-1, 512)
+        fd = os.open(self.device, os.O_WRONLY | os.O_DIRECT)
+        while not self.is_over:
+            began = time.monotonic()
+            result = write(fd, block)
+            self.done.append((began, time.monotonic(), result))
+            time.sleep(0.2)
+        os.close(fd)
+
+    def stop(self):
+        self.is_over = True
+        self.thread.join(60)
+        assert not self.thread.is_alive(), 'a write hangs'
+
+    def since(self, moment):
+        """The results of writes that began later."""
+        return {result for began, _, result in self.done if began > moment}
+
+
+# One failure, and what came of each command. ---------------------------------
+
+class Trial:
+    """One case on one map, and what came of it."""
+
+    def __init__(self, name, map_, helper):
+        self.case, self.map, self.helper = CASES[name], map_, helper
+        self.log_begins = len(helper.log())
+        self.client = helper.client(timeout=120)
+        self.fd = pr.open_device(map_.device)
+        self.answer = self.again = self.writer = None
+
+    def send(self, command):
+        return self.client.out(self.fd, *command).status
+
+    def prepare(self):
+        self.map.reset()
+        case = self.case
+        assert self.map.rival_out(pr.REGISTER, 0, B) == pr.GOOD
+        if case.before != '':
+            assert self.send((pr.REGISTER, 0, A)) == pr.GOOD
+        if case.before == 'held':
+            assert self.send((pr.RESERVE, A, 0, case.type)) == pr.GOOD
+        elif 'free' not in case.before:
+            assert self.map.rival_out(pr.RESERVE, B, 0, case.type) == pr.GOOD
+        self.writer = Writer(self.map.device)
+
+    def run(self):
+        if self.case.command:
+            self.answer = self.send(self.case.command)
+            self.settled_at = time.monotonic()
+
+    def fence(self):
+        """As fence_scsi does it: preempts what is registered and not ours,
+        but until there is nothing left."""
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            keys = set(self.map.rival_do(direct.keys)) - {B}
+            if not keys:
+                break
+            for key in keys:
+                self.map.rival_out(pr.PREEMPT, B, key, self.case.type)
+        self.settled_at = time.monotonic()
+
+    def finish(self):
+        """When all paths are back. A guest whose command failed sends it once
+        more; if that was done after all, it may be a conflict now."""
+        if self.case.command and not self.case.fenced and self.answer:
+            action, key, *rest = self.case.command
+            if action == pr.REGISTER:
+                action, key = pr.REGISTER_AND_IGNORE, 0
+            self.again = self.send((action, key, *rest))
+            self.settled_at = time.monotonic()
+        time.sleep(max(0, self.settled_at + 1 - time.monotonic()))
+        self.view, self.is_suspended = self.map.view(), self.map.is_suspended()
+        self.writer.stop()
+        self.results = [write_through(path) for path in self.map.paths]
+        self.since = self.writer.since(self.settled_at)
+
+    def may_keep_a_key(self):
+        """A path that was gone when we unregistered comes back with its key,
+        before multipathd 0.13; the log has said that it would."""
+        log = self.helper.log()[self.log_begins:]
+        return self.case in UNREGISTRATIONS and any(
+            path + ' is left out' in log for path in self.map.paths)
+
+    def close(self):
+        if self.writer:
+            self.writer.stop()
+        os.close(self.fd)
+        self.client.close()
+
+
+@pytest.fixture(scope='module')
+def machine():
+    program = iscsi.missing()
+    if program:
+        pytest.skip('not installed: ' + program)
+    return iscsi.Machine(len(CASES))
+
+
+@pytest.fixture(scope='module')
+def helper(tmp_path_factory):
+    started = Helper(str(tmp_path_factory.mktemp('helper')),
+                     program('HELPER', 'qemu-pr-helper'))
+    yield started
+    started.stop()
+    assert started.crashes() == []
+
+
+def start_all(functions):
+    threads = [threading.Thread(target=f, daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def join(threads):
+    for thread in threads:
+        thread.join(2 * DEADLINE)
+        assert not thread.is_alive(), 'it does not end'
+
+
+@pytest.fixture(scope='module', params=FAILURES)
+def trials(request, machine, helper):
+    failure = FAILURES[request.param]
+    machine.restore()
+    by_name = {name: Trial(name, map_, helper)
+               for name, map_ in zip(CASES, machine.maps)}
+    everyone = by_name.values()
+    join(start_all([trial.prepare for trial in everyone]))
+    commands = []
+    if failure.moment == 'midst':
+        commands = start_all([trial.run for trial in everyone])
+        time.sleep(0.1)
+    began = time.monotonic()
+    machine.fail(failure.how, failure.paths)
+    if failure.moment != 'midst':
+        commands = start_all([trial.run for trial in everyone])
+    time.sleep(0.5)
+    commands += start_all([trial.fence for trial in everyone
+                           if trial.case.fenced])
+    time.sleep(max(0, began + failure.seconds - time.monotonic()))
+    machine.restore()
+    join(commands)
+    join(start_all([trial.finish for trial in everyone]))
+    yield by_name
+    for trial in everyone:
+        trial.close()
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_good_is_true(trials, name):
+    trial = trials[name]
+    expected = trial.case.after
+    assert trial.again in (None, pr.GOOD, pr.RESERVATION_CONFLICT)
+    assert not trial.is_suspended
+    if trial.view.ours == [A] and trial.may_keep_a_key():
+        assert trial.view._replace(ours=[]) == expected
+        return
+    assert trial.view == expected
+    if expected.ours:
+        assert trial.results == [0, 0]
+        assert errno.EBADE not in trial.since, 'a host with a key was kept out'
+    elif expected.reservation:
+        assert trial.results == [errno.EBADE, errno.EBADE]
+        assert 0 not in trial.since, 'a host without a key has written'
+
+
+# As cluster managers do it. --------------------------------------------------
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_fence_scsi(machine, helper, number):
+    """The life of two nodes, with a connection cut at each step."""
+    machine.restore()
+    disk = machine.maps[0]
+    disk.reset()
+    fd = pr.open_device(disk.device)
+    with helper.client(timeout=120) as client:
+        def ours(*command):
+            return client.out(fd, *command).status
+
+        def on():
+            """Repeated if it fails, as by whoever starts the agent."""
+            wait_until(lambda: ours(pr.REGISTER_AND_IGNORE, 0, A) == pr.GOOD,
+                       'this node is registered')
+            if client.reservation(fd) is None:
+                wait_until(lambda: ours(pr.RESERVE, A, 0, TYPE) == pr.GOOD,
+                           'there is a reservation')
+
+        def while_cut(function, *arguments):
+            machine.fail('cut', [number])
+            done = start_all([lambda: function(*arguments)])
+            time.sleep(2)
+            machine.restore()
+            join(done)
+
+        def write_by_all():
+            return [write_through(name) for name in (*disk.paths, disk.rival)]
+
+        while_cut(on)
+        assert disk.rival_out(pr.REGISTER_AND_IGNORE, 0, B) == pr.GOOD
+        assert sorted(client.keys(fd)) == sorted([A, A, B])
+        assert disk.view() == HOLDING
+        assert write_by_all() == [0, 0, 0]
+
+        while_cut(disk.rival_out, pr.PREEMPT_AND_ABORT, B, A, TYPE)
+        assert disk.view() == OUT
+        assert write_by_all() == [errno.EBADE, errno.EBADE, 0]
+        assert ours(pr.PREEMPT_AND_ABORT, A, B, TYPE) == (
+            pr.RESERVATION_CONFLICT)
+        assert disk.view() == OUT
+
+        while_cut(on)
+        assert disk.view() == REGISTERED
+        assert write_by_all() == [0, 0, 0]
+
+        while_cut(lambda: wait_until(
+            lambda: ours(pr.PREEMPT_AND_ABORT, A, B, TYPE)
+            in (pr.GOOD, pr.RESERVATION_CONFLICT), 'the rival is fenced'))
+        assert disk.view() == ALONE
+        assert write_by_all() == [0, 0, errno.EBADE]
+    os.close(fd)
