@@ -75,6 +75,7 @@ struct path {
     dev_t device;
     enum verdict verdict; /* of the command that goes to all paths */
     enum verdict said;    /* to the last command for any path */
+    bool is_answered;     /* by the device, that is, not by its transport */
     bool is_lost;         /* it may have been done here */
     bool is_new;          /* it has got the key, for sure */
     bool is_down;         /* its transport has given it up */

@@ -20,6 +20,7 @@ struct registration {
     struct multipathd_key new;      /* value 0: unregisters */
     struct multipathd_key previous; /* what the paths have so far */
     struct path *last;              /* is changed last, or NULL */
+    bool is_ignored;                /* what that is */
     bool is_told;                   /* multipathd has been, of new */
     bool is_status_told;            /* likewise, that it is registered */
     bool is_whole;                  /* all paths have the new key */
@@ -197,6 +198,7 @@ static bool paths_unregister(struct map *map, struct registration *r,
                              struct request *request)
 {
     unsigned i, lost = 0;
+    bool is_done = false;
 
     all_due(map);
     if (r->last != NULL)
@@ -206,8 +208,7 @@ static bool paths_unregister(struct map *map, struct registration *r,
     for (i = 0; i < map->count; i++)
         lost += map->paths[i].is_lost;
     if (r->last != NULL) {
-        bool is_done = left_out_lose(map, r);
-
+        is_done = left_out_lose(map, r);
         r->last->verdict = DUE;
         if (!sweep(map, request, NULL, map->deadline))
             return false;
@@ -224,7 +225,14 @@ static bool paths_unregister(struct map *map, struct registration *r,
     if (!status_tell(map, r))
         return false;
     conflicts_due(map);
-    return sweep(map, request, NULL, map->deadline);
+    if (!sweep(map, request, NULL, map->deadline))
+        return false;
+    for (i = 0; i < map->count && !is_done; i++)
+        if (map->paths[i].verdict == ASIDE)
+            log_warning("%s (%s): %s comes back with the key if multipathd is "
+                        "older than 0.13: then unregister once more",
+                        map->name, map->alias, map->paths[i].name);
+    return true;
 }
 
 /* ---- REGISTER --------------------------------------------------------- */
@@ -257,7 +265,9 @@ static bool last_find(struct map *map, struct registration *r)
     request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
                 r->previous.aptpl ? APTPL : 0);
     r->last = any_send(map, &request);
-    return r->last != NULL && map->answer.status == GOOD;
+    if (r->is_ignored && map->answer.status == RESERVATION_CONFLICT)
+        r->previous.value = 0; /* which another host has */
+    return map->answer.status == GOOD || r->previous.value == 0;
 }
 
 /* Back to what was, as far as nothing can come back with it. */
@@ -301,7 +311,7 @@ void map_register(struct map *map, const struct multipathd_key *old,
                   struct request *request)
 {
     struct registration r = { .old = *old };
-    bool is_done, is_ignored;
+    bool is_done;
     unsigned i, count;
 
     r.flags = request->data[LIST_FLAGS];
@@ -310,16 +320,16 @@ void map_register(struct map *map, const struct multipathd_key *old,
     r.previous = *old;
     if (request->cdb[1] == REGISTER)
         r.previous.value = be64_get(request->data);
-    is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
+    r.is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     if (!settle(map)
-        || !keys_read(map, (is_ignored ? r.previous : r.new).value, &count))
+        || !keys_read(map, (r.is_ignored ? r.previous : r.new).value, &count))
         return;
     /* It may be one that multipathd is only configured to have. */
-    if (is_ignored && count == 0)
+    if (r.is_ignored && count == 0)
         r.previous.value = 0;
     if (r.previous.value != 0 && !last_find(map, &r))
         return;
-    map->is_known = !is_ignored && r.previous.value == 0 && count > 0;
+    map->is_known = !r.is_ignored && r.previous.value == 0 && count > 0;
     for (i = 0; i < map->count; i++)
         map->paths[i].is_new = map->paths[i].is_lost = false;
     if (!key_announce(map, &r)) {
