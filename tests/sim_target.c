@@ -376,6 +376,8 @@ int __wrap_nanosleep(const struct timespec *time, struct timespec *rest)
 {
     if (speed == 1)
         return __real_nanosleep(time, rest);
+    if (!speed) /* whom it waits for may be a process that is real */
+        sleep_ms(1);
     pass_until(now_us() + us_of(time));
     return 0;
 }
