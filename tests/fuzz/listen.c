@@ -207,7 +207,7 @@ int fuzz_bind(int fd, const struct sockaddr *address, socklen_t size)
 
 int fuzz_listen(int fd, int backlog)
 {
-    MUST(place.is_stream && place.bound && backlog > 128);
+    MUST(fd == FIRST_FD && place.is_stream && place.bound && backlog > 128);
     errno = EADDRINUSE;
     return answer(4) == 1 ? -1 : 0;
 }
