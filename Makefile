@@ -47,8 +47,12 @@ all: $(HELPER) $(CLIENT)
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o)
 CLIENT_OBJECTS = $(CLIENT_SOURCES:%.c=$(BUILD)/%.o)
 
+# What a session would have to look up, it has from main; and what it maps
+# is copied for each.
+LINK = $(CC) $(CFLAGS) $(PLACELESS) -Wl,-z,now,-z,noseparate-code $(LDFLAGS)
+
 $(HELPER): $(OBJECTS)
-	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(OBJECTS)
+	$(LINK) -o $@ $(OBJECTS)
 
 $(CLIENT): $(CLIENT_OBJECTS)
 	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(CLIENT_OBJECTS)
@@ -246,7 +250,7 @@ $(BENCH)/hang.so: tests/bench_device.c Makefile
 
 $(BENCH)/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/bench_device.o
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(BENCHED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
+	$(LINK) $(BENCHED:%=-Wl,--wrap=%) -o $@ $^
 
 $(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
 		Makefile

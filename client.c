@@ -10,7 +10,9 @@
 #include "prhelper.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -40,6 +42,7 @@ void client_begin(struct client *client, int socket, int queue,
     client->timeout = timeout;
     client->deadline = record->since + timeout;
     client->refusal_logged = false;
+    client->is_busy = false;
     protocol_begin(&client->conversation);
     client_trace(client, TRACE_CLIENT_CONNECT, "connected");
 }
@@ -64,6 +67,19 @@ void client_leave(const struct client *client)
     client_trace(client, TRACE_CLIENT_END, "told to leave");
 }
 
+/*
+ * Whether a device has, or had, a command that is not yet answered: as long as
+ * it does, the end of main asks a session to leave, and else it kills it, in
+ * close() and wherever else a descriptor can make it hang.
+ */
+static void client_busy(struct client *client, bool busy)
+{
+    if (client->is_session && client->is_busy != busy)
+        prctl(PR_SET_PDEATHSIG, busy ? SIGTERM : SIGKILL, 0, 0, 0);
+    client->is_busy = busy;
+    client->record->busy = busy;
+}
+
 /* Frees everything but the record. */
 void client_close(struct client *client)
 {
@@ -73,7 +89,7 @@ void client_close(struct client *client)
     client->answer = -1;
     close(client->socket);
     client->socket = -1;
-    client->record->busy = false;
+    client_busy(client, false);
 }
 
 /*
@@ -181,7 +197,7 @@ static bool command_execute(struct client *client, struct pr_command *command)
 
     client->record->since = clock_us();
     client->record->commands++;
-    client->record->busy = vet != VET_ANSWERED;
+    client_busy(client, vet != VET_ANSWERED);
     client->record->state = PROTOCOL_EXECUTE;
     report_request(client, command);
     if (vet == VET_SEND)
@@ -266,7 +282,7 @@ bool client_work(struct client *client)
     client->record->state = c->state;
     if (protocol_is_idle(c)) {
         client->deadline = NEVER;
-        client->record->busy = false;
+        client_busy(client, false);
     } else if (client->deadline == NEVER && client->answer < 0) {
         client->deadline = clock_us() + client->timeout;
     }

@@ -26,7 +26,12 @@
 
 enum {
     ACTIVATION_FD = 3, /* SD_LISTEN_FDS_START, sd-daemon.h */
-    BACKLOG = 4096     /* Linux' SOMAXCONN since 5.4; musl's is 128 */
+    /*
+     * Who has connected is served in that order, so that one who does nothing
+     * else would have all others wait behind it; who finds no place waits in
+     * connect(), for the next that is free, with the same chance as anybody.
+     */
+    BACKLOG = 16
 };
 
 /*
@@ -94,6 +99,7 @@ void listen_activated(struct listener *listener)
         fatal("socket activation failed: %s", strerror(errno));
     for (i = 0; i < sizeof(attached) / sizeof(attached[0]); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
+    listen(ACTIVATION_FD, BACKLOG); /* anew, with ours */
     listener->fd = ACTIVATION_FD;
     listener->path = NULL;
 }

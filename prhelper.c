@@ -125,6 +125,7 @@ static void server_set_up(struct server *server, const struct options *options)
     server->pid = getpid();
     server->stop_by = NEVER;
     server->status_by = NEVER;
+    server->crowded_by = NEVER;
     server->max_clients = slots;
     slots = slots * 2 + 16;
     if (!options->single_process) {
@@ -287,7 +288,8 @@ static bool server_is_done(struct server *server, int64_t now)
         if (server->clients[i].socket >= 0
             && client_is_in_flight(&server->clients[i]))
             return now >= server->stop_by;
-    if (server->is_session || (!session_any(server) && !worker_any(server)))
+    if (server->is_session
+        || (server->sessions_there == 0 && !worker_any(server)))
         return true;
     if (now < server->stop_by)
         return false;

@@ -243,6 +243,8 @@ struct client {
     int64_t deadline;
     int64_t timeout;
     bool refusal_logged;
+    bool is_session; /* all of this process serves it */
+    bool is_busy;    /* as in its record, but nobody else can write that */
     struct record *record;
     struct conversation conversation;
 };
@@ -265,6 +267,10 @@ struct session {
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
+/* For a process more: since fork() failed a client was told to go, has gone. */
+enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
+#define FORK_CURE " (RLIMIT_NPROC, pids.max or TasksMax= allow too few)"
+
 struct totals {
     uint64_t clients; /* all that ever were */
     uint64_t commands, errors;
@@ -282,15 +288,19 @@ struct server {
     int64_t signals_by; /* when to let them in although clients are ready */
     int64_t retry;      /* when to try accept and fork again after a failure */
     bool complained;    /* of that failure */
+    enum room room;
+    int64_t crowded_by; /* NEVER, or when too many clients are too many */
     int report[2];      /* sessions write a byte when they have their client */
     pid_t pending;      /* the session that has not yet; 0: none */
     int queue[2];       /* commands on multipath maps: see worker.c */
     pid_t worker_pending;
-    int64_t worker_retry;
-    bool is_resume_due; /* some worker died with a map suspended */
+    int64_t worker_retry; /* or by when worker_pending is to have a command */
+    bool is_resume_due;   /* some worker died with a map suspended */
     unsigned max_clients;
-    unsigned slots;                 /* of the tables that follow */
-    struct session *sessions;       /* main's alone, NULL elsewhere */
+    unsigned slots;           /* of the tables that follow */
+    struct session *sessions; /* main's alone, NULL elsewhere */
+    unsigned sessions_there;  /* with those told to leave */
+    unsigned sessions_leaving;
     struct record *records;         /* shared with the sessions */
     pid_t *workers;                 /* main's alone; 0: free */
     struct suspension *suspensions; /* shared with the workers */
@@ -305,10 +315,11 @@ struct server {
 enum { FDS_LISTENER, FDS_REPORT, FDS_QUEUE, FDS_CLIENTS };
 
 void session_spawn(struct server *, int64_t now);
+void session_make_room(struct server *, const char *what, int error,
+                       int64_t now);
 void session_reported(struct server *);
 void session_reap(struct server *, int64_t now);
 void session_stop_all(struct server *, int64_t now);
-bool session_any(const struct server *);
 int64_t session_check(struct server *, int64_t now);
 void session_kill_all(struct server *);
 void session_accept(struct server *, int64_t now);

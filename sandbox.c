@@ -92,7 +92,8 @@ enum { ANY = -1 };
  */
 static const struct permission session_permissions[] = {
     CALL_WITH(ioctl, 1, SG_IO),
-    CALL_WITH(fcntl, 1, F_GETFL), /* sg_io_vet() */
+    CALL_WITH(prctl, 0, PR_SET_PDEATHSIG), /* client_busy() */
+    CALL_WITH(fcntl, 1, F_GETFL),          /* sg_io_vet() */
 #ifdef SYS_fcntl64
     CALL_WITH(fcntl64, 1, F_GETFL),
 #endif
@@ -211,7 +212,6 @@ static const struct permission main_permissions[] = {
 #ifdef SYS_socketcall
     CALL_WITH(socketcall, 0, SYS_ACCEPT4),
 #endif
-    CALL_WITH(prctl, 0, PR_SET_PDEATHSIG),
     CALL(write), /* session_begin() */
 #ifdef SYS_lstat
     CALL(lstat), /* listen_remove() */

@@ -32,6 +32,9 @@
 
 #define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
 
+/* How long there may be too many clients: those who reconnect are leaving. */
+#define CROWDED_FOR (SECOND / 4)
+
 static bool session_is_active(const struct server *server, unsigned i)
 {
     if (server->options->single_process)
@@ -57,21 +60,40 @@ static unsigned peer_connections(const struct server *server, unsigned i)
     return count;
 }
 
+static unsigned active_count(const struct server *server)
+{
+    unsigned i, active = server->sessions_there - server->sessions_leaving;
+
+    for (i = 0; i < server->used; i++)
+        if (session_is_active(server, i))
+            active++;
+    return active;
+}
+
 /*
- * If as many clients are served as may be, returns who has to go: of the
- * peer with the most connections, the one that has been idle for longest; one
- * with a command at a device only if there is no other. Otherwise returns
- * server->slots. (Quadratic in the number of peers, but only at the limit.)
+ * Of two with as many connections, who goes first? Not whoever came, or sent
+ * a command, since there have been too many; not one with a command at a
+ * device; the one that has been idle for longest.
+ */
+static bool goes_before(const struct server *server, const struct record *a,
+                        const struct record *b)
+{
+    int64_t crowded = server->crowded_by - CROWDED_FOR;
+
+    if ((a->since < crowded) != (b->since < crowded))
+        return a->since < crowded;
+    return a->busy != b->busy ? b->busy : a->since < b->since;
+}
+
+/*
+ * Returns who has to go: of the peer with the most connections, the one that
+ * goes_before() its others. (Quadratic in the number of peers, but only at a
+ * limit.)
  */
 static unsigned victim_choose(const struct server *server)
 {
-    unsigned i, active = 0, victim = server->slots, most = 0;
+    unsigned i, victim = server->slots, most = 0;
 
-    for (i = 0; i < server->slots; i++)
-        if (session_is_active(server, i))
-            active++;
-    if (active < server->max_clients)
-        return server->slots;
     for (i = 0; i < server->slots; i++) {
         const struct record *record = &server->records[i];
         const struct record *best = &server->records[victim];
@@ -84,10 +106,7 @@ static unsigned victim_choose(const struct server *server)
                           : peer_connections(server, i);
         if (victim < server->slots
             && (connections < most
-                || (connections == most
-                    && (record->busy > best->busy
-                        || (record->busy == best->busy
-                            && record->since >= best->since)))))
+                || (connections == most && !goes_before(server, record, best))))
             continue;
         victim = i;
         most = connections;
@@ -98,11 +117,12 @@ static unsigned victim_choose(const struct server *server)
 static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
+    unsigned clients = active_count(server);
 
     *log_about() = (struct log_peer){ record->pid, record->uid };
     log_warning("%u clients: disconnecting one of pid %ld uid %lu",
-                server->max_clients, (long)record->pid,
-                (unsigned long)record->uid);
+                clients < server->max_clients ? clients : server->max_clients,
+                (long)record->pid, (unsigned long)record->uid);
     *log_about() = (struct log_peer){ 0 };
 }
 
@@ -115,8 +135,7 @@ static void back_off(struct server *server, const char *what, int error,
                      int64_t now)
 {
     if (!server->complained)
-        log_error("cannot %s for a new client, trying again: %s", what,
-                  strerror(error));
+        log_error("cannot %s, trying again: %s", what, strerror(error));
     server->complained = true;
     server->retry = now + RETRY_AFTER;
 }
@@ -124,7 +143,33 @@ static void back_off(struct server *server, const char *what, int error,
 static void session_leave(struct server *server, unsigned i, int64_t now)
 {
     kill(server->sessions[i].pid, SIGTERM);
+    if (server->sessions[i].leave_by == NEVER)
+        server->sessions_leaving++;
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
+}
+
+static void session_evict(struct server *server, int64_t now)
+{
+    unsigned victim = victim_choose(server);
+
+    victim_log(server, victim);
+    session_leave(server, victim, now);
+}
+
+/*
+ * There is no room for another process: a client has to go, if there is more
+ * than one; but no further one if the process that has gone meanwhile made no
+ * room for us, since then it is others who fill it.
+ */
+void session_make_room(struct server *server, const char *what, int error,
+                       int64_t now)
+{
+    back_off(server, what, error, now);
+    if (server->sessions == NULL || server->room == ROOM_MADE
+        || active_count(server) < 2)
+        return;
+    session_evict(server, now);
+    server->room = ROOM_AWAITED;
 }
 
 /*
@@ -160,7 +205,8 @@ static void session_begin(struct server *server, struct record *record)
     int socket;
     ssize_t sent;
 
-    if (prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0) < 0)
+    /* It dies with main, but see client_busy(). */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
         _exit(errno);
     if (getppid() != server->pid)
         _exit(ESRCH); /* main was gone before we asked to go with it */
@@ -171,6 +217,13 @@ static void session_begin(struct server *server, struct record *record)
         ;
     if (sent < 0)
         _exit(errno); /* main would wait for this byte */
+    log_syslog_renew();
+    server->clients[0].is_session = true;
+    client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
+                 server->options->client_timeout);
+    /* The client reads its hello while we go on; we read nothing of it yet. */
+    if (!client_work(&server->clients[0]))
+        _exit(EXIT_SUCCESS);
     server->is_session = true;
     server->sessions = NULL;
     server->workers = NULL;
@@ -178,9 +231,6 @@ static void session_begin(struct server *server, struct record *record)
     server->signals_by = 0;
     server->used = 1;
     memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
-    log_syslog_renew();
-    client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
-                 server->options->client_timeout);
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);
@@ -205,17 +255,13 @@ static void session_begin(struct server *server, struct record *record)
 /* A client is waiting at the listener: starts its session. */
 void session_spawn(struct server *server, int64_t now)
 {
-    unsigned i, victim = victim_choose(server);
+    unsigned i;
     pid_t pid;
 
-    if (victim < server->slots) {
-        victim_log(server, victim);
-        session_leave(server, victim, now);
-    }
     for (i = 0; i < server->slots && server->sessions[i].pid != 0; i++)
         ;
     if (i == server->slots) {
-        back_off(server, "find a place", EUSERS, now);
+        session_make_room(server, "find a place for a new client", EUSERS, now);
         return;
     }
     memset(&server->records[i], 0, sizeof(server->records[i]));
@@ -226,11 +272,13 @@ void session_spawn(struct server *server, int64_t now)
         return;
     }
     if (pid < 0) {
-        back_off(server, "fork", errno, now);
+        session_make_room(server, "fork for a new client" FORK_CURE, errno,
+                          now);
         return;
     }
     server->sessions[i].pid = pid;
     server->sessions[i].leave_by = NEVER;
+    server->sessions_there++;
     server->pending = pid;
 }
 
@@ -244,12 +292,15 @@ void session_reported(struct server *server)
     ssize_t count = read(server->report[0], bytes, sizeof(bytes));
 
     while (count-- > 0) {
+        if (server->room == ROOM_ENOUGH) /* or else it was made for this one */
+            server->complained = false;
+        server->room = ROOM_ENOUGH;
         if (bytes[count] == 'w') {
             server->worker_pending = 0;
+            server->worker_retry = 0;
             continue;
         }
         server->pending = 0;
-        server->complained = false;
         server->totals.clients++;
     }
 }
@@ -286,11 +337,14 @@ static void session_ended(struct server *server, unsigned i, int status,
     if (!has_client) {
         server->pending = 0;
         if (WIFEXITED(status))
-            back_off(server, "accept", WEXITSTATUS(status), now);
+            back_off(server, "accept a new client", WEXITSTATUS(status), now);
         else
             server->retry = now + RETRY_AFTER;
     }
     server->sessions[i].pid = 0;
+    server->sessions_there--;
+    if (session->leave_by != NEVER)
+        server->sessions_leaving--;
     totals_add(server, record);
 }
 
@@ -311,6 +365,11 @@ void session_reap(struct server *server, int64_t now)
             session_ended(server, i, status, now);
         else
             worker_ended(server, pid, status, now);
+        if (server->room == ROOM_AWAITED) {
+            server->room = ROOM_MADE;
+            server->retry = now;
+            server->worker_retry = now;
+        }
     }
 }
 
@@ -323,29 +382,24 @@ void session_stop_all(struct server *server, int64_t now)
             session_leave(server, i, now);
 }
 
-bool session_any(const struct server *server)
-{
-    unsigned i;
-
-    if (server->sessions == NULL)
-        return false;
-    for (i = 0; i < server->slots; i++)
-        if (server->sessions[i].pid != 0)
-            return true;
-    return false;
-}
-
 /*
  * Kills the sessions that were told to leave and have not: they hang in
  * something that is no command at a device, such as the close() of a
- * descriptor that their client made up. Returns when to look again.
+ * descriptor that their client made up. Tells one to leave if there have been
+ * too many for a moment. Returns when to look again.
  */
 int64_t session_check(struct server *server, int64_t now)
 {
     int64_t next = NEVER;
     unsigned i;
 
-    for (i = 0; i < server->slots; i++) {
+    if (active_count(server) <= server->max_clients)
+        server->crowded_by = NEVER;
+    else if (server->crowded_by == NEVER)
+        server->crowded_by = now + CROWDED_FOR;
+    else if (server->crowded_by <= now)
+        session_evict(server, now);
+    for (i = 0; server->sessions_leaving > 0 && i < server->slots; i++) {
         struct session *session = &server->sessions[i];
 
         if (session->pid == 0 || session->leave_by == NEVER)
@@ -358,7 +412,7 @@ int64_t session_check(struct server *server, int64_t now)
         if (session->leave_by < next)
             next = session->leave_by;
     }
-    return next;
+    return server->crowded_by < next ? server->crowded_by : next;
 }
 
 /* The end of our patience with commands in flight. */
@@ -388,10 +442,11 @@ void session_drop(struct server *server, struct client *client)
 /* The same as session_spawn() for --single-process. */
 void session_accept(struct server *server, int64_t now)
 {
-    unsigned i = victim_choose(server);
+    unsigned i;
     int socket;
 
-    if (i < server->slots) {
+    if (active_count(server) >= server->max_clients) {
+        i = victim_choose(server);
         victim_log(server, i);
         client_leave(&server->clients[i]);
         session_drop(server, &server->clients[i]);
@@ -400,7 +455,7 @@ void session_accept(struct server *server, int64_t now)
         ;
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0) {
-        back_off(server, "accept", errno, now);
+        back_off(server, "accept a new client", errno, now);
         return;
     }
     server->complained = false;

@@ -22,6 +22,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -31,6 +32,7 @@
 #include <unistd.h>
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
+#define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
 
 enum { /* before the payload */
        ANSWER_HEAD = sizeof(const char *) + 1 + PROTOCOL_SENSE_SIZE
@@ -135,12 +137,16 @@ struct work {
     uint8_t data[PROTOCOL_DATA_MAX + 64];
 };
 
-/* Takes the descriptors off the queue. Returns 0 or errno. */
+/*
+ * Takes the descriptors off the queue. Returns 0 or errno. There is room for
+ * as many as there can be (SCM_MAX_FD, include/net/scm.h in the kernel): it
+ * would close what does not fit, while all others wait.
+ */
 static int queue_take(int queue, struct work *work)
 {
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(2 * sizeof(int))];
+        char bytes[CMSG_SPACE(253 * sizeof(int))];
     } control;
     char byte;
     struct iovec part = { .iov_base = &byte, .iov_len = 1 };
@@ -260,14 +266,16 @@ static void worker_run(const struct server *server,
         while (write(server->report[1], "w", 1) < 0 && errno == EINTR)
             ;
     }
-    /* Without close_range() (Linux 5.9) these would hold up others. */
-    close(server->listener.fd);
-    close(server->report[0]);
-    close(server->queue[QUEUE_OUT]);
-    close(server->queue[QUEUE_IN]);
-    fds_close_except(server->report[1], work.map, work.answer);
-    if (error == 0 && !is_resumer)
-        error = work_take(&work);
+    if (error == 0) { /* or else without closing: an exit does not linger */
+        /* Without close_range() (Linux 5.9) these would hold up others. */
+        close(server->listener.fd);
+        close(server->report[0]);
+        close(server->queue[QUEUE_OUT]);
+        close(server->queue[QUEUE_IN]);
+        fds_close_except(server->report[1], work.map, work.answer);
+        if (!is_resumer)
+            error = work_take(&work);
+    }
     if (error != 0 && error != EAGAIN)
         log_warning("cannot take a command on a multipath map: %s",
                     strerror(error));
@@ -303,9 +311,8 @@ static pid_t worker_start(struct server *server, unsigned i, int64_t now)
         server->workers[i] = pid;
         return pid;
     }
-    log_warning("cannot fork for a command on a multipath map, trying again: "
-                "%s",
-                strerror(errno));
+    session_make_room(server, "fork for a command on a multipath map" FORK_CURE,
+                      errno, now);
     server->worker_retry = now + RETRY_AFTER;
     return 0;
 }
@@ -318,18 +325,28 @@ void worker_spawn(struct server *server, int64_t now)
     for (i = 0; i < server->slots; i++)
         if (server->workers[i] == 0 && !is_suspender(server, i))
             break;
+    server->worker_retry = now + RETRY_AFTER;
     if (i < server->slots)
         server->worker_pending = worker_start(server, i, now);
-    else
-        server->worker_retry = now + RETRY_AFTER;
+    if (server->worker_pending != 0)
+        server->worker_retry = now + TAKE_WITHIN;
 }
 
-/* Has others resume the maps that dead workers have left suspended. */
+/*
+ * Kills a worker that hangs in taking its command, and has others resume the
+ * maps that dead workers have left suspended.
+ */
 void worker_check(struct server *server, int64_t now)
 {
     unsigned i;
 
-    if (!server->is_resume_due || now < server->worker_retry)
+    if (now < server->worker_retry)
+        return;
+    if (server->worker_pending != 0) {
+        kill(server->worker_pending, SIGKILL);
+        server->worker_retry = now + TAKE_WITHIN;
+    }
+    if (!server->is_resume_due)
         return;
     server->is_resume_due = false;
     for (i = 0; i < server->slots; i++)
@@ -345,8 +362,10 @@ void worker_ended(struct server *server, pid_t pid, int status, int64_t now)
 
     if (server->worker_pending == pid)
         session_reported(server); /* its byte must not be taken for another's */
-    if (server->worker_pending == pid)
+    if (server->worker_pending == pid) {
         server->worker_pending = 0;
+        server->worker_retry = 0;
+    }
     for (i = 0; i < server->slots && server->workers[i] != pid; i++)
         ;
     if (i == server->slots)

@@ -8,6 +8,9 @@
  *       Prints: p50 and p99 latency in us, requests per second, median of
  *       connect and hello in us, sense key/ASC/ASCQ of the last reply.
  *       Killed by SIGALRM after SECONDS.
+ *   bench connect SOCKET DEVICE CLIENTS ROUNDS
+ *       Prints for each round the us in which all of these processes, which
+ *       begin at once, have connected and had a request answered.
  *   bench floor -k SOCKET
  *       The least that a helper can do: a process for each client that
  *       receives a request with its descriptor, closes that and answers.
@@ -317,6 +320,55 @@ static int load_main(char **arguments)
     return 0;
 }
 
+/* ---- connect --------------------------------------------------------- */
+
+static int connect_main(const char *path, const char *device, int n, int rounds)
+{
+    struct load *l = shared(sizeof(*l));
+    uint64_t *ends = shared((size_t)n * sizeof(*ends)), begin, end;
+    int gate[2], status;
+    char byte;
+
+    l->device = open(device, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (l->device < 0)
+        fail(device);
+    for (int round = 0; round < rounds; round++) {
+        if (pipe(gate) < 0)
+            fail("pipe");
+        for (int i = 0; i < n; i++) {
+            struct client c = { 0 };
+            pid_t child = fork();
+
+            if (child < 0)
+                fail("fork");
+            if (child > 0)
+                continue;
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            alarm(60);
+            close(gate[1]);
+            (void)!read(gate[0], &byte, 1);
+            c.fd = client_connect(path);
+            client_request(l, &c);
+            while (!client_receive(l, &c))
+                ;
+            ends[i] = now();
+            _exit(0);
+        }
+        usleep(20000); /* all of them wait, and the last round has ended */
+        begin = now();
+        close(gate[1]);
+        while (wait(&status) > 0)
+            if (status != 0)
+                exit(1);
+        close(gate[0]);
+        end = begin;
+        for (int i = 0; i < n; i++)
+            end = ends[i] > end ? ends[i] : end;
+        printf("%.1f\n", (double)(end - begin) / 1e3);
+    }
+    return 0;
+}
+
 /* ---- floor ----------------------------------------------------------- */
 
 static void floor_session(int fd)
@@ -410,6 +462,8 @@ int main(int argc, char **argv)
 {
     if (argc == 10 && strcmp(argv[1], "load") == 0)
         return load_main(argv + 2);
+    if (argc == 6 && strcmp(argv[1], "connect") == 0)
+        return connect_main(argv[2], argv[3], atoi(argv[4]), atoi(argv[5]));
     if (argc == 4 && strcmp(argv[1], "floor") == 0)
         return floor_main(argv[3]);
     if (argc >= 5 && strcmp(argv[1], "start") == 0)

@@ -240,6 +240,20 @@ def bench_start(names, ratios):
     return table
 
 
+def bench_connect(names, device, ratios):
+    """As a virtual machine begins, and as all do when a helper restarts."""
+    table = Table('Connect, hello, first reply, us', names, ratios, '%.0f')
+    for _ in range(ROUNDS):
+        for count, rounds in (1, 20), (250, 2):
+            for name in names:
+                with Running(name):
+                    for us in run('connect', SOCKET, device, count, rounds):
+                        table.add('clients at once: %d' % count, name,
+                                  float(us))
+    table.print()
+    return table
+
+
 def bench_hang(names, device_path, device, ratios):
     """One client's round trips while commands of others do not return."""
     table = Table("Another client's round trip while commands hang, us, "
@@ -286,7 +300,7 @@ def bench_size(names, ratios):
     return table
 
 
-def print_budgets(names, latency, rate, private, start, hang, size):
+def print_budgets(names, latency, rate, connect, private, start, hang, size):
     """What must hold: a row per budget and build of ours."""
     rows = [['budget', 'build', 'measured', 'met']]
 
@@ -312,6 +326,11 @@ def print_budgets(names, latency, rate, private, start, hang, size):
             value = hang.value('p50, %d hang' % count, name)
             add('p50 while %d hang, unchanged (at most 1.3 of 0 hang)'
                 % count, name, value and value / idle, lambda v: v <= 1.3)
+        for count in 1, 250:
+            add('connect, hello, first reply, %d at once, at most 2 of stock'
+                % count, name, connect.ratio('clients at once: %d' % count,
+                                             name, 'stock'),
+                lambda v: v <= 2)
         add('private memory with one client, under 200 kB', name,
             private.value('clients: 1', name), lambda v: v < 200, '%.0f')
         add('start, at most 0.25 of stock', name,
@@ -359,11 +378,12 @@ def main():
           % (os.uname().release, os.uname().machine, os.cpu_count(),
              os.getloadavg()[0], path, ROUNDS))
     latency, rate = bench_latency(names, path, ratios)
+    connect = bench_connect(names, path, ratios)
     hang = bench_hang(helpers, path, device, ratios)
     private = bench_memory(helpers, device, ratios)
     start = bench_start(helpers, ratios)
     size = bench_size(helpers, ratios)
-    print_budgets(names, latency, rate, private, start, hang, size)
+    print_budgets(names, latency, rate, connect, private, start, hang, size)
 
 
 if __name__ == '__main__':

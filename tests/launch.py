@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -35,7 +36,7 @@ prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 def status_of(pid):
     """/proc/PID/status as a dictionary; sets as numbers."""
-    with open('/proc/%d/status' % pid) as f:
+    with open('/proc/%s/status' % pid) as f:
         fields = dict(line.rstrip('\n').split(':', 1) for line in f)
     return {name: int(value, 16) if name.startswith('Cap')
             else value.split() for name, value in fields.items()}
@@ -202,3 +203,51 @@ def place():
     yield here
     here.close()
     prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+# Root's processes have no limit; nobody else has this user's number.
+A_USER = ('-u', str(100000 + os.getpid())) if os.geteuid() == 0 else ()
+
+
+def limit_processes(helper, limit):
+    """RLIMIT_NPROC of main, which may be another user's."""
+    ours = os.getresuid()
+    os.setresuid(int(status_of(helper.pid)['Uid'][0]), -1, -1)
+    try:
+        hard = resource.prlimit(helper.pid, resource.RLIMIT_NPROC)[1]
+        resource.prlimit(helper.pid, resource.RLIMIT_NPROC,
+                         (hard if limit is None else limit, hard))
+    finally:
+        os.setresuid(*ours)
+
+
+def no_more_processes(helper):
+    """The helper can fork() no more, as long as no process of its ends."""
+    uid, count = status_of(helper.pid)['Uid'][0], 0
+    for name in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            status = status_of(name)
+        except OSError:
+            continue
+        if status['Uid'][0] == uid:
+            count += int(status['Threads'][0])
+    limit_processes(helper, count)
+
+
+def lingering():
+    """A TCP socket whose last close() blocks for a minute, and its peer."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(1)
+        sender = socket.create_connection(listener.getsockname())
+        receiver = listener.accept()[0]
+    sender.setblocking(False)
+    try:
+        while True:
+            sender.send(bytes(65536))
+    except BlockingIOError:
+        pass
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                      struct.pack('ii', 1, 60))
+    return sender, receiver

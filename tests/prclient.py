@@ -55,8 +55,11 @@ class Closed(Exception):
 class Client:
     def __init__(self, path, hello=True, timeout=30):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(timeout)
+        # To wait while the helper's backlog is full, as QEMU does.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO,
+                             struct.pack('@ll', int(timeout) + 1, 0))
         self.sock.connect(path)
+        self.sock.settimeout(timeout)
         self.features = None
         if hello:
             self.features = struct.unpack('>I', self.read(4))[0]

@@ -24,7 +24,8 @@ import pytest
 
 import sim
 from conftest import program
-from launch import wait_until
+from launch import (A_USER, limit_processes, lingering, no_more_processes,
+                    wait_until)
 from prclient import (
     BUSY, CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS, EXCLUSIVE_ACCESS_AR,
     EXCLUSIVE_ACCESS_RO, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_FULL_STATUS,
@@ -769,6 +770,103 @@ def test_more_clients_than_the_limit_at_once(begin, disks, mode):
     assert helper.stop() == 0
 
 
+def test_who_reconnects_at_the_limit_costs_nobody_a_connection(begin, disks):
+    """Its old session may still be there when the new one begins."""
+    helper = begin('--max-clients=8')
+    disk, other = disks.open(0), OtherPeer(helper, 5)
+    innocent = other.clients()
+    for client in innocent:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    for _ in range(100):
+        clients = [helper.client() for _ in range(3)]
+        for client in clients:
+            client.close()
+    helper.wait_sessions(5)
+    for client in innocent:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    assert 'disconnecting' not in helper.log()
+    other.close()
+    assert helper.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0,
+                    reason='other processes of this user come and go')
+def test_newcomers_are_served_although_no_process_can_be_forked(begin, disks):
+    """The peer with the most loses its longest idle; that is said once."""
+    helper = begin(*A_USER)
+    disk, other = disks.open(0), OtherPeer(helper, 20)
+    greedy = other.clients()
+    with helper.client() as modest:
+        assert modest.read_in(disk, READ_KEYS).status == GOOD
+        assert greedy[0].read_in(disk, READ_KEYS).status == GOOD
+        no_more_processes(helper)
+        clients = []
+        for client in [*greedy[1:10], greedy[10]]:
+            start = time.monotonic()
+            clients.append(helper.client())
+            assert clients[-1].read_in(disk, READ_KEYS).status == GOOD
+            assert time.monotonic() - start < 5
+            assert client.closed()
+            helper.wait_sessions(21)
+        for client in [modest, greedy[0], *greedy[11:], *clients]:
+            assert client.read_in(disk, READ_KEYS).status == GOOD
+        assert helper.log().count('cannot fork') == 1
+        assert 'pid %d' % other.pid in helper.log()
+        for client in clients:
+            client.close()
+    other.close()
+    assert helper.stop() == 0
+
+
+def test_newcomer_is_served_although_a_peer_connects_without_end(
+        begin, disks):
+    """It waits behind few of those who connect and close at once."""
+    helper, disk, pids, times = begin(), disks.open(0), [], []
+    for _ in range(3):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            with contextlib.suppress(BaseException):
+                while True:
+                    helper.client(hello=False).close()
+            os._exit(0)
+    try:
+        time.sleep(0.5)
+        for _ in range(7):
+            start = time.monotonic()
+            with helper.client() as client:
+                assert client.read_in(disk, READ_KEYS).status == GOOD
+            times.append(time.monotonic() - start)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert statistics.median(times) < 1, times
+    assert helper.stop() == 0
+
+
+def test_who_goes_for_nothing_is_the_last_to_go(begin, disks):
+    """With the processes used up by others, nobody need be disconnected."""
+    helper = begin(*A_USER)
+    disk = disks.open(0)
+    clients = [helper.client() for _ in range(8)]
+    for client in clients:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    limit_processes(helper, 1)
+    late = helper.client(hello=False)
+    assert clients[0].closed()
+    time.sleep(1)
+    for client in clients[1:]:
+        assert client.read_in(disk, READ_KEYS).status == GOOD
+    limit_processes(helper, None)
+    late.read(4)
+    late.send(bytes(4))
+    assert late.read_in(disk, READ_KEYS).status == GOOD
+    assert helper.log().count('cannot fork') == 1
+    for client in clients + [late]:
+        client.close()
+    assert helper.stop() == 0
+
+
 @pytest.mark.parametrize('mode', MODES)
 def test_client_that_stops_inside_a_frame_is_closed_after_the_timeout(
         begin, target, disks, mode):
@@ -978,6 +1076,26 @@ def test_sigkill_of_main_takes_the_sessions_along(begin, target, disks):
         assert busy.reply().status == GOOD      # the device did it, after all
         assert busy.closed()
         assert gone(sessions)
+
+
+@pytest.mark.parametrize('before', range(3))
+def test_sigkill_of_main_takes_a_session_that_lingers(begin, before):
+    """In its own close(), or in the kernel's of what came beside others."""
+    helper = begin()
+    with helper.client() as client, open(os.devnull) as null:
+        helper.wait_sessions(1)
+        session, = helper.sessions()
+        sender, receiver = lingering()
+        os.kill(session, signal.SIGSTOP)
+        client.send(READ_CDB, [null.fileno()] * before + [sender.fileno()])
+        sender.close()              # what it has got is the last reference
+        os.kill(session, signal.SIGCONT)
+        client.drained()
+        time.sleep(0.2)
+        assert not gone([session], 0.1) or before > 0
+        helper.stop(signal.SIGKILL)
+        assert gone([session], 10)
+        receiver.close()
 
 
 def private_memory(pid):

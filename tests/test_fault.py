@@ -108,6 +108,7 @@ EXPECTED = {
     # listen.c
     'getsockopt socket_option': {START: (e.ENOTSOCK, e.EBADF)},
     'fcntl listen_activated': {START: (e.EBADF,)},
+    'listen listen_activated': {SAME: (e.EACCES, e.EINVAL)},
     'setsockopt listen_activated': {SAME: (e.ENOPROTOOPT, e.EINVAL)},
     'socket unix_socket': {START: (e.EMFILE, e.EAFNOSUPPORT)},
     'stat is_in_shared_directory': {SAME: (e.EACCES, e.ENOENT)},
@@ -163,6 +164,7 @@ EXPECTED = {
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
     'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    'kill worker_check': {SAME: (e.ESRCH, e.EPERM)},
     # sysfs.c, multipath.c
     'readlink sysfs_scsi_host': {SAME: (e.ENOENT,)},
     'open sysfs_slaves': {LOST: (e.ENOENT, e.EMFILE)},
@@ -202,6 +204,7 @@ EXPECTED = {
     'kill session_check': {SAME: (e.ESRCH, e.EPERM)},
     'kill session_kill_all': {SAME: (e.ESRCH, e.EPERM)},
     # client.c
+    'prctl client_busy': {SAME: (e.EINVAL,)},
     'getsockopt client_begin': {SAME: (e.EINVAL, e.ENOTCONN)},
     'recvmsg client_receive': {SAME: (e.EAGAIN, e.EINTR, SHORT),
                                CLOSED: (e.ECONNRESET, e.ENOMEM)},
@@ -618,6 +621,8 @@ class Run:
                 cdb, self.map, parameters(key, new_key, flags))))
 
         self.client = None
+        if self.scenario.mute:
+            self.hang_without_a_word()
         out(REGISTER_AND_IGNORE, 0, KEY)
         out(REGISTER_AND_IGNORE, 0, KEY, flags=4)       # ALL_TG_PT
         assert {self.target.nexus(n).key for n in PATHS} == {KEY}
@@ -646,6 +651,15 @@ class Run:
         self.settle()
         if self.scenario.crowded:
             self.evict_who_waits()
+
+    def hang_without_a_word(self):
+        """Main cannot tell this worker from one that takes no command."""
+        for n in PATHS:
+            self.target.nexus(n).hold = 1
+        self.expect(LOST, lambda: self.answer(
+            lambda c: c.read_in(self.map, READ_KEYS)))
+        for n in PATHS:
+            self.target.nexus(n).hold = 0
 
     def evict_who_waits(self):
         """Two clients have commands at a path that hangs, a third comes."""
@@ -743,6 +757,10 @@ SCENARIOS = [
     Scenario('multipath, one process', '-v', '--single-process',
              '--max-clients=2', mapped=True, single=True, crowded=True,
              only='worker_|^close client_close'),
+    Scenario('multipath, mute worker', '-v', mapped=True, mute=True,
+             only='worker_check', usual=[
+                 'qemu-pr-helper: a command on a multipath map died of '
+                 'signal 9'], broken={'write worker_run': (e.EPIPE, *ONE)}),
     Scenario('multipath, slow', '-v', mapped=True, slow=True,
              only='nanosleep|^close (name|path|worker)', usual=[LOST, LOST],
              broken={'connect name_connect': (e.EAGAIN, *ONE),
@@ -877,8 +895,11 @@ def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
         if not re.search(scenario.only or '', name):
             continue
         most = 4 if 'client_' in name else 2
-        if 'ioctl' in name or name == 'ppoll server_wait 1':
-            most = 1        # how often the latter is called, time tells
+        # How often the second is called, time tells; the others are too late
+        # for a client that is closed anyway.
+        if re.search('ioctl|ppoll server_wait 1|setrlimit session_begin|'
+                     'sandbox_session|filter_install', name):
+            most = 1
         for outcome, errors in expected(name, role, scenario).items():
             for error in errors:
                 tools.pairs.add((where[0], role, error))

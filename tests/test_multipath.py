@@ -15,10 +15,12 @@ anything but a multiple of many seconds.
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import errno
 import itertools
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -32,6 +34,7 @@ import pytest
 import multipathd
 import sim
 from conftest import Helper, program
+from launch import A_USER, lingering, no_more_processes
 from prclient import (
     CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS_AR, GOOD, PREEMPT,
     PREEMPT_AND_ABORT, READ_FULL_STATUS, READ_KEYS, READ_RESERVATION,
@@ -66,6 +69,7 @@ class Lab:
 
     def __init__(self, mode='sessions', options=(), env=None):
         self.dir = tempfile.mkdtemp(prefix='prh')
+        os.chmod(self.dir, 0o755)       # for a helper of another user
         self.target = sim.Target(os.path.join(self.dir, 'sim'))
         self.root = sim.Root(os.path.join(self.dir, 'root'))
         self.mpd = multipathd.Multipathd(os.path.join(self.dir, 'm'),
@@ -1948,6 +1952,67 @@ def test_main_is_killed_while_a_map_is_suspended(lab_of):
                or not lab.known.suspended)
     wait_until(lambda: lab.keys() == [KEY] * 3)
     action.after(lab)
+
+
+@pytest.mark.skipif(os.geteuid() != 0,
+                    reason='other processes of this user come and go')
+def test_command_is_carried_out_although_no_process_can_be_forked(lab_of):
+    """Who has the most connections makes room, and that is said once."""
+    lab = lab_of(options=A_USER)
+    others = [lab.helper.client() for _ in range(10)]
+    lab.helper.wait_sessions(11)
+    no_more_processes(lab.helper)
+    start = time.monotonic()
+    lab.client.read_in(lab.other_map, READ_KEYS)
+    for _ in range(3):
+        assert lab.client.read_in(lab.map, READ_KEYS).status == GOOD
+    assert time.monotonic() - start < 5
+    assert lab.helper.log().count('cannot fork') == 1
+    assert others[0].closed()
+    others[-1].read_in(lab.map, READ_KEYS)
+    for client in others:
+        client.close()
+    lab.helper.wait_sessions(1)
+
+
+def queue_of(lab):
+    """The sessions' end of the queue to the workers."""
+    number, = (int(fd) for fd in os.listdir('/proc/%d/fd' % lab.helper.pid)
+               if int(fd) > 500)
+    pidfd = os.pidfd_open(lab.helper.pid)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, number, 0)
+    os.close(pidfd)
+    if fd < 0:
+        pytest.skip('pidfd_getfd: ' + os.strerror(ctypes.get_errno()))
+    return socket.socket(fileno=fd)
+
+
+@pytest.mark.parametrize('room', ['room for them', 'no room for them'])
+def test_descriptors_on_the_queue_that_linger(lab_of, room):
+    """As code in a session could send them: commands on maps go on."""
+    lab = lab_of()
+    used = {int(fd) for fd in os.listdir('/proc/%d/fd' % lab.helper.pid)}
+    limits = resource.prlimit(lab.helper.pid, resource.RLIMIT_NOFILE)
+    if room != 'room for them':         # the kernel closes what is too many
+        free = sorted(set(range(len(used) + 3)) - used)
+        resource.prlimit(lab.helper.pid, resource.RLIMIT_NOFILE,
+                         (free[2], limits[1]))
+    with queue_of(lab) as queue:
+        ours, theirs = socket.socketpair()
+        sender, receiver = lingering()
+        with ours, theirs, sender, receiver:
+            os.kill(lab.helper.pid, signal.SIGSTOP)
+            socket.send_fds(queue, [b'.'],
+                            [lab.map, theirs.fileno(), sender.fileno()])
+            sender.close()          # the queue's is the last reference now
+            os.kill(lab.helper.pid, signal.SIGCONT)
+            start = time.monotonic()
+            if room != 'room for them':
+                wait_until(lab.workers)
+            resource.prlimit(lab.helper.pid, resource.RLIMIT_NOFILE, limits)
+            assert lab.client.read_in(lab.map, READ_KEYS).status == GOOD
+            assert time.monotonic() - start < 20
+    lab.wait_idle()
 
 
 # ---- Many at a time ---------------------------------------------------------

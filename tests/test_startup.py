@@ -429,6 +429,29 @@ def test_what_is_passed_must_be_a_listening_stream_socket(place, kind):
     assert 'ocket activation' in place.log()
 
 
+@pytest.mark.parametrize('is_activated', [False, True])
+def test_few_clients_wait_in_line(place, is_activated):
+    """Each newcomer waits behind them; the others wait in connect()."""
+    with contextlib.ExitStack() as stack:
+        if is_activated:
+            passed = stack.enter_context(listener(place.socket, 4096))
+            process = activated(place, passed)
+        else:
+            process = place.begin()
+        assert place.serves()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BlockingIOError):
+                for _ in range(30):
+                    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    sock.setblocking(False)
+                    sock.connect(place.socket)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert place.serves()
+        assert stop(process) == 0
+
+
 # Messages to a service manager. ----------------------------------------
 
 @pytest.mark.parametrize('options', [[], ['--single-process']])

@@ -438,7 +438,7 @@ def test_134_backlog_that_fills_while_the_helper_is_stopped(victim):
     crowd = []
     os.kill(victim.pid, signal.SIGSTOP)
     try:
-        crowd = connected(victim, 100, hello=False)
+        crowd = connected(victim, 16, hello=False)
     finally:
         os.kill(victim.pid, signal.SIGCONT)
     for client in crowd:

@@ -22,7 +22,7 @@ import tty
 
 import pytest
 
-from launch import lock_owner, needs_root
+from launch import lingering, lock_owner, needs_root
 from prclient import REGISTER, Client, pr_out
 from victim import (PATIENCE, READ, begin, checked,  # noqa: F401
                     libc, option, refused, shared, victim)
@@ -307,18 +307,7 @@ def test_262_each_others_sockets(victim):
 
 def test_263_socket_whose_close_lingers(victim):
     """A TCP socket that blocks close() for a minute delays nobody."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listener.bind(('127.0.0.1', 0))
-        listener.listen(1)
-        sender = socket.create_connection(listener.getsockname())
-        receiver = listener.accept()[0]
-    sender.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sender.send(bytes(65536))
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
-                      struct.pack('ii', 1, 60))
+    sender, receiver = lingering()
     client = victim.client(timeout=PATIENCE)
     # So that the helper's is the last reference, it must wait for the CDB.
     client.send(READ[:8], [sender.fileno()])
