@@ -42,6 +42,7 @@ void client_begin(struct client *client, int socket, int queue,
     client->timeout = timeout;
     client->deadline = record->since + timeout;
     client->refusal_logged = false;
+    client->is_busy = false;
     protocol_begin(&client->conversation);
     client_trace(client, TRACE_CLIENT_CONNECT, "connected");
 }

@@ -182,7 +182,7 @@ static int queue_take(int queue, struct work *work)
 /* Takes the command itself. Returns 0 or errno. */
 static int work_take(struct work *work)
 {
-    struct log_peer peer;
+    struct log_peer peer = { 0 };
     struct iovec parts[3] = {
         { .iov_base = &peer, .iov_len = sizeof(peer) },
         { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },

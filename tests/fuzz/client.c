@@ -377,6 +377,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     if (client == NULL || size > FDS - 16)
         goto end;
     memset(client, 0xa5, sizeof(*client));
+    client->is_session = false;
     memset(&peer, 0, sizeof(peer));
     peer.fd = -1;
     frame_begin(HELLO_OUT, 4);

@@ -213,7 +213,7 @@ int fuzz_listen(int fd, int backlog)
 {
     MUST(backlog > 0);
     if (fd != PASSED_FD)
-        MUST(place.is_stream && place.bound);
+        MUST(fd == FIRST_FD && place.is_stream && place.bound);
     errno = EADDRINUSE;
     return answer(4) == 1 ? -1 : 0;
 }
