@@ -117,6 +117,12 @@ class Host:
                            or self.guest.process.poll() is not None,
                            'QEMU waits on host ' + self.name)
 
+    def runs(self):
+        try:
+            return self.guest.qmp('query-status')['status'] == 'running'
+        except OSError:
+            return False        # it is gone
+
     def end(self):
         """QEMU's exit status."""
         guest, self.guest = self.guest, None
@@ -262,10 +268,11 @@ class Journey:
         status = self.wait_migrated()
         cluster.wait_until(
             lambda: target.guest.process.poll() is not None
-            or target.guest.qmp('query-status')['status'] == 'running',
-            'the guest runs on host ' + name)
+            or target.runs(), 'the guest runs on host ' + name)
         check('the guest has moved', (status, target.guest.process.poll()),
               ('completed', None))
+        if target.guest.process.poll() is not None:
+            raise RuntimeError('the guest is lost')
         check('the rival tried meanwhile', self.trying.refused() > tries)
         self.host = target
         self.check_state()
