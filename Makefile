@@ -64,17 +64,24 @@ STATIC_FLAGS = -static -Os -flto -ffunction-sections -fdata-sections \
 	-fno-asynchronous-unwind-tables \
 	-Wl,--gc-sections,-z,noseparate-code,-z,norelro
 KERNEL_HEADERS = -idirafter /usr/include \
-	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch)
+	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch 2>&-)
 STATIC = $(STATIC_CC) $(COMPILE) $(STATIC_FLAGS) $(KERNEL_HEADERS) $(LDFLAGS)
+
+# What a target takes that the others do without: it says so in a sentence.
+needs = @command -v $(firstword $(1)) >/dev/null || { echo \
+	"make $@ needs $(firstword $(1)), from Debian's package $(2): please install it" >&2; \
+	exit 1; }
 
 static: $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client
 
 $(BUILD)/static/qemu-pr-helper: $(SOURCES) $(HEADERS) Makefile
+	$(call needs,$(STATIC_CC),musl-tools)
 	@mkdir -p $(@D)
 	$(STATIC) -o $@ $(SOURCES)
 	$(STRIP) -R .comment $@
 
 $(BUILD)/static/qemu-pr-client: $(CLIENT_SOURCES) $(HEADERS) Makefile
+	$(call needs,$(STATIC_CC),musl-tools)
 	@mkdir -p $(@D)
 	$(STATIC) -o $@ $(CLIENT_SOURCES)
 	$(STRIP) -R .comment $@
@@ -152,6 +159,10 @@ check-migration: $(HELPER)
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER)
 	tests/run.sh multipath reference
+
+# README's commands, and QEMU and multipath-tools, of another Debian; as root.
+check-debian:
+	tests/check-debian.sh $(SUITE)
 
 # What a virtual machine that is not ours any more would try.
 check-hostile: sim
@@ -292,6 +303,10 @@ uninstall:
 # What is committed, as a tar file that depends on nothing else.
 DIST = prhelper-$(VERSION)
 dist:
+	$(call needs,git,git)
+	@git -c safe.directory='$(CURDIR)' rev-parse -q --verify HEAD \
+		>/dev/null 2>&1 || { echo "make dist packs what is committed:" \
+		"it needs a git repository, and this is none" >&2; exit 1; }
 	@mkdir -p build
 	git -c safe.directory='$(CURDIR)' -c tar.umask=0022 archive \
 		--prefix=$(DIST)/ -o build/$(DIST).tar HEAD
@@ -301,6 +316,8 @@ dist:
 # its sources, in build/deb.
 DEB = build/deb/$(DIST)
 deb:
+	$(call needs,dpkg-buildpackage,dpkg-dev)
+	$(call needs,dh,debhelper)
 	rm -rf build/deb
 	mkdir -p $(DEB)
 	tar --exclude=./.git --exclude=./build $(PROGRAMS:%=--exclude=./%) \
@@ -311,13 +328,14 @@ deb:
 
 # What was fetched stays; distclean takes that, too.
 clean:
-	rm -rf qemu-pr-helper qemu-pr-client \
-		$(filter-out build/debian build/apt,$(wildcard build/*))
+	rm -rf qemu-pr-helper qemu-pr-client $(filter-out build/debian build/apt \
+		build/roots,$(wildcard build/*))
 
 distclean:
 	rm -rf qemu-pr-helper qemu-pr-client build
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
-	check-reproducible check-deb check-recipes check-qemu check-migration fuzz \
-	soak coverage lint bench demo install uninstall dist deb clean distclean
+	check-reproducible check-deb check-debian check-recipes check-qemu \
+	check-migration fuzz soak coverage lint bench demo install uninstall dist \
+	deb clean distclean

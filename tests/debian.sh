@@ -42,6 +42,7 @@ shift
 command -v mmdebstrap >/dev/null || fail "needs mmdebstrap; please install it"
 
 # The archive that this machine's apt uses, and how it gets there.
+# shellcheck disable=SC2016 # apt's
 archive=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' \
     'Created-By: Packages' | sed -n '/security/d; s/^Debian main //p' | head -n 1)
 proxies=$(apt-config dump | grep -i '^Acquire::https\?::Proxy' || :)
@@ -58,6 +59,7 @@ flock 9
 if [ ! -d "$root" ]; then
     echo "making a root of $suite in $root" >&2
     rm -rf --one-file-system "$root.new"
+    # shellcheck disable=SC2016 # for the hook
     mmdebstrap --quiet --variant=apt \
         --aptopt='Acquire::Check-Valid-Until "false"' \
         ${proxies:+--aptopt="$proxies"} \

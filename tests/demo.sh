@@ -9,6 +9,7 @@
 set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
+"$top/tests/uml.sh"
 # shellcheck disable=SC2016 # PYTHON is for the inner shell
 exec "$top/tests/fetch.sh" user-mode-linux kmod mount python3 -- \
     sh -c 'exec "$1/tests/uml.sh" "$PYTHON" "$1/tests/demo.py"' sh "$top"

@@ -20,6 +20,13 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 build=${BUILD:-$top/build}
 into=$build/debian
 stamps=$into/fetched
+case $top$build in
+*[!A-Za-z0-9_./+@~=-]*)
+    echo "fetch.sh: the tests take no space and nothing that a shell, make or" \
+        "mount splits at in the path of these sources: $top" >&2
+    exit 1
+    ;;
+esac
 
 installed() {
     command -v dpkg-query >/dev/null &&

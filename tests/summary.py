@@ -4,7 +4,7 @@ Each SUITE has left a log, an exit status and pytest's XML results. A test
 counts once: as failed if it failed in any suite, else as passed if it passed
 in any, else as skipped. A suite that did not get to its end is one more
 failure, and so is, with CI=true, the skip of a test whose reason begins with
-"not installed:".
+"not installed:". A suite that this machine cannot run has left the reason.
 
 Must print the line "N passed, N failed, N skipped" last, whatever happened,
 and exit 1 unless nothing failed.
@@ -36,6 +36,10 @@ def main(directory, suites):
     tests = {}
     for suite in suites:
         base = os.path.join(directory, suite)
+        if os.path.exists(base + '.skipped'):
+            with open(base + '.skipped') as f:
+                tests[suite] = 'skipped', f.read().strip()
+            continue
         try:
             with open(base + '.log', errors='replace') as f:
                 print('--- %s ---\n%s' % (suite, f.read()))

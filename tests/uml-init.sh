@@ -21,6 +21,7 @@ mount -t sysfs sys /sys
 mount -t tmpfs -o mode=755 run /run
 mount -t tmpfs -o mode=1777 tmp /tmp
 
+# shellcheck disable=SC2154
 [ -d "$uml_top" ] || {  # it was below /tmp or /run
     mkdir -p "$uml_top"
     mount -r -t hostfs -o "$uml_top" top "$uml_top"

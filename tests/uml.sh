@@ -8,6 +8,9 @@
 # is ours.  124: out of time (UML_TIMEOUT seconds, 150 unless set); 125: the
 # kernel did not get so far as to run it.
 #
+# Without COMMAND it only says whether there is such a kernel for this machine:
+# 77, and why, if there is none.
+#
 # UML_MEMORY (512 MB) and UML_NEXUSES (2) size the machine.  What it takes is
 # fetched if it is not installed.
 #
@@ -16,6 +19,12 @@
 set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
+machine=$(dpkg --print-architecture 2>/dev/null || echo amd64)
+if [ "$machine" != amd64 ] && ! command -v linux.uml >/dev/null; then
+    echo "Debian has no user-mode-linux for $machine, only for amd64" >&2
+    exit 77
+fi
+[ $# -gt 0 ] || exit 0
 [ -n "${UML_MODULES:-}" ] ||
     UML_MODULES=. exec "$top/tests/fetch.sh" user-mode-linux kmod mount -- "$0" "$@"
 

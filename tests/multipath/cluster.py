@@ -23,6 +23,7 @@ import prclient as pr
 from direct import Direct
 
 MAP, PATHS, RIVAL = '/dev/mapper/mpatha', ('sda', 'sdb'), '/dev/sdc'
+NAME = '/run/multipathd.socket'     # since 0.12
 ABSTRACT = '\0/org/kernel/linux/storage/multipathd'
 DEADLINE = 60
 
@@ -144,7 +145,11 @@ class Multipathd:
 
     def registers(self):
         """Will it register a path that appears?"""
-        return ask('getprstatus map dm-0') in ('1', 'set')
+        return ask('getprstatus map dm-0').strip() in ('1', 'set')
+
+    def knows_the_holder(self):
+        """Since 0.13: does this host hold the reservation?"""
+        return ask('getprhold map dm-0').strip() in ('set', 'unset')
 
     def forget(self):
         ask('unsetprstatus map dm-0')

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from cluster import (FILE, PATHS, Helper, Multipathd, Relay, Rival, reset,
+from cluster import (FILE, NAME, PATHS, Helper, Multipathd, Relay, Rival, reset,
                      set_state)
 
 
@@ -88,8 +88,11 @@ def rival():
 
 @pytest.fixture
 def relay():
-    """A function that puts a Relay before multipathd; gone after the test."""
+    """A function that puts a Relay before multipathd; gone after the test.
+    Until then multipathd is to be found by its abstract name only."""
     relays = []
+    if os.path.exists(NAME):
+        os.rename(NAME, NAME + '.hidden')
 
     def begin(path, **kwargs):
         relays.append(Relay(path, **kwargs))
@@ -98,3 +101,5 @@ def relay():
     yield begin
     for one in relays:
         one.close()
+    if os.path.exists(NAME + '.hidden'):
+        os.rename(NAME + '.hidden', NAME)

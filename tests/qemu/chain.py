@@ -246,9 +246,12 @@ def competition(guest, rival):
     check("the guest sees the rival's reservation",
           guest.reservation(), theirs)
     for action in '--report-capabilities', '--read-full-status':
-        check('%s is the same on both sides' % action,
-              guest.sg_persist('--in ' + action),
-              rival.sg_persist('--in ' + action))
+        said, meant = [side.sg_persist('--in ' + action)
+                       for side in (guest, rival)]
+        if said != meant:   # QEMU 11 hides these two, for migration's sake
+            meant = (meant[0], re.sub(r'\((SIP_C|ATP_C)\): 1', r'(\1): 0',
+                                      meant[1]))
+        check('%s is the same on both sides' % action, said, meant)
     check("the guest's RESERVE conflicts", guest.out(
         '--reserve --param-rk=%s --prout-type=3' % GUEST_KEY), CONFLICT)
     check('the guest may not write', guest.write() != GOOD)
