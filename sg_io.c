@@ -284,11 +284,19 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
         command->payload = command->length - (unsigned)hdr->resid;
 }
 
-/* Once. Sets refusal if the kernel does not send it. */
-static void command_send(struct pr_command *command, unsigned timeout)
+/*
+ * Sends a command that sg_io_vet() let pass, and waits for its end, up to
+ * timeout milliseconds. A signal would end the wait on /dev/sgN early: the
+ * caller must have blocked them. Sends it again while the answer is a unit
+ * attention (it was not carried out, because of something that the nexus is
+ * told of first), as often as attentions says. Sets refusal if the kernel does
+ * not send it.
+ */
+void sg_io_execute(struct pr_command *command, unsigned timeout,
+                   unsigned attentions)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    uint8_t cdb[CDB_LENGTH];
+    uint8_t cdb[CDB_LENGTH], key;
     struct sg_io_hdr hdr = {
         .interface_id = 'S',
         /* Without data, /dev/sgN takes no direction but this one. */
@@ -303,42 +311,27 @@ static void command_send(struct pr_command *command, unsigned timeout)
         .sbp = command->sense,
         .timeout = timeout,
     };
+    uint16_t code;
 
     memcpy(cdb, command->cdb, sizeof(cdb));
-    status_set(command, GOOD);
-    command->unreached = false;
-    command->is_lost = false;
-    /* A device that sends less than it says must not leak what was here. */
-    if (!is_out)
-        memset(command->data, 0, command->length);
-
-    if (ioctl(command->fd, SG_IO, &hdr) == 0) {
-        result_set(command, &hdr);
-        return;
-    }
-    command->unreached = errno == ENODEV || errno == ENXIO;
-    if (errno == EPERM || errno == EACCES)
-        command->refusal = "the kernel does not let the helper send it: "
-                           "CAP_SYS_RAWIO is missing, or is that of a user "
-                           "namespace, or a security module forbids it";
-    outcome_set(command, errno_outcomes, errno);
-}
-
-/*
- * Sends a command that sg_io_vet() let pass, and waits for its end, up to
- * timeout milliseconds. A signal would end the wait on /dev/sgN early: the
- * caller must have blocked them. Sends it again while the answer is a unit
- * attention (it was not carried out, because of something that the nexus is
- * told of first), as often as attentions says.
- */
-void sg_io_execute(struct pr_command *command, unsigned timeout,
-                   unsigned attentions)
-{
-    uint16_t code;
-    uint8_t key;
-
     do {
-        command_send(command, timeout);
+        status_set(command, GOOD);
+        command->unreached = false;
+        command->is_lost = false;
+        /* A device that sends less than it says must not leak what was here. */
+        if (!is_out)
+            memset(command->data, 0, command->length);
+        if (ioctl(command->fd, SG_IO, &hdr) == 0) {
+            result_set(command, &hdr);
+        } else {
+            command->unreached = errno == ENODEV || errno == ENXIO;
+            if (errno == EPERM || errno == EACCES)
+                command->refusal = "the kernel does not let the helper send "
+                                   "it: CAP_SYS_RAWIO is missing, or is that "
+                                   "of a user namespace, or a security module "
+                                   "forbids it";
+            outcome_set(command, errno_outcomes, errno);
+        }
         sense_get(command->sense, &key, &code);
     } while (!command->unreached && command->status == CHECK_CONDITION
              && key == UNIT_ATTENTION && attentions-- > 0);

@@ -40,14 +40,15 @@ from direct import sg_io
 BLOCK, RIVALS, HOSTS = 512, 600, 704    # its size; those that they write
 SOCKET = '/run/migration.sock'
 DEADLINE = 120
-# Two QEMUs have the disk open. The one that a guest is migrated to opens it for
-# writing only once the guest runs, unless told otherwise: too late to register.
+# Two QEMUs have the disk open. The one that a guest is migrated to opens it
+# for writing once the guest runs, unless told otherwise: too late to register.
 DRIVE = ',file.locking=off,auto-read-only=off'
 EXCLUSIVE = 3, 6        # types that forbid others to read, too
 TO_ONE = 1, 3           # types that let only the nexus write that reserved
 NAMES = dict(TYPES)
-LUN = '/sys/kernel/config/target/loopback/naa.50014050000000%02x/tpgt_1/lun/lun_0'
-ALUA = '/sys/kernel/config/target/core/fileio_0/disk0/alua/gp2'
+TARGET = '/sys/kernel/config/target/'
+LUN = TARGET + 'loopback/naa.50014050000000%02x/tpgt_1/lun/lun_0'
+ALUA = TARGET + 'core/fileio_0/disk0/alua/gp2'
 
 
 def transfer(fd, operation, lba, data=b''):
@@ -115,6 +116,12 @@ class Host:
         cluster.wait_until(lambda: os.path.exists(SOCKET)
                            or self.guest.process.poll() is not None,
                            'QEMU waits on host ' + self.name)
+
+    def runs(self):
+        try:
+            return self.guest.qmp('query-status')['status'] == 'running'
+        except OSError:
+            return False        # it is gone
 
     def end(self):
         """QEMU's exit status."""
@@ -247,8 +254,9 @@ class Journey:
             time.sleep(0.1)
         return 'no end'
 
-    def move(self, name, meanwhile):
-        """To this host; meanwhile is done once the guest is expected there."""
+    def move(self, name, meanwhile, afterwards=lambda: None):
+        """To this host; meanwhile is done once the guest is expected there,
+        afterwards when it has come."""
         begin = time.monotonic()
         source, target = self.host, self.hosts[name]
         print('-- from host %s to host %s%s' % (source.name, name,
@@ -260,14 +268,16 @@ class Journey:
         status = self.wait_migrated()
         cluster.wait_until(
             lambda: target.guest.process.poll() is not None
-            or target.guest.qmp('query-status')['status'] == 'running',
-            'the guest runs on host ' + name)
+            or target.runs(), 'the guest runs on host ' + name)
         check('the guest has moved', (status, target.guest.process.poll()),
               ('completed', None))
+        if target.guest.process.poll() is not None:
+            raise RuntimeError('the guest is lost')
         check('the rival tried meanwhile', self.trying.refused() > tries)
         self.host = target
         self.check_state()
         self.check_fenced(source)
+        afterwards()
         source.end()
         self.check_guest()
         print('-- after %.0f s' % (time.monotonic() - begin), flush=True)
@@ -284,8 +294,27 @@ class Journey:
             lambda: self.guest.qmp('query-migrate').get('ram', {}).get(
                 'transferred', 0) > 1 << 20, 'some memory is there')
         target.kill()
-        check('the migration fails', self.wait_migrated(), 'failed')
+        self.check_stayed(target)
         self.guest.qmp('migrate-set-parameters', **{'max-bandwidth': 1 << 30})
+
+    def stay_without_helper(self, name):
+        """The other host has no helper; and it tells the one it is from."""
+        target = self.hosts[name]
+        print('-- from host %s to host %s, which has no helper'
+              % (self.host.name, name))
+        target.expect()
+        target.helper.end(signal.SIGTERM)
+        self.guest.qmp('migrate-set-capabilities', capabilities=[
+            {'capability': 'return-path', 'state': True}])
+        self.guest.qmp('migrate', uri='unix:' + SOCKET)
+        self.check_stayed(target)
+        target.kill()
+        target.helper.start()
+        self.guest.qmp('migrate-set-capabilities', capabilities=[
+            {'capability': 'return-path', 'state': False}])
+
+    def check_stayed(self, target):
+        check('the migration fails', self.wait_migrated(), 'failed')
         check('the guest runs where it was',
               self.guest.qmp('query-status')['status'], 'running')
         self.check_state()
@@ -323,6 +352,17 @@ def alua(target):
 def main():
     binary, qemu = sys.argv[1], sys.argv[2:]
     hosts, multipathd = {}, cluster.Multipathd(cluster.FILE)
+
+    def a_path_returns():
+        """To the map that the guest has left, see the helper's manual."""
+        multipathd.forget()
+        for state, word in (('offline', 'failed faulty offline'),
+                            ('running', 'active ready running')):
+            cluster.set_state('sda', state)
+            multipathd.wait_path('sda', word)
+        print('-- a path of host a was gone for a moment')
+        journey.check_fenced(hosts['a'])
+
     try:
         multipathd.start()
         for name, disk, nexuses in (('a', cluster.MAP, cluster.PATHS),
@@ -337,16 +377,10 @@ def main():
             journey.begin(number)
             journey.move('c', reset)
             journey.move('a', alua)
-            journey.move('b', reset)
+            journey.move('b', reset, a_path_returns)
             if number == 5:
-                for state, word in (('offline', 'failed faulty offline'),
-                                    ('running', 'active ready running')):
-                    cluster.set_state('sda', state)
-                    multipathd.wait_path('sda', word)
-                print('-- a path of host a was gone for a moment')
-                journey.check_fenced(hosts['a'])
-                journey.check_state()
                 journey.stay('c')
+                journey.stay_without_helper('c')
                 journey.move('c', nothing)
                 journey.move('b', alua)
             journey.end()
