@@ -48,8 +48,12 @@ all: $(HELPER) $(CLIENT)
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o)
 CLIENT_OBJECTS = $(CLIENT_SOURCES:%.c=$(BUILD)/%.o)
 
+# What a session would have to look up, it has from main; and what it maps
+# is copied for each.
+LINK = $(CC) $(CFLAGS) $(PLACELESS) -Wl,-z,now,-z,noseparate-code $(LDFLAGS)
+
 $(HELPER): $(OBJECTS)
-	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(OBJECTS)
+	$(LINK) -o $@ $(OBJECTS)
 
 $(CLIENT): $(CLIENT_OBJECTS)
 	$(CC) $(CFLAGS) $(PLACELESS) $(LDFLAGS) -o $@ $(CLIENT_OBJECTS)
@@ -144,6 +148,10 @@ check: $(HELPER) $(CLIENT) sim fault $(if $(shell command -v $(STATIC_CC)),image
 check-qemu: $(HELPER)
 	tests/qemu.sh
 	tests/qemu.sh multipath
+
+# libvirt's own helper for each virtual machine, beside QEMU's.
+check-libvirt: $(HELPER)
+	tests/libvirt.sh
 
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER)
@@ -251,7 +259,7 @@ $(BENCH)/hang.so: tests/bench_device.c Makefile
 
 $(BENCH)/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/bench_device.o
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(BENCHED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
+	$(LINK) $(BENCHED:%=-Wl,--wrap=%) -o $@ $^
 
 $(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
 		Makefile
@@ -319,5 +327,6 @@ distclean:
 
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
-	check-transport check-reproducible check-deb check-recipes check-qemu fuzz \
-	soak coverage lint bench demo install uninstall dist deb clean distclean
+	check-transport check-reproducible check-deb check-recipes check-qemu \
+	check-libvirt fuzz soak coverage lint bench demo install uninstall dist deb \
+	clean distclean

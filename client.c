@@ -274,7 +274,8 @@ bool client_work(struct client *client)
     const char *end = NULL;
     bool more = true;
 
-    log_about((struct log_peer){ client->record->pid, client->record->uid });
+    *log_about() = (struct log_peer){ client->record->pid,
+                                      client->record->uid };
     while (more && end == NULL) {
         if (c->state == PROTOCOL_EXECUTE) {
             more = client_execute(client);

@@ -36,9 +36,9 @@ static struct {
     bool may_block;
     long pid; /* main's: a session may not ask for its own */
     struct log_peer peer;
-    bool is_telling; /* in log_lost() */
+    bool is_telling; /* in log_check() */
     unsigned told;   /* how many were lost then, in vain */
-    int64_t tell_by; /* 0, or when to call it */
+    int64_t tell_by; /* 0, or when to say it */
     struct log_shared *shared;
 } log_state = { .shared = &unshared };
 
@@ -129,15 +129,10 @@ void log_share(struct log_shared *shared)
     log_state.shared = shared;
 }
 
-/* Whom the warnings that follow are about, in this process; {0}: nobody. */
-void log_about(struct log_peer peer)
+/* To be set to whom the warnings that follow are about, in this process. */
+struct log_peer *log_about(void)
 {
-    log_state.peer = peer;
-}
-
-struct log_peer log_whom(void)
-{
-    return log_state.peer;
+    return &log_state.peer;
 }
 
 /*
@@ -286,29 +281,24 @@ void log_at(int level, const char *format, ...)
     va_end(arguments);
 }
 
-/* Says how many messages were lost, if any were since it tried that last. */
-void log_lost(void)
+/*
+ * Says how many messages were lost, if any were since it last said so, a
+ * second after the first; NEVER: at once. Returns when to look again.
+ */
+int64_t log_check(int64_t now)
 {
-    log_state.tell_by = 0;
     if (log_state.shared->lost[0] == log_state.told)
-        return;
+        return NEVER;
+    if (log_state.tell_by == 0 && now != NEVER)
+        log_state.tell_by = now + SECOND;
+    if (now < log_state.tell_by)
+        return log_state.tell_by;
+    log_state.tell_by = 0;
     log_state.is_telling = true;
     log_warning("they were too many of one client (-v has all), or nobody "
                 "took them");
     log_state.is_telling = false;
     log_state.told = log_state.shared->lost[0];
-}
-
-/* The same, a second after the first was. Returns when to look again. */
-int64_t log_check(int64_t now)
-{
-    if (log_state.shared->lost[0] == log_state.told)
-        return NEVER;
-    if (log_state.tell_by == 0)
-        log_state.tell_by = now + SECOND;
-    if (now < log_state.tell_by)
-        return log_state.tell_by;
-    log_lost();
     return NEVER;
 }
 

@@ -78,33 +78,28 @@ static void usage(void)
            (int)(defaults.stop_timeout / SECOND));
 }
 
-/* Is it a decimal number from least to most, and nothing else? */
-static bool is_number(const char *text, unsigned long least, unsigned long most,
-                      unsigned long *value)
+/* A decimal number up to most, and nothing else. */
+static bool number_parse(const char *text, unsigned long most,
+                         unsigned long *value)
 {
     char *end;
 
     errno = 0;
     *value = strtoul(text, &end, 10);
     return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
-           && *value >= least && *value <= most;
+           && *value <= most;
 }
 
+/* One from least to most; anything else is fatal. */
 static unsigned long number(const char *option, const char *text,
                             unsigned long least, unsigned long most)
 {
     unsigned long value;
 
-    if (!is_number(text, least, most, &value))
+    if (!number_parse(text, most, &value) || value < least)
         fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
               most);
     return value;
-}
-
-/* A number that fits an id. */
-static bool id_parse(const char *text, unsigned long *id)
-{
-    return is_number(text, 0, (uid_t)-1 - 1, id);
 }
 
 /* One line without its end, as far as it fits. False at the end of the file. */
@@ -144,7 +139,7 @@ static unsigned long id_find(const char *kind, const char *file,
         }
     if (fd >= 0)
         close(fd);
-    if (!id_parse(name, &id))
+    if (!number_parse(name, (uid_t)-2, &id))
         fatal("invalid %s '%s': no number, and not in %s", kind, name, file);
     return id;
 }
@@ -201,12 +196,6 @@ static void trace_parse(char *argument)
     }
 }
 
-static void socket_path_check(const char *path)
-{
-    if (path[0] != '/')
-        fatal("socket path must be absolute");
-}
-
 void options_parse(struct options *options, int argc, char **argv)
 {
     static const struct option table[] = {
@@ -251,7 +240,8 @@ void options_parse(struct options *options, int argc, char **argv)
             options->pid_file_given = true;
             break;
         case 'k':
-            socket_path_check(optarg);
+            if (optarg[0] != '/')
+                fatal("socket path must be absolute");
             options->socket_path = optarg;
             options->socket_path_given = true;
             break;

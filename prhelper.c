@@ -328,7 +328,7 @@ static void clients_leave(const struct server *server)
 /* What only main does, between two polls. Returns when to do it again. */
 static int64_t main_check(struct server *server, int64_t now)
 {
-    int64_t wake = NEVER;
+    int64_t wake;
 
     if (child_ended) {
         child_ended = 0;
@@ -338,9 +338,9 @@ static int64_t main_check(struct server *server, int64_t now)
         status_wanted = 0;
         report_totals(server, now);
     }
-    worker_check(server, now);
+    wake = worker_check(server, now);
     if (server->sessions != NULL)
-        wake = session_check(server, now);
+        wake = sooner(wake, session_check(server, now));
     return sooner(wake, report_status(server, now));
 }
 
@@ -401,7 +401,7 @@ int main(int argc, char **argv)
     notify_send(server.notify, "READY=1");
 
     loop(&server);
-    log_lost();
+    log_check(NEVER);
     /* Without closing anything: an exiting process does not linger. */
     _exit(EXIT_SUCCESS);
 }

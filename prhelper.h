@@ -46,7 +46,7 @@ static inline int64_t clock_us(void)
 /*
  * log.c: one line per call to stderr or syslogd. Never blocks or fails. What
  * somebody has asked for is logged whatever the level. Warnings are limited
- * for each peer that they are about, as log_about() has told; {0}: none.
+ * for each peer that they are about, which *log_about() says; {0}: none.
  */
 enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 void log_open(void);
@@ -68,10 +68,8 @@ struct log_shared {   /* in memory that all processes share */
     } windows[LOG_WINDOWS];
 };
 void log_share(struct log_shared *);
-void log_about(struct log_peer);
-struct log_peer log_whom(void);
+struct log_peer *log_about(void);
 int64_t log_check(int64_t now);
-void log_lost(void);
 void log_at(int level, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 #define log_asked(...) log_at(LOG_ASKED, __VA_ARGS__)
@@ -229,10 +227,12 @@ struct suspension { /* of a map, as long as somebody must resume it */
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
     char witness[32];       /* the path that has kept its key; likewise */
+    int64_t resume_by;      /* or another worker does it */
 };
 void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
                        struct suspension *);
-void multipath_recover(const char *socket_path, struct suspension *);
+void multipath_recover(const char *socket_path, struct suspension *,
+                       bool is_alone);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
@@ -348,7 +348,7 @@ void fds_close_except(int a, int b, int c);
 int worker_ask(int queue, const struct pr_command *);
 void worker_answer(int answer, struct pr_command *);
 void worker_spawn(struct server *, int64_t now);
-void worker_check(struct server *, int64_t now);
+int64_t worker_check(struct server *, int64_t now);
 void worker_ended(struct server *, pid_t, int status, int64_t now);
 bool worker_any(const struct server *);
 

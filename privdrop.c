@@ -27,6 +27,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/*
+ * The inode of the user namespace in which the kernel looks for the capability
+ * (USER_NS_INIT_INO, linux/nsfs.h); that of another one is no more than a word.
+ */
+#define FIRST_USER_NAMESPACE 0xeffffffd
+
 static void capabilities_get(struct __user_cap_data_struct data[2])
 {
     struct __user_cap_header_struct header = {
@@ -71,18 +77,6 @@ static int groups_clear(void)
 }
 
 /*
- * The kernel asks for the capability in its first user namespace, whose inode
- * has this number (USER_NS_INIT_INO, linux/nsfs.h); in another one it is no
- * more than a word. False also if that is not to be found out.
- */
-static bool is_in_user_namespace(void)
-{
-    struct stat st;
-
-    return stat("/proc/self/ns/user", &st) == 0 && st.st_ino != 0xeffffffd;
-}
-
-/*
  * Without -u and -g, a step that needs a capability we were not given is
  * only worth a word: to root's owner a warning, to a user no surprise.
  */
@@ -101,6 +95,7 @@ void privdrop(uid_t uid, gid_t gid)
 {
     bool must = uid != (uid_t)-1 || gid != (gid_t)-1;
     struct __user_cap_data_struct had[2];
+    struct stat st;
     uint32_t keep;
     int error;
 
@@ -109,7 +104,8 @@ void privdrop(uid_t uid, gid_t gid)
     if (keep == 0)
         log_warning("no CAP_SYS_RAWIO: the kernel will refuse to send "
                     "reservations");
-    else if (is_in_user_namespace())
+    else if (stat("/proc/self/ns/user", &st) == 0
+             && st.st_ino != FIRST_USER_NAMESPACE)
         log_warning(
             "CAP_SYS_RAWIO is only that of a user namespace: the kernel "
             "will refuse to send reservations. Start the helper "

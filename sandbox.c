@@ -29,9 +29,11 @@
 #include <linux/filter.h>
 #include <linux/net.h>
 #include <scsi/sg.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -100,6 +102,7 @@ static const struct permission session_permissions[] = {
     CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
 #endif
     CALL_WITH(write, 0, STDERR_FILENO),
+    CALL_WITH(writev, 0, STDERR_FILENO), /* libc, before an abort */
     CALL_WITH(write, 0, TRACE_FILE),
     CALL_WITH(sendto, 5, 0),           /* client_send(), line_write() */
     CALL_WITH(sendmsg, 0, QUEUE),      /* worker_ask(): with an address they */
@@ -132,6 +135,24 @@ static const struct permission session_permissions[] = {
 #endif
     CALL(restart_syscall), /* the kernel's own, after SIGSTOP */
     CALL(exit_group),
+};
+
+/*
+ * How libc aborts, as for a stack that was smashed: this fails, so that the
+ * process dies of the instruction that comes next, and not of the sandbox.
+ */
+static const struct permission abort_failures[] = {
+    CALL_WITH(tgkill, 2, SIGABRT),
+    CALL_WITH(tkill, 1, SIGABRT), /* musl's */
+#ifdef SYS_mmap2
+    CALL_WITH(mmap2, 2, PROT_READ | PROT_WRITE),
+#else
+    CALL_WITH(mmap, 2, PROT_READ | PROT_WRITE),
+#endif
+    CALL(rt_sigprocmask),
+    CALL(rt_sigaction),
+    CALL(getpid),
+    CALL(gettid),
 };
 
 /* Beyond the above: sysfs.c, multipath/. */
@@ -203,8 +224,9 @@ static const struct permission main_permissions[] = {
 };
 
 enum {
-    PERMISSIONS = COUNT(session_permissions) + COUNT(worker_permissions)
-                  + COUNT(main_permissions),
+    REFUSED = SECCOMP_RET_ERRNO | ENOSYS,
+    PERMISSIONS = COUNT(session_permissions) + COUNT(abort_failures)
+                  + COUNT(worker_permissions) + COUNT(main_permissions),
     INSTRUCTIONS = 4 + 5 * PERMISSIONS + 1
 };
 
@@ -221,8 +243,8 @@ static uint32_t argument_offset(int argument)
     return FIELD(args) + (uint32_t)argument * 8 + (big_endian ? 4 : 0);
 }
 
-/* Appends "allow what these permit"; returns the number of instructions. */
-static size_t permissions_append(struct sock_filter *filter,
+/* Appends "do that with these"; returns the number of instructions. */
+static size_t permissions_append(struct sock_filter *filter, uint32_t action,
                                  const struct permission *permission,
                                  size_t count, uint32_t queue)
 {
@@ -238,7 +260,7 @@ static size_t permissions_append(struct sock_filter *filter,
             EQUAL(permission->number, 0, any ? 1 : 4),
             LOAD(argument_offset(permission->argument)),
             EQUAL(value, 0, 1),
-            RETURN(SECCOMP_RET_ALLOW),
+            RETURN(action),
             LOAD(FIELD(nr)),
         };
 
@@ -262,9 +284,8 @@ static int filter_install(const struct server *server, enum process process)
         RETURN(SECCOMP_RET_KILL_PROCESS),
         LOAD(FIELD(nr)),
     };
-    const struct sock_filter otherwise = RETURN(process == MAIN
-                                                    ? SECCOMP_RET_ERRNO | ENOSYS
-                                                    : SECCOMP_RET_KILL_PROCESS);
+    const struct sock_filter otherwise = RETURN(
+        process == MAIN ? REFUSED : SECCOMP_RET_KILL_PROCESS);
     const uint32_t queue = (uint32_t)server->queue[QUEUE_IN];
     struct sock_filter filter[INSTRUCTIONS];
     struct sock_fprog program = { .filter = filter };
@@ -272,14 +293,18 @@ static int filter_install(const struct server *server, enum process process)
     size_t n = COUNT(head);
 
     memcpy(filter, head, sizeof(head));
-    n += permissions_append(filter + n, session_permissions,
+    n += permissions_append(filter + n, SECCOMP_RET_ALLOW, session_permissions,
                             COUNT(session_permissions), queue);
     if (process != SESSION)
-        n += permissions_append(filter + n, worker_permissions,
-                                COUNT(worker_permissions), queue);
+        n += permissions_append(filter + n, SECCOMP_RET_ALLOW,
+                                worker_permissions, COUNT(worker_permissions),
+                                queue);
     if (process == MAIN)
-        n += permissions_append(filter + n, main_permissions,
+        n += permissions_append(filter + n, SECCOMP_RET_ALLOW, main_permissions,
                                 COUNT(main_permissions), queue);
+    else
+        n += permissions_append(filter + n, REFUSED, abort_failures,
+                                COUNT(abort_failures), queue);
     filter[n++] = otherwise;
     program.len = (unsigned short)n;
     while (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) < 0) {
@@ -312,31 +337,25 @@ static uint64_t landlock_files(long version)
 }
 
 /*
- * Gives rights below a directory. One that is not there, or that we can no
- * longer reach with the capabilities that are left, needs no rule.
+ * Gives rights in and below a directory, the first length bytes of path. One
+ * that is not there, or that we can no longer reach with the capabilities
+ * that are left, needs no rule.
  */
-static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
+static int landlock_allow(int ruleset, const char *path, int length,
+                          uint64_t rights)
 {
     struct landlock_path rule = { .rights = rights };
+    char directory[128]; /* a socket's path is shorter */
     int result;
 
+    snprintf(directory, sizeof(directory), "%.*s", length, path);
     rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (rule.directory < 0)
-        return 0;
+        return errno == ENOENT || errno == EACCES ? 0 : -1;
     result = (int)syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_PATH_BENEATH,
                           &rule, 0);
     close(rule.directory);
     return result;
-}
-
-/* To remove files in the directory that path is in, and below it. */
-static int landlock_allow_remove(int ruleset, const char *path)
-{
-    char directory[128]; /* a socket's path is shorter */
-
-    snprintf(directory, sizeof(directory), "%.*s",
-             (int)(strrchr(path, '/') - path) + 1, path);
-    return landlock_allow(ruleset, directory, LANDLOCK_REMOVE_FILE);
 }
 
 /*
@@ -359,11 +378,16 @@ static int landlock_restrict(long version, const char *socket_path)
                            sizeof(refused), 0);
     if (ruleset < 0)
         return -1;
-    if (landlock_allow(ruleset, "/sys", LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
+    if (landlock_allow(ruleset, "/sys", 4,
+                       LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
             == 0
-        && landlock_allow(ruleset, "/dev", device) == 0
+        && landlock_allow(ruleset, "/dev", 4, device) == 0
         && (socket_path == NULL
-            || landlock_allow_remove(ruleset, socket_path) == 0))
+            || landlock_allow(ruleset, socket_path,
+                              (int)(strrchr(socket_path, '/') - socket_path)
+                                  + 1,
+                              LANDLOCK_REMOVE_FILE)
+                   == 0))
         result = (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
     close(ruleset);
     return result;
@@ -375,9 +399,11 @@ static void landlock_main(const struct server *server)
                            LANDLOCK_VERSION);
 
     if (version < 1)
-        log_verbose("no Landlock: %s", strerror(errno));
+        log_verbose("this kernel has no Landlock: %s", strerror(errno));
     else if (landlock_restrict(version, server->listener.path) < 0)
-        log_warning("no Landlock: %s", strerror(errno));
+        log_warning("Landlock does not work, so what files can be opened is "
+                    "not restricted: %s",
+                    strerror(errno));
 }
 
 /* For main, once it has opened all that it will. Needs no_new_privs. */

@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -66,9 +67,24 @@ static unsigned active_count(const struct server *server)
 }
 
 /*
+ * Of two with as many connections, who goes first? Not whoever came, or sent
+ * a command, since there have been too many; not one with a command at a
+ * device; the one that has been idle for longest.
+ */
+static bool goes_before(const struct server *server, const struct record *a,
+                        const struct record *b)
+{
+    int64_t crowded = server->crowded_by - CROWDED_FOR;
+
+    if ((a->since < crowded) != (b->since < crowded))
+        return a->since < crowded;
+    return a->busy != b->busy ? b->busy : a->since < b->since;
+}
+
+/*
  * Returns who has to go: of the peer with the most connections, the one that
- * has been idle for longest; one with a command at a device only if there is
- * no other. (Quadratic in the number of peers, but only at a limit.)
+ * goes_before() its others. (Quadratic in the number of peers, but only at a
+ * limit.)
  */
 static unsigned victim_choose(const struct server *server)
 {
@@ -86,10 +102,7 @@ static unsigned victim_choose(const struct server *server)
                           : peer_connections(server, i);
         if (victim < server->slots
             && (connections < most
-                || (connections == most
-                    && (record->busy > best->busy
-                        || (record->busy == best->busy
-                            && record->since >= best->since)))))
+                || (connections == most && !goes_before(server, record, best))))
             continue;
         victim = i;
         most = connections;
@@ -100,12 +113,13 @@ static unsigned victim_choose(const struct server *server)
 static void victim_log(const struct server *server, unsigned i)
 {
     const struct record *record = &server->records[i];
+    unsigned clients = active_count(server);
 
-    log_about((struct log_peer){ record->pid, record->uid });
-    log_warning("no room for %u clients: disconnecting one of pid %ld uid %lu",
-                active_count(server), (long)record->pid,
-                (unsigned long)record->uid);
-    log_about((struct log_peer){ 0 });
+    *log_about() = (struct log_peer){ record->pid, record->uid };
+    log_warning("%u clients: disconnecting one of pid %ld uid %lu",
+                clients < server->max_clients ? clients : server->max_clients,
+                (long)record->pid, (unsigned long)record->uid);
+    *log_about() = (struct log_peer){ 0 };
 }
 
 /*
@@ -199,13 +213,6 @@ static void session_begin(struct server *server, struct record *record)
         ;
     if (sent < 0)
         _exit(errno); /* main would wait for this byte */
-    server->is_session = true;
-    server->sessions = NULL;
-    server->workers = NULL;
-    munmap(server->suspensions, server->slots * sizeof(struct suspension));
-    server->signals_by = 0;
-    server->used = 1;
-    memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     log_syslog_renew();
     server->clients[0].is_session = true;
     client_begin(&server->clients[0], socket, server->queue[QUEUE_IN], record,
@@ -213,6 +220,13 @@ static void session_begin(struct server *server, struct record *record)
     /* The client reads its hello while we go on; we read nothing of it yet. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
+    server->is_session = true;
+    server->sessions = NULL;
+    server->workers = NULL;
+    munmap(server->suspensions, server->slots * sizeof(struct suspension));
+    server->signals_by = 0;
+    server->used = 1;
+    memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);
@@ -298,23 +312,34 @@ static void session_ended(struct server *server, unsigned i, int status,
                           int64_t now)
 {
     const struct record *record = &server->records[i];
-    bool was_told = server->sessions[i].leave_by != NEVER;
+    const struct session *session = &server->sessions[i];
+    char whose[64] = " that had no client yet";
+    bool has_client;
 
-    if (WIFSIGNALED(status) && !was_told)
-        log_error("session %ld of client pid %ld uid %lu died of signal %d",
-                  (long)server->sessions[i].pid, (long)record->pid,
-                  (unsigned long)record->uid, WTERMSIG(status));
     /* Its byte may be in the pipe although the writer is gone. */
-    if (server->pending == server->sessions[i].pid)
+    if (server->pending == session->pid)
         session_reported(server);
-    if (server->pending == server->sessions[i].pid) {
+    has_client = server->pending != session->pid;
+    if (has_client)
+        snprintf(whose, sizeof(whose), " of client pid %ld uid %lu",
+                 (long)record->pid, (unsigned long)record->uid);
+    if (WIFSIGNALED(status) && session->leave_by == NEVER)
+        log_error("session %ld%s died of signal %d%s", (long)session->pid,
+                  whose, WTERMSIG(status),
+                  WTERMSIG(status) == SIGSYS
+                      ? ": it made a system call that the sandbox forbids, see "
+                        "the kernel's log"
+                      : "");
+    if (!has_client) {
         server->pending = 0;
-        back_off(server, "accept a new client",
-                 WIFEXITED(status) ? WEXITSTATUS(status) : EINTR, now);
+        if (WIFEXITED(status))
+            back_off(server, "accept a new client", WEXITSTATUS(status), now);
+        else
+            server->retry = now + RETRY_AFTER;
     }
     server->sessions[i].pid = 0;
     server->sessions_there--;
-    if (was_told)
+    if (session->leave_by != NEVER)
         server->sessions_leaving--;
     totals_add(server, record);
 }

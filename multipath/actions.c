@@ -24,6 +24,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     struct reservation reservation;
     enum multipathd_hold was;
     struct answer answer;
+    enum holder holder;
     struct path *path;
     bool is_lost;
 
@@ -32,23 +33,24 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     path = any_send(map, request);
     is_lost = map->is_lost;
     answer = map->answer;
-    if (path == NULL && map->left_out > 0) {
-        switch (holder_find(map, key, &reservation, &path)) {
-        case HOLDER_UNKNOWN:
+    if (!is_lost && answer.status != GOOD)
+        hold_settle(map, was, false);
+    if (path == NULL && map->left_out > 0 && !is_lost) {
+        if (!reservation_read(map, &reservation))
             return;
-        case HOLDER_GONE:
-        case HOLDER_PATH:
-            if (reservation.scope_type == request->cdb[2]) {
-                answer.status = GOOD;
-                memset(answer.sense, 0, sizeof(answer.sense));
+        if (reservation.is_held && reservation.key == key->value
+            && reservation.scope_type == request->cdb[2]) {
+            holder = holder_find(map, key, &reservation, &path);
+            if (holder == HOLDER_UNKNOWN)
+                return;
+            if (holder != HOLDER_OTHER) {
+                map_answer(map, GOOD);
+                answer = map->answer;
             }
-            break;
-        default:
-            break;
         }
     }
-    if (answer.status == GOOD || !is_lost)
-        hold_settle(map, was, answer.status == GOOD);
+    if (answer.status == GOOD)
+        hold_settle(map, was, true);
     map->answer = answer;
 }
 

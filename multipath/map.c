@@ -126,6 +126,7 @@ void map_close(struct map *map)
 static bool path_open(const struct map *map, struct path *path)
 {
     char text[sizeof("/holders/") + sizeof(map->name)];
+    char node[sizeof("/dev/") + sizeof(path->name)];
     struct stat st;
 
     snprintf(text, sizeof(text), "/holders/%s", map->name);
@@ -133,11 +134,11 @@ static bool path_open(const struct map *map, struct path *path)
         return true;
     if (path->fd >= 0)
         close(path->fd);
-    snprintf(path->why, sizeof(path->why), "/dev/%s", path->name);
-    path->fd = open(path->why, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    snprintf(node, sizeof(node), "/dev/%s", path->name);
+    path->fd = open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (path->fd < 0) {
-        snprintf(path->why, sizeof(path->why), "cannot open /dev/%s: %s",
-                 path->name, strerror(errno));
+        snprintf(path->why, sizeof(path->why),
+                 "has %s, which cannot be opened: %s", node, strerror(errno));
         return false;
     }
     if (fstat(path->fd, &st) == 0 && sg_io_is_disk(&st)
@@ -146,9 +147,9 @@ static bool path_open(const struct map *map, struct path *path)
         return true;
     }
     snprintf(path->why, sizeof(path->why),
-             "/dev/%s is not the SCSI disk that "
-             "is in the map",
-             path->name);
+             "has %s, which is not the disk that is in "
+             "the map",
+             node);
     close(path->fd);
     path->fd = -1;
     return false;

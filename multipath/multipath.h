@@ -34,6 +34,7 @@
 #define SETTLE_WITHIN (30 * SECOND)    /* before anything is changed */
 #define SUSPENDED_WITHIN (10 * SECOND) /* while all I/O waits for us */
 #define AFTERWARDS_WITHIN (8 * SECOND) /* to undo, to resume */
+#define RESUME_WITHIN (15 * SECOND)    /* or it hangs in the kernel */
 
 enum {
     PATHS_MOST = 256,
@@ -169,7 +170,6 @@ enum holder holder_find(struct map *, const struct multipathd_key *,
 /* preempt.c: where other paths of ours lose their registration. */
 struct path *preempt_own(struct map *, const struct request *,
                          const struct multipathd_key *);
-void multipath_recover(const char *socket_path, struct suspension *);
 bool hold_announce(struct map *, enum multipathd_hold *was);
 void hold_settle(struct map *, enum multipathd_hold was, bool holds);
 

@@ -20,26 +20,27 @@ enum restored { RESTORED, RESTORED_PARTLY, NOT_RESTORED };
 /* Until it works. Returns whether it did within AFTERWARDS_WITHIN. */
 static bool map_resume(struct map *map)
 {
-    struct suspension *suspension = map->suspension;
-    enum multipathd_said said;
-
     map_extend(map);
-    map->multipathd.alias = suspension->alias;
-    do {
-        said = multipathd_resume(&map->multipathd);
-        if (said == MULTIPATHD_DONE)
-            suspension->alias[0] = '\0';
-        else /* It may have been renamed. */
-            alias_renew(map->device, suspension->alias);
-    } while (said != MULTIPATHD_DONE && map_wait(map, map->deadline));
-    map->multipathd.alias = map->alias;
-    if (said == MULTIPATHD_DONE)
-        return true;
-    map_fail(map,
-             "it is suspended and multipathd does not resume it, trying "
-             "again; by hand: dmsetup resume %s",
-             suspension->alias);
-    return false;
+    while (multipathd_resume(&map->multipathd) != MULTIPATHD_DONE) {
+        if (!map_wait(map, map->deadline)) {
+            map_fail(map,
+                     "it is suspended and multipathd does not resume it, "
+                     "trying again; by hand: dmsetup resume %s",
+                     map->alias);
+            return false;
+        }
+        alias_renew(map->device, map->alias); /* it may have been renamed */
+    }
+    return true;
+}
+
+static bool map_suspend_end(struct map *map)
+{
+    bool is_resumed = map_resume(map);
+
+    if (is_resumed)
+        map->suspension->alias[0] = '\0';
+    return is_resumed;
 }
 
 static bool map_suspend(struct map *map)
@@ -53,6 +54,7 @@ static bool map_suspend(struct map *map)
     }
     map->suspension->device = map->device;
     map->suspension->witness[0] = '\0';
+    map->suspension->resume_by = clock_us() + RESUME_WITHIN;
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_suspend(&map->multipathd);
     if (said == MULTIPATHD_DONE)
@@ -60,7 +62,7 @@ static bool map_suspend(struct map *map)
     if (said == MULTIPATHD_REFUSED)
         map->suspension->alias[0] = '\0';
     else
-        map_resume(map);
+        map_suspend_end(map);
     map_fail(map, "nothing was done: multipathd does not suspend it");
     return false;
 }
@@ -168,7 +170,7 @@ struct path *preempt_own(struct map *map, const struct request *request,
             map->witness = witness_make(map, path, key);
         restored = paths_restore(map, key, false);
     }
-    is_resumed = map_resume(map);
+    is_resumed = map_suspend_end(map);
     if (map->deadline < deadline)
         map->deadline = deadline;
     if (restored == RESTORED_PARTLY)
@@ -180,11 +182,13 @@ struct path *preempt_own(struct map *map, const struct request *request,
 }
 
 /*
- * Somebody has died who had suspended the map: does what is left to do. Only
+ * Somebody has died who had suspended the map, or hangs: does what is left to
+ * do. With the map to ourselves (is_alone) the paths get their keys back. Only
  * the path that was the witness can be that still, as others may have been
  * registered since; if there was none yet, nothing was.
  */
-void multipath_recover(const char *socket_path, struct suspension *suspension)
+void multipath_recover(const char *socket_path, struct suspension *suspension,
+                       bool is_alone)
 {
     struct multipathd_key key;
     struct map map;
@@ -195,7 +199,7 @@ void multipath_recover(const char *socket_path, struct suspension *suspension)
         return;
     }
     map.deadline = clock_us() + SUSPENDED_WITHIN;
-    if (map_list(&map) && multipathd_key_get(&map.multipathd, &key)
+    if (is_alone && map_list(&map) && multipathd_key_get(&map.multipathd, &key)
         && key.value != 0) {
         for (i = 0; i < map.count; i++)
             if (strncmp(map.paths[i].name, suspension->witness,
@@ -207,7 +211,10 @@ void multipath_recover(const char *socket_path, struct suspension *suspension)
             map.witness = witness_find(&map, NULL, &key);
         paths_restore(&map, &key, true);
     }
-    map_resume(&map);
+    if (is_alone)
+        map_suspend_end(&map);
+    else
+        map_resume(&map);
     map_close(&map);
 }
 

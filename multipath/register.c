@@ -250,7 +250,8 @@ static bool last_find(struct map *map, struct registration *r)
     case HOLDER_PATH:
         return true;
     default: /* but all registrants hold what has no key */
-        if (!reservation.is_held || reservation.key != 0)
+        if (r->previous.value == r->old.value
+            && (!reservation.is_held || reservation.key != 0))
             multipathd_hold_set(&map->multipathd, false);
     }
     request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
@@ -272,8 +273,10 @@ static void map_undo(struct map *map, const struct registration *r)
                                          : map->paths[i].verdict == DONE);
     /* It was done, but for what multipathd has to know: to be repeated. */
     if (changed > 0 && !r->is_fenced
-        && (r->new.value == 0 || (r->is_whole && r->previous.value != 0)))
+        && (r->new.value == 0 || (r->is_whole && r->previous.value != 0))) {
+        map_fail(map, "some paths have lost the key or got it: repeat it");
         return;
+    }
     map_extend(map);
     if (r->is_fenced
         || (r->new.value != 0
@@ -350,6 +353,7 @@ void map_clear(struct map *map, const struct multipathd_key *key,
 
     any_send(map, request);
     answer = map->answer;
+    map_extend(map);
     if (answer.status == GOOD
         || (map->is_lost && keys_read(map, key->value, &count) && count == 0)) {
         map->answer = answer;

@@ -145,15 +145,16 @@ enum verdict path_send(struct map *map, struct path *path,
     enum verdict verdict = path_look(map, path);
     bool is_sent = verdict == DUE && clock_us() < map->deadline;
 
-    if (is_sent)
+    if (is_sent) {
         verdict = path_execute(map, path, request);
-    else if (verdict == DUE)
+    } else if (verdict == DUE) {
         verdict = NOT_TAKEN;
+        snprintf(path->why, sizeof(path->why), "was not asked in time");
+    }
     if (verdict == LOST)
         map->is_lost = true;
     trace(TRACE_PATH, "%s (%s), %s: %04x: %s", map->name, map->alias,
-          path->name, be16_get(request->cdb),
-          is_sent || path->why[0] != '\0' ? path->why : "no time is left");
+          path->name, be16_get(request->cdb), path->why);
     return verdict;
 }
 
@@ -210,6 +211,7 @@ struct path *any_send(struct map *map, const struct request *request)
 {
     bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT, is_again = false;
     struct path *path, *waits;
+    bool conflicts;
 
     map->is_lost = false;
     map->pause = PAUSE_LEAST;
@@ -217,6 +219,7 @@ struct path *any_send(struct map *map, const struct request *request)
         path->said = DUE;
     for (;; is_again = true) {
         waits = NULL;
+        conflicts = false;
         map->left_out = 0;
         for (path = map->paths; path < map->paths + map->count; path++) {
             if (path->said <= LOST)
@@ -226,10 +229,13 @@ struct path *any_send(struct map *map, const struct request *request)
             if (path->said <= LOST && is_again && path_is_left_out(map, path))
                 path->said = ASIDE;
             map->left_out += path->said == ASIDE;
+            conflicts = conflicts || path->said == CONFLICT;
             if (path->said <= LOST)
                 waits = path;
         }
-        if (waits == NULL)
+        /* Only RESERVE can be told from what it has done if it is repeated. */
+        if (waits == NULL
+            || (map->is_lost && conflicts && request->cdb[1] != RESERVE))
             break;
         if (!map_wait(map, map->deadline)) {
             map_fail(map, "no path takes the command in time: %s %s",

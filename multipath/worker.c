@@ -33,7 +33,8 @@
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
 #define LOCK_PAUSE_NS 10000000
-#define TAKE_WITHIN (2 * SECOND) /* a command off the queue */
+#define RESUME_AGAIN (2 * SECOND) /* after one could not */
+#define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
 
 enum { /* before the payload */
        ANSWER_HEAD = sizeof(const char *) + 1 + PROTOCOL_SENSE_SIZE
@@ -76,7 +77,7 @@ static ssize_t queue_put(int queue, int map, int answer)
 int worker_ask(int queue, const struct pr_command *command)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    const struct log_peer peer = log_whom();
+    const struct log_peer peer = *log_about();
     uint8_t request[sizeof(peer) + PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
     size_t size = sizeof(peer) + PROTOCOL_CDB_SIZE;
     int ends[2], error;
@@ -193,7 +194,7 @@ static int work_take(struct work *work)
 
     if (bytes < 0)
         return errno;
-    log_about(peer);
+    *log_about() = peer;
     if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
         length += protocol_data_length(work->cdb);
     return (size_t)bytes == length
@@ -207,9 +208,8 @@ static int work_take(struct work *work)
  * byte of the pipe to main that has the map's number. Who dies gives it back.
  * Returns whether it was to be had in time.
  */
-static bool map_lock(int report, dev_t map)
+static bool map_lock(int report, dev_t map, int64_t deadline)
 {
-    const int64_t deadline = clock_us() + COMMAND_WITHIN;
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
 
     lock.l_start = minor(map);
@@ -240,7 +240,8 @@ static void work_do(const struct server *server, struct work *work,
         if (fstat(work->map, &st) < 0) {
             sg_io_refuse(&command, "the descriptor has no status");
         } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
-                   && !map_lock(server->report[1], st.st_rdev)) {
+                   && !map_lock(server->report[1], st.st_rdev,
+                                clock_us() + COMMAND_WITHIN)) {
             sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
             log_warning("dm-%u: another command on it takes too long",
                         minor(st.st_rdev));
@@ -261,6 +262,25 @@ static void work_do(const struct server *server, struct work *work,
     close(work->map);
     send(work->answer, (uint8_t *)work + offsetof(struct work, refusal), size,
          MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/*
+ * Who has suspended the map is dead, and its keys can be restored first; or
+ * it hangs in the kernel, or another command is on the map already: then
+ * they have to wait, and I/O has not.
+ */
+static void recover(const struct server *server, struct suspension *suspension)
+{
+    const int64_t now = clock_us();
+    const char *path = server->listener.path;
+
+    if (map_lock(server->report[1], suspension->device, now + SECOND)) {
+        multipath_recover(path, suspension, true);
+        return;
+    }
+    multipath_recover(path, suspension, false);
+    if (map_lock(server->report[1], suspension->device, now + COMMAND_WITHIN))
+        multipath_recover(path, suspension, true);
 }
 
 /*
@@ -299,9 +319,7 @@ static void worker_run(const struct server *server,
         _exit(EXIT_FAILURE);
     }
     if (is_resumer) {
-        if (!map_lock(server->report[1], suspension->device))
-            _exit(EXIT_FAILURE); /* and another one tries again */
-        multipath_recover(server->listener.path, suspension);
+        recover(server, suspension);
     } else {
         work_do(server, &work, suspension);
     }
@@ -315,14 +333,16 @@ static bool is_suspender(const struct server *server, unsigned i)
     return server->suspensions[i].alias[0] != '\0';
 }
 
-static pid_t worker_start(struct server *server, unsigned i, int64_t now)
+/* In this place; what it may have to resume is in another one. */
+static pid_t worker_start(struct server *server, unsigned place,
+                          unsigned suspender, int64_t now)
 {
     pid_t pid = fork();
 
     if (pid == 0)
-        worker_run(server, &server->suspensions[i]);
+        worker_run(server, &server->suspensions[suspender]);
     if (pid > 0) {
-        server->workers[i] = pid;
+        server->workers[place] = pid;
         return pid;
     }
     session_make_room(server, "fork for a command on a multipath map" FORK_CURE,
@@ -331,42 +351,69 @@ static pid_t worker_start(struct server *server, unsigned i, int64_t now)
     return 0;
 }
 
-/* A command is waiting on the queue. */
-void worker_spawn(struct server *server, int64_t now)
+static unsigned place_find(const struct server *server)
 {
     unsigned i;
 
     for (i = 0; i < server->slots; i++)
         if (server->workers[i] == 0 && !is_suspender(server, i))
             break;
+    return i;
+}
+
+/* A command is waiting on the queue. */
+void worker_spawn(struct server *server, int64_t now)
+{
+    unsigned i = place_find(server);
+
     server->worker_retry = now + RETRY_AFTER;
     if (i < server->slots)
-        server->worker_pending = worker_start(server, i, now);
+        server->worker_pending = worker_start(server, i, i, now);
     if (server->worker_pending != 0)
         server->worker_retry = now + TAKE_WITHIN;
 }
 
 /*
  * Kills a worker that hangs in taking its command, and has others resume the
- * maps that dead workers have left suspended.
+ * maps that were left suspended: by the dead, and by those that hang. Returns
+ * when to look again.
  */
-void worker_check(struct server *server, int64_t now)
+int64_t worker_check(struct server *server, int64_t now)
 {
-    unsigned i;
+    int64_t next = NEVER;
+    unsigned i, place;
 
+    for (i = 0; i < server->slots; i++) {
+        if (server->workers[i] == 0 || !is_suspender(server, i))
+            continue;
+        place = place_find(server);
+        if (now >= server->suspensions[i].resume_by && place < server->slots) {
+            log_error("map %.*s has been suspended for too long: having it "
+                      "resumed",
+                      ALIAS_SIZE - 1, server->suspensions[i].alias);
+            server->suspensions[i].resume_by = now + COMMAND_WITHIN;
+            worker_start(server, place, i, now);
+        }
+        if (server->suspensions[i].resume_by < next)
+            next = server->suspensions[i].resume_by;
+    }
     if (now < server->worker_retry)
-        return;
+        return next;
     if (server->worker_pending != 0) {
         kill(server->worker_pending, SIGKILL);
         server->worker_retry = now + TAKE_WITHIN;
     }
     if (!server->is_resume_due)
-        return;
+        return next;
     server->is_resume_due = false;
-    for (i = 0; i < server->slots; i++)
-        if (server->workers[i] == 0 && is_suspender(server, i)
-            && worker_start(server, i, now) == 0)
+    for (i = 0; i < server->slots; i++) {
+        if (server->workers[i] != 0 || !is_suspender(server, i))
+            continue;
+        server->suspensions[i].resume_by = NEVER;
+        if (worker_start(server, i, i, now) == 0)
             server->is_resume_due = true;
+    }
+    return next;
 }
 
 /* A child of main's that is no session has ended. */
@@ -392,7 +439,8 @@ void worker_ended(struct server *server, pid_t pid, int status, int64_t now)
         log_error("map %.*s may be suspended: having it resumed",
                   ALIAS_SIZE - 1, server->suspensions[i].alias);
         server->is_resume_due = true;
-        server->worker_retry = now + RETRY_AFTER;
+        server->worker_retry =
+            now + (WIFSIGNALED(status) ? RETRY_AFTER : RESUME_AGAIN);
     }
 }
 

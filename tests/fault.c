@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SITES = 1024 };
+enum { SITES = 1024, CRASH = 4095 };
 
 /* As test_fault.py has it. */
 struct site {
@@ -39,7 +39,7 @@ struct site {
     uint32_t calls;
     uint32_t first; /* the first call that fails: 1, 2... */
     uint32_t count; /* how many fail from that one on */
-    int32_t error;  /* errno; below 0: move at most so many bytes instead */
+    int32_t error;  /* errno, or CRASH; below 0: move at most so many bytes */
     uint32_t hits;  /* how many did fail */
     uint32_t reserved;
 };
@@ -102,6 +102,8 @@ static int fault(const void *caller)
     if (number < site->first || number - site->first >= site->count)
         return 0;
     __atomic_add_fetch(&site->hits, 1, __ATOMIC_ACQ_REL);
+    if (site->error == CRASH)
+        __builtin_trap();
     if (site->error > 0)
         errno = site->error;
     return site->error;

@@ -59,8 +59,10 @@ build() {
         -DVERSION=\"0\" -DLOCALSTATEDIR=\"/var\"
         -fsanitize=address,undefined -fno-sanitize-recover=all
         ${fuzzer:+$fuzzer-no-link}"
+    source=$1.c
+    [ -e "$source" ] || source=multipath/$1.c
     # shellcheck disable=SC2086,SC2090 # lists of words
-    "$CC" $flags -c -o "$program.o" "$1.c" &&
+    "$CC" $flags -c -o "$program.o" "$source" &&
         objcopy --redefine-syms=tests/fuzz/calls "$program.o" &&
         "$CC" $flags $fuzzer -o "$program" "$program.o" "tests/fuzz/$1.c" \
             tests/fuzz/fuzz.c $main protocol.c

@@ -8,6 +8,7 @@
 # host to the next, see qemu/migration.py.
 # HELPER is the helper under test (./qemu-pr-helper).  QEMU, the guest's
 # kernel and what goes into its initramfs are fetched if not installed.
+# QEMU_RUN is run in place of qemu/chain.py, with the same arguments.
 #
 # Must work for any user and without KVM, and must write nothing outside the
 # build directory.
@@ -38,6 +39,7 @@ if [ -n "${1:-}" ]; then
     run="$top/tests/multipath/setup.sh $run"
     export UML_NEXUSES
 fi
+run=${QEMU_RUN:-$run}
 
 # The newest kernel that there is.
 for root in "$BUILD/debian" ''; do

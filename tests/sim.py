@@ -57,7 +57,8 @@ SCRIPT_FIELDS = {
 ACTION_FIELDS = {
     'at': (0, 'Q'), 'key': (8, 'Q'), 'done_at': (16, 'Q'), 'step': (24, 'I'),
     'what': (28, 'I'), 'nexus': (32, 'I'), 'argument': (36, 'I'),
-    'status': (40, 'I'), 'done_step': (44, 'I'), 'own': (48, 'Q'), 'seen': (56, 'Q')}
+    'status': (40, 'I'), 'done_step': (44, 'I'), 'own': (48, 'Q'),
+    'seen': (56, 'Q')}
 
 # What a script does besides service actions.
 LOOK, STATE, INJECT, DM, OPEN, KILL, DELAY = 8, 16, 17, 18, 19, 20, 21
@@ -73,6 +74,7 @@ Event = collections.namedtuple(
 INJECT_ERRNO, INJECT_RESULT, INJECT_RESID, INJECT_AFTER = 1, 2, 4, 8
 IN_SENSE = -1 << 63     # an argument: where the sense bytes are
 
+ABORT, SMASHED = 0x7ab00001, 0x7ab00002     # in place of a call's number
 SIM_DEVICE, SIM_CHARACTER = 1 << 30, 1 << 29
 
 

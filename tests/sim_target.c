@@ -69,6 +69,9 @@ enum {
 };
 
 /* The layout of all structures is repeated in sim.py. */
+/* In place of a system call's number. */
+enum { CALL_ABORT = 0x7ab00001, CALL_SMASHED = 0x7ab00002 };
+
 struct nexus {
     uint64_t key;                   /* 0: not registered */
     uint32_t commands;              /* SG_IO calls ever */
@@ -984,6 +987,9 @@ static int perform(unsigned int self, struct sg_io_hdr *hdr, int is_late)
 }
 
 /* As code would that an attacker has put here. May be this process's end. */
+/* What the stack protector calls. */
+extern void __stack_chk_fail(void) __attribute__((noreturn));
+
 static void make_call(struct nexus *n)
 {
     uint32_t call = n->call;
@@ -994,6 +1000,10 @@ static void make_call(struct nexus *n)
         argument[i] = n->argument[i] == IN_SENSE ? (long)(intptr_t)n->sense
                                                  : (long)n->argument[i];
     n->call = 0;
+    if (call == CALL_ABORT)
+        abort();
+    if (call == CALL_SMASHED)
+        __stack_chk_fail();
     errno = 0;
     syscall((long)call, argument[0], argument[1], argument[2], argument[3],
             argument[4], argument[5]);
@@ -1344,7 +1354,7 @@ static unsigned int nexus_of_state(const char *path)
     unsigned int numbers[2] = { 0 }, i;
 
     if (!begins_with(path, "/sys/dev/block/") || !end
-        || strcmp(end, "/device/state"))
+        || strcmp(end, "/device/state") != 0)
         return NEXUSES;
     if (slave)
         return nexus_of_name(slave + 8, (size_t)(end - slave - 8));

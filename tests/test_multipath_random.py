@@ -12,14 +12,14 @@ is about time (SIM_SPEED=0: it is not spent), what multipathd knows, and the
 log. test_multipath.py says what each command comes to when nothing is wrong.
 
 The cases are the same in each run; RANDOM_SEED is another first one,
-RANDOM_COMMANDS how many there are (otherwise as many as take a minute at
-most), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed with its number and its story. By hand,
-`python3 tests/test_multipath_random.py NUMBER...` shows cases in detail.
+RANDOM_COMMANDS how many there are (otherwise as many as take less than a
+minute), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed
+with its number and its story; `python3 tests/test_multipath_random.py NUMBER`
+shows what was sent and logged, too.
 
 It must not make a device do what no device does, such as to execute a command
 and then say that it did not.
 """
-import collections
 import errno
 import itertools
 import os
@@ -36,8 +36,8 @@ from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_KEYS,
                       CHECK_CONDITION, parameters, pr_in, pr_out, sense_code)
 from sim import (BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK, OFFLINE, OPEN,
                  RUNNING, STATE, TRANSPORT_OFFLINE)
-from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS, PATHS,
-                            RIVAL, RIVALS, Lab, code as code_of)
+from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS,
+                            PATHS, RIVAL, RIVALS, Lab, code as code_of)
 
 SEED = int(os.environ.get('RANDOM_SEED', 0))
 COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 0)) or 3000
@@ -51,6 +51,7 @@ PREEMPTS = (PREEMPT, PREEMPT_AND_ABORT)
 NAMES = ('REGISTER', 'RESERVE', 'RELEASE', 'CLEAR', 'PREEMPT',
          'PREEMPT AND ABORT', 'REGISTER AND IGNORE')
 PR_OUT = 0x5f, None
+APTPL, ALL_TG_PT = 1, 4
 AGAIN = 0xa11ce3
 TWIN = 101          # another host, to which our guest has or had migrated
 US, THEM, HOST = 'us', 'the rival', 'the twin'
@@ -177,7 +178,7 @@ class Case:
         lab.is_consistent = False       # that is for us to say
         self.is_benign, self.gone, self.is_killed = True, set(), False
         self.is_keyless = self.is_silent = self.is_slow = False
-        self.unopened = set()
+        self.unopened, self.acts = set(), []
         self.base = self.target.clock()
         self.is_aimed = self.rng.random() < .4
         self.beginning()
@@ -214,9 +215,9 @@ class Case:
             lab.mpd.version = '0.9.4'
             self.tell('0.9.4')
         name = rng.choice(('nobody', 'registered', 'registered', 'fenced',
-                           'held', 'held', 'held', 'rival holds',
-                           'twin', 'twin holds') + 6 * self.is_aimed
-                          * ('held',))
+                           'held', 'held', 'held', 'rival holds', 'twin',
+                           'twin holds', 'twin is left')
+                          + 6 * self.is_aimed * ('held',))
         if name != 'nobody':
             lab.registered()
         if self.is_aimed or rng.random() < .7:
@@ -226,7 +227,7 @@ class Case:
             if rng.random() < .15:
                 lab.known.prhold = rng.choice(('unknown', 'unset'))
                 self.tell('prhold ' + lab.known.prhold)
-        elif name == 'fenced':
+        elif name in ('fenced', 'twin is left'):
             for path in PATHS:
                 self.nexus(path).key = 0
         if name in ('fenced', 'rival holds'):
@@ -511,7 +512,7 @@ class Case:
     # ---- The command ------------------------------------------------------
     def choose(self):
         rng, lab = self.rng, self.lab
-        is_in = self.beginning_is not in ('nobody', 'fenced')
+        is_in = self.beginning_is not in ('nobody', 'fenced', 'twin is left')
         self.action = rng.choice(
             5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,) if not is_in
             and rng.random() < .8 else 5 * (REGISTER,)
@@ -532,6 +533,8 @@ class Case:
             self.sa_key = self.key
         if self.is_cleanup:
             self.sa_key = 0
+        self.flags = rng.choice(9 * (0,) + (APTPL, ALL_TG_PT)) \
+            if self.action in REGISTERS else 0
         self.type = rng.choice(TYPES)
         if lab.lun.type and rng.random() < .85:
             self.type = lab.lun.type
@@ -547,9 +550,10 @@ class Case:
         self.seconds = (self.end - self.begin) / SECOND
         self.wait_idle()
         self.log = lab.helper.log()[self.log_begin:]
-        self.tell('%s %x %x type %d: %s after %.1f s' % (
+        self.tell('%s %x %x type %d%s: %s after %.1f s' % (
             'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
             else NAMES[self.action], self.key, self.sa_key, self.type,
+            {APTPL: ', APTPL', ALL_TG_PT: ', ALL_TG_PT'}.get(self.flags, ''),
             'GOOD' if self.answer == GOOD else self.answer, self.seconds))
 
     def send(self):
@@ -561,7 +565,8 @@ class Case:
             lab.client.send(bytes([CLEANUP]) + bytes(15), [lab.map])
         else:
             lab.client.send(pr_out(self.action, self.type), [lab.map])
-            lab.client.sock.sendall(parameters(self.key, self.sa_key))
+            lab.client.sock.sendall(parameters(self.key, self.sa_key,
+                                                self.flags))
         end = time.monotonic() + 30
         while not select.select([lab.client.sock], [], [], .002)[0]:
             self.kill()
@@ -632,9 +637,11 @@ class Case:
             yield from self.ways(acts, action)
 
     def ways(self, acts, action):
-        agains = (False, True) if action in PREEMPTS else (False,)
-        for at, again in itertools.product([None, *range(len(acts) + 1)],
-                                          agains):
+        """After an error all its keys may have been taken off, later on."""
+        ends = [None, *range(len(acts) + 1)]
+        for at, again, off in itertools.product(
+                ends, (False, True) if action in PREEMPTS else (False,),
+                (None,) if self.answer == GOOD else ends):
             disk, answer = self.disk.copy(), None
             for i in range(len(acts) + 1):
                 if i == at:
@@ -643,6 +650,8 @@ class Case:
                                       type_, again)
                     if self.is_out(disk):
                         answer = GOOD
+                if i == off:
+                    disk.drop(US)
                 if i < len(acts) and not self.is_as_seen(disk, acts[i]):
                     break
             else:
@@ -676,6 +685,10 @@ class Case:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
 
+    def is_hit(self):
+        return any(act.what in (CLEAR, *PREEMPTS) and not act.status
+                   for act in self.done())
+
     def is_half_done(self, act):
         """It has met a new key of ours, and there will be an error."""
         return self.answer not in (GOOD, CONFLICT) and act.key == self.sa_key \
@@ -683,7 +696,8 @@ class Case:
 
     def is_explained(self):
         """Rules 1 to 4."""
-        self.is_fenced = not any(self.nexus(path).key for path in PATHS)
+        self.is_fenced = self.is_hit() and not any(
+            self.nexus(path).key for path in PATHS)
         found = list(self.explanations())
         seen = self.now(US, None)
         keys = {path: self.nexus(path).key for path in PATHS}
@@ -734,7 +748,6 @@ class Case:
         """Rule 5."""
         known = self.lab.known
         if known.suspended and self.is_silent:
-            known.suspended, known.suspensions = 0, []
             return 'dmsetup resume' in self.log
         most = SUSPENDED + self.target.script.excused \
             + 30 * SECOND * self.is_slow
@@ -762,13 +775,13 @@ class Case:
             return not self.is_keyless or self.action not in REGISTERS \
                 or 'reservation_key' in log or not self.sa_key \
                 or any(re.match('sd.:', line) for line in self.story)
-        is_hit = any(act.what in (CLEAR, *PREEMPTS) and not act.status
-                     for act in self.done())
-        if self.answer == GOOD and self.action in REGISTERS and not is_hit:
+        if self.answer == GOOD and self.action in REGISTERS \
+                and not self.is_hit():
             return all(self.nexus(path).key == self.sa_key
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS)
-        if self.answer == GOOD and self.action in PREEMPTS and not is_hit:
+        if self.answer == GOOD and self.action in PREEMPTS \
+                and not self.is_hit():
             return all(self.nexus(path).key or not self.first[path]
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS) or not any(
@@ -806,11 +819,16 @@ class Case:
             n = self.nexus(path)
             n.inject_count = n.state = n.delay_ms = n.open_errno = 0
             n.open_other = n.dm_failed = 0
-        self.target.script.actions = 0
+        self.acts, self.target.script.actions = self.done(), 0
         self.action, self.sa_key, self.key = REGISTER_AND_IGNORE, AGAIN, 0
-        self.is_in = self.is_cleanup = False
-        self.is_killed = False
-        answer = self.send()
+        self.is_in = self.is_cleanup = self.flags = False
+        self.is_killed = self.is_silent = False
+        for _ in range(5):      # somebody may have to resume the map first
+            self.wait_idle()
+            answer = self.send()
+            if answer == GOOD:
+                break
+            time.sleep(.1)
         self.wait_idle()
         keys = [self.nexus(path).key for path in PATHS]
         self.tell('again: %s, keys %s' % (answer, keys))
@@ -852,6 +870,9 @@ class Run:
         self.target_is_later()
         case = Case(lab, seed)
         wrong = case.wrong()
+        if lab.known.suspended:
+            lab.mpd.rules, case.is_silent = [], False
+            case.wait_idle()
         try:
             lab.check()
         except AssertionError as error:
@@ -929,8 +950,9 @@ def show(seeds):
                     event.status))
             print(case.log)
             print('   ', '\n    '.join(run.lab.mpd.texts()))
-            for act in case.done():
-                print('   ', act.what, act.nexus, act.done_step, act.status)
+            for act in case.acts or case.done():
+                print('    %d by %d at step %d, key %x: status %02x' % (
+                    act.what, act.nexus, act.done_step, act.key, act.status))
     finally:
         run.close()
 

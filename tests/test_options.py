@@ -282,7 +282,7 @@ def test_a_file_that_is_no_socket_is_an_error_and_stays(place):
              'link': lambda p: os.symlink(place.dir, p),
              'dangling': lambda p: os.symlink(place.dir + '/no', p)}
     for kind, make in kinds.items():
-        path = place.open_dir + '/' + kind
+        path = place.dir + '/' + kind       # where only we can write
         make(path)
         before = os.lstat(path)
         fails(place.run(path=path), path)

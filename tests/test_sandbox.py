@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import resource
 import socket
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 import sim
 from conftest import program
+from launch import wait_until
 from prclient import GOOD, READ_KEYS, Closed
 
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
@@ -118,12 +120,32 @@ def test_forbidden_call_kills_the_session_only(helper, target, disks, call):
         with pytest.raises(Closed):
             client.read_in(fd, READ_KEYS)
         assert nexus.call == 0 and nexus.call_errno == -1
-        assert main.wait_log('of signal 31')
+        assert main.wait_log('of signal 31: it made a system call that the '
+                             'sandbox forbids')
         assert 'pid %d ' % os.getpid() in main.log()
         nexus.in_flight = 0
         assert bystander.read_in(fd, READ_KEYS).status == GOOD
         with main.client() as again:
             assert again.read_in(fd, READ_KEYS).status == GOOD
+
+
+@pytest.mark.parametrize('call', [sim.ABORT, sim.SMASHED])
+def test_an_abort_does_not_look_like_a_forbidden_call(helper, target, disks,
+                                                      call):
+    main, fd = helper(), disks.open()
+    target.nexus(0).make_call(call)
+    with main.client() as client, pytest.raises(Closed):
+        client.read_in(fd, READ_KEYS)
+    main.wait_log('of signal ')
+    assert 'of signal 31' not in main.log()
+    assert 'sandbox' not in main.log()
+    if call == sim.SMASHED and '\0GLIBC_2' in programs_text():
+        assert 'stack smashing detected' in main.log()
+
+
+def programs_text():
+    with open(SIM_HELPER, 'rb') as f:
+        return f.read().decode('latin1')
 
 
 @pytest.mark.parametrize('call', sorted(set(CALLS) - MAINS))
@@ -283,6 +305,23 @@ def test_main_opens_nothing_but_to_read_in_sys_and_dev(
         assert client.read_in(fd, READ_KEYS).status == GOOD
     assert nexus.call_errno == (0 if allowed or sandbox == 'off'
                                 else errno.EACCES)
+
+
+@pytest.mark.skipif(landlock_version() < 1, reason='no Landlock here')
+def test_a_kernel_that_has_landlock_is_not_said_to_have_none(start, target):
+    """It may fail for another reason: too few descriptors."""
+    logs = []
+    for limit in range(4, 24):
+        helper = start(SIM_HELPER, '-v', '--single-process', env=target.env,
+                       wait=False, preexec_fn=lambda: resource.setrlimit(
+                           resource.RLIMIT_NOFILE, (limit, limit)))
+        wait_until(lambda: helper.process.poll() is not None
+                   or status(helper.pid, 'Seccomp') == '2')
+        helper.stop()
+        logs += [line for line in helper.log().splitlines()
+                 if 'Landlock' in line]
+    assert logs and not any('no Landlock' in line for line in logs)
+    assert all('Too many open files' in line for line in logs)
 
 
 @pytest.mark.skipif(landlock_version() < 6, reason='no Landlock of Linux 6.12')

@@ -372,6 +372,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
     struct client *client = malloc(sizeof(*client));
     struct record record;
+    unsigned how;
 
     if (client == NULL || size > FDS - 16)
         goto end;
@@ -394,11 +395,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         MUST(fds.events == (sending ? POLLOUT : POLLIN));
         MUST(client_is_in_flight(client)
              == (peer.asked || peer.frame == REPLY));
-        MUST(client_expire(client, NEVER - 1) == !(idle || peer.asked));
         MUST(!(idle && record.busy) && !(peer.asked && !record.busy));
-        if (peer.asked && input_number(1) == 255) {
+        if (peer.asked) {
+            MUST(!client_expire(client, WORKER_WITHIN - SECOND));
+            how = input_number(1);
+        } else {
+            MUST(client_expire(client, NEVER - 1) == !idle);
+            how = 0;
+        }
+        if (how == 255) {
             peer.over = true; /* somebody has this client leave */
             break;
+        }
+        if (how == 254) { /* the worker hangs */
+            if (client_expire(client, NEVER - 1))
+                break;
+            MUST(!peer.asked);
         }
     }
     MUST(peer.over);

@@ -224,6 +224,7 @@ DECODE = [
 # been asked.
 GETPRKEY, SETPRKEY, UNSETPRKEY, SETPRSTATUS, UNSETPRSTATUS = range(5)
 GETPRHOLD, SETPRHOLD, UNSETPRHOLD, SUSPEND, RESUME = range(5, 10)
+GETPRSTATUS, SHOW = 10, 11
 FOUND = bytes([0, 0, 0])        # socket, connect, getsockopt
 READY, ASKED = b'\0', b'\0\0'    # of ppoll; send, twice
 
@@ -250,6 +251,12 @@ MULTIPATHD = [
         b'ok\n\0', b'fail\ntimeout\n\0']),
     *(asked(GETPRHOLD, packet(text)) for text in [
         b'set\n\0', b'unset\n\0', b'unknown\n\0', b'set\0']),
+    *(asked(GETPRSTATUS, packet(text)) for text in [
+        b'set\n\0', b'unset\n\0', b'1\0', b'0\0']),
+    *(asked(SHOW, packet(b'dev dm_st chk_st\n' + text)) for text in [
+        b'sda active ready\nsdb failed faulty\n\0', b'sda failed faulty\n\0',
+        b'sdb active ready\nsda    failed   ghost\n\0', b'sda\n\0', b'\0',
+        b'sda failed', b'sdaa failed faulty\n\0']),
     asked(SETPRSTATUS, packet(b'fail\n\0') + READY + FOUND + ASKED
           + packet(b'ok\n\0')),
     # by other names, and not at all

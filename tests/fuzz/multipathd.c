@@ -33,16 +33,19 @@ int fuzz_clock_gettime(clockid_t id, struct timespec *now);
 int fuzz_close(int fd);
 
 enum { FD = 1000, CALLS_MOST = 100000, TEXT = 63, COMMAND = 512 };
+enum { TABLE = (1 << 16) - 1 }; /* as much of that as is looked at */
 
 /* 107 bytes would fit into an address. */
 static char too_long[109];
 static char *const names[] = { NULL, "/run/m", "@m", "", too_long };
 
 static const char *const verbs[] = {
-    "getprkey map dm-3",    "setprkey map dm-3 key ", "unsetprkey map dm-3",
-    "setprstatus map dm-3", "unsetprstatus map dm-3", "getprhold map dm-3",
-    "setprhold map dm-3",   "unsetprhold map dm-3",   "suspend map alias",
-    "resume map alias"
+    "getprkey map dm-3",      "setprkey map dm-3 key ",
+    "unsetprkey map dm-3",    "setprstatus map dm-3",
+    "unsetprstatus map dm-3", "getprhold map dm-3",
+    "setprhold map dm-3",     "unsetprhold map dm-3",
+    "suspend map alias",      "resume map alias",
+    "getprstatus map dm-3",   "show paths format \"%d %t %T\""
 };
 
 static struct {
@@ -50,7 +53,7 @@ static struct {
     bool is_open, is_connected, is_root;
     int64_t us;
     /* Of the last exchange: what was sent, and what came. */
-    uint8_t sent[COMMAND + 64], received[sizeof(size_t) + TEXT];
+    uint8_t sent[COMMAND + 64], received[sizeof(size_t) + TABLE + 1];
     size_t sent_size, received_size;
 } system_;
 
@@ -139,7 +142,7 @@ ssize_t fuzz_recv(int fd, void *data, size_t size, int flags)
     if (how > 0 && how < size)
         size = how;
     size = how == 253 ? 0 : input_take(data, size);
-    MUST(system_.received_size + size <= sizeof(system_.received));
+    MUST(system_.received_size + size < sizeof(system_.received));
     memcpy(system_.received + system_.received_size, data, size);
     system_.received_size += size;
     return (ssize_t)size;
@@ -269,6 +272,32 @@ static void said_check(enum multipathd_said said)
         MUST(was_asked());
 }
 
+/* What the line of sda begins with, if that is one. */
+static void path_check(const struct multipathd *multipathd)
+{
+    struct multipathd_path path = { false, false };
+    bool found = multipathd_path_get(multipathd, "sda", &path);
+    char *text = (char *)system_.received + sizeof(size_t), *line;
+
+    MUST(!found || was_asked());
+    system_.received[system_.received_size] = '\0';
+    line = strncmp(text, "sda ", 4) == 0 ? text : strstr(text, "\nsda ");
+    if (!found || line == NULL || strstr(text, " sda") != NULL
+        || strstr(text, "sda\n") != NULL)
+        return; /* it may have been another line */
+    line += strspn(line, "\n");
+    if (strncmp(line, "sda failed ", 11) == 0)
+        MUST(path.is_failed);
+    if (strncmp(line, "sda active ", 11) == 0)
+        MUST(!path.is_failed);
+    if (strncmp(line, "sda active faulty\n", 18) == 0
+        || strncmp(line, "sda failed faulty\n", 18) == 0)
+        MUST(!path.is_ready);
+    if (strncmp(line, "sda active ready\n", 17) == 0
+        || strncmp(line, "sda failed ghost\n", 17) == 0)
+        MUST(path.is_ready);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
     const struct multipathd multipathd = { .map = "dm-3",
@@ -277,6 +306,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     struct multipathd_key key = { UINT64_MAX, true };
     enum multipathd_hold hold;
     char text[TEXT + 1];
+    bool is_set;
 
     memset(&system_, 0, sizeof(system_));
     memset(too_long, 'n', sizeof(too_long) - 1);
@@ -312,8 +342,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     case 8:
         said_check(multipathd_suspend(&multipathd));
         break;
-    default:
+    case 9:
         said_check(multipathd_resume(&multipathd));
+        break;
+    case 10:
+        is_set = multipathd_is_registered(&multipathd);
+        reply_get(text);
+        MUST(is_set == (strcmp(text, "set\n") == 0 || text[0] == '1'));
+        break;
+    default:
+        path_check(&multipathd);
     }
     MUST(!system_.is_open);
     return 0;

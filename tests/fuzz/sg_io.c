@@ -270,8 +270,11 @@ static void unreached_check(void)
              == (system_.error == ENODEV || system_.error == ENXIO));
     else
         MUST(command->unreached == (system_.host != 0 && !is_answer));
-    if (system_.error != 0 || system_.host < 3 || system_.host == 4)
+    if (system_.error != 0 || (system_.host < 3 && system_.host != 0)
+        || system_.host == 4 || system_.host == 12 || system_.host == 13)
         MUST(!command->is_lost);
+    else if (system_.host == 0)
+        MUST(command->is_lost == (system_.driver == 6));
     else if (!is_answer && system_.host != 15)
         MUST(command->is_lost);
 }

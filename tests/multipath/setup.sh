@@ -25,7 +25,7 @@ mkdir -p /run/etc/upper /run/etc/work
 mount -t overlay etc /etc \
     -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work
 fetched=$BUILD/debian
-for directory in lib bin sbin; do
+for directory in lib bin sbin share; do
     layers=/usr/$directory
     for layer in "$fetched/usr/$directory" "$fetched/$directory"; do
         [ ! -d "$layer" ] || layers=$layers:$layer
