@@ -68,17 +68,20 @@ suite() {
     rm -f "$results/$name".*
     seconds=900
     case $name in
-    kernel | multipath | reference | transport | supervisors) seconds=420 ;;
+    kernel | multipath | reference | supervisors) seconds=420 ;;
+    transport) seconds=600 ;;
     esac
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
         --junitxml="$results/$name.xml" "$@"
     case $name in
     kernel | supervisors) set -- env UML_TIMEOUT=430 tests/uml.sh "$@" ;;
-    multipath | reference | transport)
-        nexuses=3
-        [ "$name" != transport ] || nexuses=0
-        set -- env UML_TIMEOUT=430 UML_NEXUSES=$nexuses tests/uml.sh \
+    multipath | reference)
+        set -- env UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
+            tests/multipath/setup.sh "$@"
+        ;;
+    transport)
+        set -- env UML_TIMEOUT=610 UML_NEXUSES=0 tests/uml.sh \
             tests/multipath/setup.sh "$@"
         ;;
     esac
