@@ -154,6 +154,11 @@ check-qemu: $(HELPER)
 check-libvirt: $(HELPER)
 	tests/libvirt.sh
 
+# A guest with a reservation moves from host to host, with the QEMU of Debian
+# sid; as root.
+check-migration: $(HELPER)
+	tests/migration.sh
+
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER) $(CLIENT)
 	tests/run.sh multipath reference
@@ -329,5 +334,5 @@ distclean:
 .PHONY: all static image sim fault check check-hostile check-static \
 	check-sanitized check-aarch64 cross-check check-multipath check-supervisors \
 	check-transport check-reproducible check-deb check-recipes check-qemu \
-	check-libvirt fuzz soak coverage lint bench demo install uninstall dist deb \
-	clean distclean
+	check-libvirt check-migration fuzz soak coverage lint bench demo install \
+	uninstall dist deb clean distclean

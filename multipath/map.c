@@ -197,8 +197,8 @@ bool path_is_left_out(struct map *map, struct path *path)
             || seen.is_ready || !(seen.is_failed || path->is_down)))
         return false;
     if (!path->is_reported)
-        log_warning("%s (%s): %s is left out, it %s; multipathd registers it "
-                    "when it is back",
+        log_warning("%s (%s): %s is left out: it %s, and multipathd has "
+                    "failed it",
                     map->name, map->alias, path->name, path->why);
     path->is_reported = true;
     return true;

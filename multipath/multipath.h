@@ -30,7 +30,7 @@
 #include "../prhelper.h"
 
 /* How long a command may take, and parts of it; see map_extend(), too. */
-#define COMMAND_WITHIN (45 * SECOND)
+#define COMMAND_WITHIN (40 * SECOND)
 #define SETTLE_WITHIN (30 * SECOND)    /* before anything is changed */
 #define SUSPENDED_WITHIN (10 * SECOND) /* while all I/O waits for us */
 #define AFTERWARDS_WITHIN (8 * SECOND) /* to undo, to resume */
@@ -75,8 +75,10 @@ struct path {
     dev_t device;
     enum verdict verdict; /* of the command that goes to all paths */
     enum verdict said;    /* to the last command for any path */
+    bool is_answered;     /* by the device, that is, not by its transport */
     bool is_lost;         /* it may have been done here */
     bool is_new;          /* it has got the key, for sure */
+    bool had_key;         /* before, for sure */
     bool is_down;         /* its transport has given it up */
     bool is_reported;     /* as left out */
     char why[96];         /* it did not take the last command */
@@ -105,7 +107,6 @@ struct map {
     bool is_lost;         /* an answer to the last command for any path */
     unsigned left_out;    /* paths, of that command */
     struct path *witness; /* the first that got the key, and must keep it */
-    bool is_known;        /* that key, to the disk, already */
     bool is_doubtful;     /* somebody may have removed it */
     uint32_t generation;  /* PRGENERATION, when keys_read() was called */
 };

@@ -20,6 +20,7 @@ struct registration {
     struct multipathd_key new;      /* value 0: unregisters */
     struct multipathd_key previous; /* what the paths have so far */
     struct path *last;              /* is changed last, or NULL */
+    bool is_ignored;                /* what that is */
     bool is_told;                   /* multipathd has been, of new */
     bool is_status_told;            /* likewise, that it is registered */
     bool is_whole;                  /* all paths have the new key */
@@ -127,7 +128,7 @@ static bool paths_change(struct map *map, struct registration *r,
 {
     all_due(map);
     if (r->last != NULL)
-        r->last->verdict = ASIDE; /* its turn comes */
+        r->last->verdict = REFUSED; /* its turn comes */
     if (!sweep(map, request, &r->new, map->deadline))
         return false;
     if (r->last != NULL) {
@@ -156,6 +157,11 @@ static bool paths_register(struct map *map, struct registration *r,
 {
     if (!paths_change(map, r, request))
         return false;
+    /* Which will be no witness if it gets its key from the next command. */
+    r->is_fenced = (r->flags & ALL_TG_PT) != 0
+                   && witness_ask(map, &r->new) != DONE;
+    if (r->is_fenced)
+        return false;
     request->cdb[1] = REGISTER_AND_IGNORE;
     conflicts_due(map);
     r->is_whole = sweep(map, request, &r->new, map->deadline);
@@ -170,28 +176,6 @@ static bool paths_register(struct map *map, struct registration *r,
     return !r->is_fenced;
 }
 
-/*
- * PREEMPT takes the key also from paths of ours that are left out, or they
- * would come back with it, and go on to hold what all registrants do: if no
- * other host has the same key. Returns whether it was done, by which the last
- * path may have lost its own.
- */
-static bool left_out_lose(struct map *map, const struct registration *r)
-{
-    struct reservation reservation;
-    struct request preempt;
-    unsigned count;
-
-    /* The last path is set aside, too. */
-    if (count_of(map, ASIDE) < 2 || !reservation_read(map, &reservation)
-        || !keys_read(map, r->previous.value, &count) || count >= map->count)
-        return false;
-    request_set(&preempt, PREEMPT,
-                reservation.is_held ? reservation.scope_type : WRITE_EXCLUSIVE,
-                r->previous.value, r->previous.value, 0);
-    return path_send(map, r->last, &preempt) == DONE;
-}
-
 /* A path that does not have the key need not lose it. */
 static bool paths_unregister(struct map *map, struct registration *r,
                              struct request *request)
@@ -200,19 +184,15 @@ static bool paths_unregister(struct map *map, struct registration *r,
 
     all_due(map);
     if (r->last != NULL)
-        r->last->verdict = ASIDE; /* it may hold: its turn comes */
+        r->last->verdict = REFUSED; /* it may hold: its turn comes */
     if (!sweep(map, request, NULL, map->deadline))
         return false;
     for (i = 0; i < map->count; i++)
         lost += map->paths[i].is_lost;
     if (r->last != NULL) {
-        bool is_done = left_out_lose(map, r);
-
         r->last->verdict = DUE;
         if (!sweep(map, request, NULL, map->deadline))
             return false;
-        if (is_done)
-            r->last->verdict = DONE;
     }
     if (count_of(map, DONE) + lost == 0) {
         if (count_of(map, CONFLICT) > 0)
@@ -224,7 +204,14 @@ static bool paths_unregister(struct map *map, struct registration *r,
     if (!status_tell(map, r))
         return false;
     conflicts_due(map);
-    return sweep(map, request, NULL, map->deadline);
+    if (!sweep(map, request, NULL, map->deadline))
+        return false;
+    for (i = 0; i < map->count; i++)
+        if (map->paths[i].verdict == ASIDE)
+            log_warning("%s (%s): %s comes back with the key if multipathd is "
+                        "older than 0.13: then unregister once more",
+                        map->name, map->alias, map->paths[i].name);
+    return true;
 }
 
 /* ---- REGISTER --------------------------------------------------------- */
@@ -257,7 +244,9 @@ static bool last_find(struct map *map, struct registration *r)
     request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
                 r->previous.aptpl ? APTPL : 0);
     r->last = any_send(map, &request);
-    return r->last != NULL && map->answer.status == GOOD;
+    if (r->is_ignored && map->answer.status == RESERVATION_CONFLICT)
+        r->previous.value = 0; /* which another host has */
+    return map->answer.status == GOOD || r->previous.value == 0;
 }
 
 /* Back to what was, as far as nothing can come back with it. */
@@ -282,7 +271,6 @@ static void map_undo(struct map *map, const struct registration *r)
         || (r->new.value != 0
             && r->new.value != r->previous.value &&changed > 0))
         keys_take_off(map, r->new.value, r->flags);
-    map->is_known = false;
     if (map->is_doubtful && r->previous.value != 0)
         keys_take_off(map, r->previous.value, r->flags);
     if (r->is_fenced || map->is_doubtful
@@ -301,7 +289,7 @@ void map_register(struct map *map, const struct multipathd_key *old,
                   struct request *request)
 {
     struct registration r = { .old = *old };
-    bool is_done, is_ignored;
+    bool is_done;
     unsigned i, count;
 
     r.flags = request->data[LIST_FLAGS];
@@ -310,18 +298,22 @@ void map_register(struct map *map, const struct multipathd_key *old,
     r.previous = *old;
     if (request->cdb[1] == REGISTER)
         r.previous.value = be64_get(request->data);
-    is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
+    r.is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     if (!settle(map)
-        || !keys_read(map, (is_ignored ? r.previous : r.new).value, &count))
+        || !keys_read(map, (r.is_ignored ? r.previous : r.new).value, &count))
         return;
     /* It may be one that multipathd is only configured to have. */
-    if (is_ignored && count == 0)
+    if (r.is_ignored && count == 0)
         r.previous.value = 0;
     if (r.previous.value != 0 && !last_find(map, &r))
         return;
-    map->is_known = !is_ignored && r.previous.value == 0 && count > 0;
-    for (i = 0; i < map->count; i++)
-        map->paths[i].is_new = map->paths[i].is_lost = false;
+    for (i = 0; i < map->count; i++) {
+        struct path *path = &map->paths[i];
+
+        path->is_new = path->is_lost = false;
+        path->had_key = !r.is_ignored && r.previous.value == 0 && count > 0
+                        && path_prove(map, path, &r.new) == DONE;
+    }
     if (!key_announce(map, &r)) {
         if (r.is_told)
             map_undo(map, &r);

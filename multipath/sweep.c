@@ -126,6 +126,7 @@ static enum verdict path_execute(struct map *map, struct path *path,
 
     sg_io_execute(&command, timeout_of(map), SG_IO_ATTENTIONS);
     verdict = verdict_of(&command);
+    path->is_answered = !command.unreached && !command.is_lost;
     if (command.refusal != NULL)
         map->refusal = command.refusal;
     if (verdict == DONE)
@@ -151,7 +152,7 @@ enum verdict path_send(struct map *map, struct path *path,
         verdict = NOT_TAKEN;
         snprintf(path->why, sizeof(path->why), "was not asked in time");
     }
-    if (verdict == LOST)
+    if (verdict == LOST && !path->is_answered)
         map->is_lost = true;
     trace(TRACE_PATH, "%s (%s), %s: %04x: %s", map->name, map->alias,
           path->name, be16_get(request->cdb), path->why);
@@ -205,12 +206,14 @@ enum verdict path_prove(struct map *map, struct path *path,
  * The path that has answered; or NULL, and the answer is CONFLICT, of all
  * paths that are not left out, or that it has failed. A conflict is not the
  * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
- * and the path may have come back without having been registered yet.
+ * and the path may have come back without having been registered yet. Nor is
+ * NOT READY, for which others may be (LIO says it for some conflicts).
  */
 struct path *any_send(struct map *map, const struct request *request)
 {
     bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT, is_again = false;
-    struct path *path, *waits;
+    struct path *path, *waits, *last;
+    struct answer answer;
     bool conflicts;
 
     map->is_lost = false;
@@ -218,7 +221,7 @@ struct path *any_send(struct map *map, const struct request *request)
     for (path = map->paths; path < map->paths + map->count; path++)
         path->said = DUE;
     for (;; is_again = true) {
-        waits = NULL;
+        waits = last = NULL;
         conflicts = false;
         map->left_out = 0;
         for (path = map->paths; path < map->paths + map->count; path++) {
@@ -230,12 +233,17 @@ struct path *any_send(struct map *map, const struct request *request)
                 path->said = ASIDE;
             map->left_out += path->said == ASIDE;
             conflicts = conflicts || path->said == CONFLICT;
-            if (path->said <= LOST)
+            if (path->said == LOST && path->is_answered) {
+                last = path;
+                answer = map->answer;
+            } else if (path->said <= LOST) {
                 waits = path;
+            }
         }
         /* Only RESERVE can be told from what it has done if it is repeated. */
         if (waits == NULL
-            || (map->is_lost && conflicts && request->cdb[1] != RESERVE))
+            || (map->is_lost && (conflicts || last != NULL)
+                && request->cdb[1] != RESERVE))
             break;
         if (!map_wait(map, map->deadline)) {
             map_fail(map, "no path takes the command in time: %s %s",
@@ -243,13 +251,17 @@ struct path *any_send(struct map *map, const struct request *request)
             return NULL;
         }
     }
-    if (map->left_out == map->count)
+    if (map->is_lost) {
+        map_fail(map, "a path has lost its answer, and the others have not "
+                      "done it");
+    } else if (last != NULL) {
+        map->answer = answer;
+        return last;
+    } else if (map->left_out == map->count) {
         map_fail(map, "no path is usable");
-    else if (map->is_lost)
-        map_fail(map, "a path has lost its answer, and the others say "
-                      "RESERVATION CONFLICT");
-    else
+    } else {
         map_answer(map, RESERVATION_CONFLICT);
+    }
     return NULL;
 }
 
@@ -298,12 +310,13 @@ bool keys_read(struct map *map, uint64_t key, unsigned *count)
 
 /* ---- All paths -------------------------------------------------------- */
 
+/* But those that are left out so far have their turn when the others have. */
 void all_due(struct map *map)
 {
     unsigned i;
 
     for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = DUE;
+        map->paths[i].verdict = map->paths[i].is_reported ? ASIDE : DUE;
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -392,7 +405,7 @@ static bool path_is_clear(struct map *map, struct path *path,
     do {
         path->verdict = path_prove(map, path, key);
         if (path->verdict == DONE)
-            return !map->is_known;
+            return !path->had_key;
         if (path->verdict == CONFLICT) {
             if (is_first
                 && (!keys_read(map, key->value, &count)
@@ -451,6 +464,7 @@ bool sweep(struct map *map, struct request *request,
            const struct multipathd_key *key, int64_t deadline)
 {
     const struct path *waits;
+    bool is_last = false;
     unsigned i;
 
     map->pause = PAUSE_LEAST;
@@ -461,6 +475,9 @@ bool sweep(struct map *map, struct request *request,
         for (i = 0; i < map->count; i++) {
             struct path *path = &map->paths[i];
 
+            /* It may have come back, which multipathd need not notice. */
+            if (is_last && path->verdict == ASIDE)
+                path->verdict = DUE;
             if (path->verdict > LOST)
                 continue;
             if (!path_sweep(map, path, request, key))
@@ -470,9 +487,10 @@ bool sweep(struct map *map, struct request *request,
             if (path->verdict <= LOST)
                 waits = path;
         }
-        if (waits == NULL)
+        if (waits == NULL && is_last)
             return true;
-    } while (deadline != 0 && map_wait(map, deadline));
+        is_last = waits == NULL;
+    } while (deadline != 0 && (waits == NULL || map_wait(map, deadline)));
     if (deadline != 0)
         map_fail(map, "%s does not take the command in time: it %s",
                  waits->name, waits->why);
@@ -516,9 +534,7 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
     map_extend(map);
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
     for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = map->paths[i].is_new || !map->is_known
-                                    ? DUE
-                                    : CONFLICT;
+        map->paths[i].verdict = DUE;
     sweep(map, &request, NULL, map->deadline);
     for (i = 0; i < map->count; i++)
         if (map->paths[i].verdict != DONE && map->paths[i].verdict != CONFLICT)

@@ -121,6 +121,36 @@ class Helper:
             self.log_file.close()
 
 
+# What is told while the tests run: a line in the file PROGRESS for each file
+# of tests that is done.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        path = item.nodeid.split('::')[0]
+        counts = PROGRESS.setdefault(path, {'left': 0})
+        counts['left'] += 1
+
+
+PROGRESS = {}
+
+
+def pytest_runtest_logreport(report):
+    path = report.nodeid.split('::')[0]
+    counts = PROGRESS[path]
+    if report.when == 'call' or report.outcome != 'passed':
+        counts[report.outcome] = counts.get(report.outcome, 0) + 1
+    if report.when == 'teardown':
+        counts['left'] -= 1
+    if counts['left'] == 0 and os.environ.get('PROGRESS'):
+        counts['left'] = -1
+        with open(os.environ['PROGRESS'], 'a') as f:
+            f.write('%s: %s: %s\n' % (
+                os.environ.get('SUITE'), path,
+                ', '.join('%d %s' % (counts[name], name) for name
+                          in ('passed', 'failed', 'skipped')
+                          if name in counts)))
+
+
 @pytest.fixture
 def start(tmp_path):
     """A function that starts a helper; all are killed after the test."""

@@ -84,6 +84,7 @@ find "$copy" -mindepth 1 -maxdepth 1 ! -name build \
     tar -C "$copy" --no-same-permissions --no-same-owner -xf -)
 [ $user = root ] || chroot "$root" chown -R user: $home/prhelper
 
+exec 8<&0 # a command in the background has none
 # shellcheck disable=SC2016 # for the inner shells
 unshare --mount --propagation private --pid --fork --kill-child sh -c '
     root=$1 user=$2 home=$3
@@ -104,7 +105,8 @@ unshare --mount --propagation private --pid --fork --kill-child sh -c '
         ${https_proxy:+"https_proxy=$https_proxy"} \
         ${no_proxy:+"no_proxy=$no_proxy"} "$@" || status=$?
     exit $status' sh "$root" $user "$home" \
-    sh -c 'umask "$1"; shift; cd ~/prhelper; exec "$@"' sh "$mask" "$@" <&0 9>&- &
+    sh -c 'umask "$1"; shift; cd ~/prhelper; exec "$@"' sh "$mask" "$@" \
+    <&8 8<&- 9>&- &
 pid=$!
 trap 'kill -KILL $pid; wait $pid; exit 143' INT TERM HUP
 wait $pid

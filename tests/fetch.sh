@@ -7,7 +7,8 @@
 # with libraries and with its namesakes (what has the same word up to the first
 # dash), as for one program out of a package that wants half a desktop.  Then
 # runs COMMAND with the unpacked programs, libraries and Python modules on its
-# paths, behind the installed ones, and PYTHON set to Debian's python3.
+# paths, behind the installed ones, and PYTHON set to Debian's python3.  Exits
+# with 77 if the archive does not give what is needed.
 #
 # Must never need root, never change the system's own apt or dpkg state, and
 # never use the network when there is nothing to fetch.  Whatever an
@@ -96,7 +97,7 @@ if [ -n "$missing" ]; then
         echo "fetching the package lists" >&2
         if ! { apt update >/dev/null && fetch $missing; }; then
             cat "$into/errors" >&2
-            exit 1
+            exit 77
         fi
     fi
     exec 9>&-

@@ -50,6 +50,13 @@ if [ -z "${RUN_FETCHED:-}" ]; then
         packages="$packages user-mode-linux kmod mount systemd openrc runit s6"
         ;;
     esac
+    case " $* " in
+    *' kernel '* | *' multipath '* | *' reference '*) minutes=6 megabytes=400 ;;
+    *) minutes=5 megabytes=50 ;;
+    esac
+    echo "The tests take about $minutes minutes on two processors. What they" \
+        "need and is not installed, at most $megabytes MB, is fetched into" \
+        "$BUILD and stays there."
     # shellcheck disable=SC2086 # a list of words
     RUN_FETCHED=1 exec "$top/tests/fetch.sh" $packages -- "$0" "$@"
 fi
@@ -74,20 +81,26 @@ suite() {
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
         --junitxml="$results/$name.xml" "$@"
+    # TMPDIR is of this machine.
     case $name in
-    kernel | supervisors) set -- env UML_TIMEOUT=430 tests/uml.sh "$@" ;;
+    kernel | supervisors) set -- UML_TIMEOUT=430 tests/uml.sh "$@" ;;
     multipath | reference)
-        set -- env UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
+        set -- UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
             tests/multipath/setup.sh "$@"
         ;;
     transport)
-        set -- env UML_TIMEOUT=610 UML_NEXUSES=0 tests/uml.sh \
+        set -- UML_TIMEOUT=610 UML_NEXUSES=0 tests/uml.sh \
             tests/multipath/setup.sh "$@"
         ;;
+    *) set -- "TMPDIR=$temporary" "$@" ;;
     esac
-    status=0
-    "$@" >"$results/$name.log" 2>&1 || status=$?
-    echo $status >"$results/$name.status"
+    {
+        status=0
+        env -u TMPDIR SUITE="$name" "$@" >"$results/$name.log" 2>&1 ||
+            status=$?
+        echo $status >"$results/$name.status"
+    } &
+    pids="$pids $!"
 }
 
 for name; do
@@ -100,29 +113,62 @@ for name; do
         ;;
     esac
 done
-trap 'trap "" TERM; kill 0; exit 1' INT TERM HUP
+
+# What is the tests' lies in one place, which is also in the environment of all
+# that they start: so that it goes with them, and none of them stays.
+pids=
+temporary=$(mktemp -d)
+chmod 1777 "$temporary"
+RUN_MARK="of $temporary"
+export RUN_MARK
+ended() {
+    trap '' INT TERM HUP
+    for _ in 1 2 3; do
+        # shellcheck disable=SC2046 # words
+        kill -KILL $(grep -als "$RUN_MARK" /proc/[0-9]*/environ |
+            cut -d / -f 3) 2>/dev/null || break
+    done
+    rm -rf "$temporary" "$BUILD"/uml.*
+    exit 1
+}
+trap ended INT TERM HUP
+trap 'rm -rf "$temporary"' EXIT
+
+# A line for each file of tests as it is done; see conftest.py.
+PROGRESS=$results/progress
+export PROGRESS
+: >"$PROGRESS"
+echo "running $*, each file of tests:"
+tail -n +1 -s 0.3 -f --pid=$$ "$PROGRESS" &
+follower=$!
 case " $* " in
 *' kernel '*)
     suite kernel tests/kernel tests/test_options.py tests/test_startup.py \
-        tests/test_log.py &
+        tests/test_log.py
     ;;
 esac
 for name in multipath reference; do
     case " $* " in
-    *" $name "*) suite $name tests/multipath/test_$name.py & ;;
+    *" $name "*) suite $name tests/multipath/test_$name.py ;;
     esac
 done
 case " $* " in
 *' host '*) suite host tests/test_*.py ;;
 esac
-case " $* " in
-*' hostile '*) suite hostile tests/hostile ;;
-esac
-case " $* " in
-*' transport '*) suite transport tests/transport ;;
-esac
-case " $* " in
-*' supervisors '*) suite supervisors tests/supervisors ;;
-esac
-wait
-exec "$PYTHON" tests/summary.py "$results" "$@"
+# These want the machine for themselves.
+for name in hostile transport supervisors; do
+    case " $* " in
+    *" $name "*)
+        # shellcheck disable=SC2086 # a list of words
+        [ -z "$pids" ] || wait $pids || :
+        suite $name tests/$name
+        ;;
+    esac
+done
+# shellcheck disable=SC2086 # a list of words
+wait $pids || :
+sleep 0.5
+kill "$follower" 2>/dev/null || :
+status=0
+"$PYTHON" tests/summary.py "$results" "$@" || status=$?
+exit $status

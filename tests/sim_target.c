@@ -376,6 +376,8 @@ int __wrap_nanosleep(const struct timespec *time, struct timespec *rest)
 {
     if (speed == 1)
         return __real_nanosleep(time, rest);
+    if (!speed) /* whom it waits for may be a process that is real */
+        sleep_ms(1);
     pass_until(now_us() + us_of(time));
     return 0;
 }
@@ -385,14 +387,15 @@ static int wait_for_multipathd(struct pollfd *fd, uint64_t end,
                                const sigset_t *mask)
 {
     const struct timespec slice = { 0, 1000000 };
-    uint64_t *wait = &target->script.multipathd_wait, until;
+    volatile uint64_t *wait = &target->script.multipathd_wait;
+    uint64_t until;
     int rc;
 
     while ((rc = __real_ppoll(fd, 1, &slice, mask)) == 0) {
-        until = __atomic_load_n(wait, __ATOMIC_ACQUIRE);
+        until = *wait; /* not every machine has 64-bit atomics */
         if (until || now_us() >= end) {
             pass_until(until && until < end ? until : end);
-            __atomic_store_n(wait, 0, __ATOMIC_RELEASE);
+            *wait = 0;
             if (!until || until >= end)
                 return 0;
         }

@@ -79,7 +79,7 @@ def test_install_is_these_files_and_uninstall_takes_them_away(make, tmp_path,
                                                               case):
     variables, where = case
     root = tmp_path / 'a root'
-    (root / 'usr/bin').mkdir(parents=True)
+    (root / 'usr/bin').mkdir(0o755, parents=True)
     (root / 'usr/bin/other').touch(0o600)
     make('install', root, *variables)
     expected = {'%s/%s' % (where[place], path): mode

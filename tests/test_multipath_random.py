@@ -177,6 +177,7 @@ class Case:
         self.target, self.seed = lab.target, seed
         lab.is_consistent = False       # that is for us to say
         self.is_benign, self.gone, self.is_killed = True, set(), False
+        self.is_left = False    # suspended, and nobody is there to resume it
         self.is_keyless = self.is_silent = self.is_slow = False
         self.unopened, self.acts = set(), []
         self.base = self.target.clock()
@@ -544,12 +545,14 @@ class Case:
         self.first = {path: self.nexus(path).key for path in PATHS}
         self.was_holder = lab.lun.holder if lab.lun.type else None
         self.disk = self.now(US, max(self.first.values()))
-        self.log_begin = len(lab.helper.log())
+        log_begin = os.path.getsize(lab.helper.log_path)
         self.begin = self.target.clock()
         self.answer = self.send()
         self.seconds = (self.end - self.begin) / SECOND
         self.wait_idle()
-        self.log = lab.helper.log()[self.log_begin:]
+        with open(lab.helper.log_path, errors='replace') as log:
+            log.seek(log_begin)
+            self.log = log.read()
         self.tell('%s %x %x type %d%s: %s after %.1f s' % (
             'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
             else NAMES[self.action], self.key, self.sa_key, self.type,
@@ -587,11 +590,12 @@ class Case:
 
     def wait_idle(self):
         """Main has a suspended map resumed by another worker, a bit later."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 10 * (not self.is_left)
         self.lab.wait_idle()
         while self.lab.known.suspended and not self.is_silent \
                 and time.monotonic() < end:
             time.sleep(.01)
+        self.is_left = self.lab.known.suspended and not self.is_silent
         self.lab.wait_idle()
 
     # ---- What is so now ---------------------------------------------------
@@ -709,7 +713,8 @@ class Case:
                 or self.answer == CONFLICT and not self.is_fenced:
             return any(
                 answer == self.answer and self.others_are(disk, seen)
-                and disk.reservation == seen.reservation
+                and (disk.reservation == seen.reservation
+                     or self.is_left_behind(seen, keys, live))
                 and all(keys[path] == disk.keys[US] if path in live
                         else keys[path] in (0, self.first[path],
                                             disk.keys[US]) for path in PATHS)
@@ -725,6 +730,14 @@ class Case:
             and (disk.reservation == seen.reservation
                  or not seen.reservation and disk.holds(US))
             for _, disk in found)
+
+    def is_left_behind(self, seen, keys, live):
+        """Who unregisters cannot take along a path that is gone, which goes
+        on to hold what all registrants hold: nobody but the disk could tell it
+        from another host with the same key."""
+        return seen.type >= 7 and self.action in REGISTERS \
+            and not self.sa_key and any(
+                key for path, key in keys.items() if path not in live)
 
     def others_are(self, disk, seen):
         """A path that is gone loses its reservation by a preemption only, of
