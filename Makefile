@@ -34,8 +34,9 @@ MULTIPATH = $(addprefix multipath/,worker.c actions.c register.c preempt.c \
 	sweep.c map.c multipathd.c)
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c sysfs.c options.c \
 	listen.c daemon.c privdrop.c sandbox.c report.c trace.c log.c $(MULTIPATH)
-CLIENT_SOURCES = qemu-pr-client.c decode.c protocol.c sg_io.c sysfs.c
-HEADERS = prhelper.h protocol.h decode.h kernel.h multipath/multipath.h
+CLIENT_SOURCES = qemu-pr-client.c check.c decode.c protocol.c sg_io.c sysfs.c \
+	multipath/multipathd.c
+HEADERS = prhelper.h protocol.h decode.h check.h kernel.h multipath/multipath.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.
@@ -166,7 +167,7 @@ check-migration: $(HELPER)
 	tests/migration.sh
 
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
-check-multipath: $(HELPER)
+check-multipath: $(HELPER) $(CLIENT)
 	tests/run.sh multipath reference
 
 # The same with paths that are iSCSI sessions, whose connections are cut.

@@ -211,6 +211,7 @@ enum multipathd_hold { HOLD_UNKNOWN, HOLD_UNSET, HOLD_SET };
 bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
 bool multipathd_path_get(const struct multipathd *, const char *name,
                          struct multipathd_path *);
+bool multipathd_config_has(const struct multipathd *, const char *word);
 bool multipathd_is_registered(const struct multipathd *);
 enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);

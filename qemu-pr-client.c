@@ -10,6 +10,7 @@
  * wait without a limit, or believe what the helper and the disk say about the
  * length of anything.
  */
+#include "check.h"
 #include "decode.h"
 #include "prhelper.h"
 
@@ -739,7 +740,9 @@ static int check(struct helper *helper, const struct arguments *arguments,
                  int64_t took)
 {
     const struct command *capabilities = command_find("capabilities");
-    struct reply reply;
+    const struct command *full_status = command_find("status");
+    const struct command *reservation = command_find("reservation");
+    struct reply reply, full = { 0 };
     int fd, status, finding = EXIT_GOOD;
 
     printf("The helper at %s answers: process %ld of user %lu, in %" PRId64
@@ -766,11 +769,19 @@ static int check(struct helper *helper, const struct arguments *arguments,
     if (status == EXIT_GOOD && !capabilities_suffice(&reply))
         finding = EXIT_FINDING;
     if (status == EXIT_GOOD)
-        status = read_in_print(helper, command_find("status"), fd);
+        status = read_in(helper, full_status, fd, &full);
+    if (status == EXIT_GOOD)
+        status = payload_print(full_status, &full);
     if (status == EXIT_ILLEGAL_REQUEST)
         status = read_in_print(helper, command_find("keys"), fd);
     if (status == EXIT_GOOD)
-        status = read_in_print(helper, command_find("reservation"), fd);
+        status = read_in(helper, reservation, fd, &reply);
+    if (status == EXIT_GOOD)
+        status = payload_print(reservation, &reply);
+    if (status == EXIT_GOOD
+        && !check_map(fd, arguments->socket_path, full.payload, full.size,
+                      reply.payload, reply.size))
+        finding = EXIT_FINDING;
     if (status == EXIT_GOOD && finding == EXIT_GOOD)
         puts("Nothing is wrong so far; no command was tried that changes "
              "anything.");

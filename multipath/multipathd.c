@@ -293,6 +293,17 @@ bool multipathd_path_get(const struct multipathd *multipathd, const char *name,
     return false;
 }
 
+/* Does the word stand in its configuration, other than of known devices? */
+bool multipathd_config_has(const struct multipathd *multipathd,
+                           const char *word)
+{
+    char config[TABLE_SIZE];
+
+    return exchange(multipathd, "show config local", config, sizeof(config))
+               == 0
+           && strstr(config, word) != NULL;
+}
+
 /* The key that multipathd registers on new paths; value 0 if there is none. */
 bool multipathd_key_get(const struct multipathd *multipathd,
                         struct multipathd_key *key)

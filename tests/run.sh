@@ -79,7 +79,8 @@ suite() {
     shift
     seconds=900
     case $name in
-    kernel | multipath | reference | transport | supervisors) seconds=420 ;;
+    kernel | multipath | reference | supervisors) seconds=420 ;;
+    transport) seconds=600 ;;
     esac
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
@@ -87,10 +88,12 @@ suite() {
     # TMPDIR is of this machine.
     case $name in
     kernel | supervisors) set -- UML_TIMEOUT=430 tests/uml.sh "$@" ;;
-    multipath | reference | transport)
-        nexuses=3
-        [ "$name" != transport ] || nexuses=0
-        set -- UML_TIMEOUT=430 UML_NEXUSES=$nexuses tests/uml.sh \
+    multipath | reference)
+        set -- UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
+            tests/multipath/setup.sh "$@"
+        ;;
+    transport)
+        set -- UML_TIMEOUT=610 UML_NEXUSES=0 tests/uml.sh \
             tests/multipath/setup.sh "$@"
         ;;
     *) set -- "TMPDIR=$temporary" "$@" ;;

@@ -640,6 +640,75 @@ def test_two_clients_of_one_map(multipathd, serve):
     other.client.close()
 
 
+# qemu-pr-client check -------------------------------------------------------
+
+def checked(helper):
+    """What it says of the map, and its exit status."""
+    client = os.environ.get('CLIENT', os.path.join(
+        os.path.dirname(__file__), '../../qemu-pr-client'))
+    done = subprocess.run([client, '-k', helper.path, 'check', MAP],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, timeout=60)
+    return done.stdout, done.returncode
+
+
+def says(text, **paths):
+    return all('  %s is %s\n' % path in text for path in paths.items())
+
+
+FINDING = 36
+
+
+def test_check_names_paths_and_holder(multipathd, serve, rival):
+    helper, us = serve()
+    text, status = checked(helper)
+    assert 'multipath map mpatha (dm-0) of 2 paths' in text and status == 0
+    assert 'knows no key' in text
+    assert us.out(pr.REGISTER, 0, A) == GOOD
+    text, status = checked(helper)
+    assert 'multipathd registers key %#x on paths that come:' % A in text
+    assert says(text, sda='registered', sdb='registered')
+    assert status == 0 and 'hold' not in text
+    assert us.out(pr.RESERVE, A, type_=pr.WRITE_EXCLUSIVE_RO) == GOOD
+    text, status = checked(helper)
+    assert 'This host holds the reservation' in text and status == 0
+    rival.out(pr.REGISTER, 0, B)
+    rival.out(pr.PREEMPT, B, A, pr.WRITE_EXCLUSIVE_RO)
+    text, status = checked(helper)
+    assert 'Another host holds the reservation' in text
+    assert says(text, sda='not registered', sdb='not registered')
+
+
+def test_check_finds_the_path_that_is_not_registered(multipathd, serve):
+    helper, us = serve()
+    assert us.out(pr.REGISTER, 0, A) == GOOD
+    fd = pr.open_device('/dev/sdb')
+    settle(fd)
+    assert direct.out(fd, pr.REGISTER, A, 0).status == pr.GOOD
+    os.close(fd)
+    text, status = checked(helper)
+    assert says(text, sda='registered', sdb='not registered')
+    assert 'may fail' in text and status == FINDING
+    set_state('sdb', 'offline')
+    text, status = checked(helper)
+    assert says(text, sdb='offline: the kernel does not use it')
+    assert status == 0
+
+
+@configured('')
+def test_check_finds_that_there_is_no_reservation_key(multipathd, serve):
+    helper, us = serve()
+    text, status = checked(helper)
+    assert "'reservation_key file'" in text and status == FINDING
+
+
+def test_check_finds_that_multipathd_is_not_there(multipathd, serve):
+    helper, us = serve()
+    multipathd.stop()
+    text, status = checked(helper)
+    assert 'is it running' in text and status == FINDING
+
+
 # What is no map. ------------------------------------------------------------
 
 def refused_5_20_00(us, fd):

@@ -317,6 +317,7 @@ class Machine:
             ['/run/insmod', 'iscsi_target_mod', 'scsi_transport_iscsi',
              'libiscsi', 'libiscsi_tcp', 'iscsi_tcp'])
         subprocess.check_call(['ip', 'link', 'set', 'lo', 'up'])
+        put('/proc/sys/kernel/printk', 1)   # each conflict is a message
         simplify_udev()
         make_target(luns)
         self.relays = [Relay(PORT + 1), Relay(PORT + 2)]

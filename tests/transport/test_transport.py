@@ -219,9 +219,14 @@ class Trial:
     def may_keep_a_key(self):
         """A path that was gone when we unregistered comes back with its key,
         before multipathd 0.13; the log has said that it would."""
-        log = self.helper.log()[self.log_begins:]
         return self.case in UNREGISTRATIONS and any(
-            path + ' is left out' in log for path in self.map.paths)
+            path + ' is left out' in self.log() for path in self.map.paths)
+
+    def log(self):
+        """What the helper said of this map meanwhile."""
+        return '\n'.join(
+            line for line in self.helper.log()[self.log_begins:].splitlines()
+            if ' %s (' % self.map.name in line)
 
     def close(self):
         if self.writer:
@@ -292,18 +297,22 @@ def trials(request, machine, helper):
 def test_good_is_true(trials, name):
     trial = trials[name]
     expected = trial.case.after
-    assert trial.again in (None, pr.GOOD, pr.RESERVATION_CONFLICT)
-    assert not trial.is_suspended
+    story = '%s, then %s; %s; %s\n%s' % (
+        trial.answer, trial.again, trial.view, trial.results, trial.log())
+    assert trial.again in (None, pr.GOOD, pr.RESERVATION_CONFLICT), story
+    assert not trial.is_suspended, story
     if trial.view.ours == [A] and trial.may_keep_a_key():
-        assert trial.view._replace(ours=[]) == expected
+        assert trial.view._replace(ours=[]) == expected, story
         return
-    assert trial.view == expected
+    assert trial.view == expected, story
     if expected.ours:
-        assert trial.results == [0, 0]
-        assert errno.EBADE not in trial.since, 'a host with a key was kept out'
+        assert trial.results == [0, 0], story
+        assert errno.EBADE not in trial.since, (
+            'a host with a key was kept out; ' + story)
     elif expected.reservation:
-        assert trial.results == [errno.EBADE, errno.EBADE]
-        assert 0 not in trial.since, 'a host without a key has written'
+        assert trial.results == [errno.EBADE, errno.EBADE], story
+        assert 0 not in trial.since, (
+            'a host without a key has written; ' + story)
 
 
 # As cluster managers do it. --------------------------------------------------
