@@ -482,7 +482,8 @@ class Case:
                     (REGISTER_AND_IGNORE, PREEMPT), (0xff,),
                     (RESERVE, RELEASE), (REGISTER_AND_IGNORE,)]
         # Soon after something has gone wrong, or at any step.
-        step = HIT + rng.randint(0, 5) if self.is_aimed else self.step()
+        step = HIT + rng.randint(0, 3 if self.is_killed else 5) \
+            if self.is_aimed else self.step()
         if self.is_aimed:
             ways += 4 * ways[:3] if not is_twin else []
         type_ = rng.choice(TYPES)
@@ -506,7 +507,7 @@ class Case:
 
     def worker_dies(self):
         self.is_killed, self.is_benign = True, False
-        step = self.step()
+        step = self.rng.randint(3, 10) if self.is_aimed else self.step()
         self.act(KILL, PATHS[0], step)
         self.tell('killed at step %d' % step)
 
