@@ -30,8 +30,8 @@ DEFINES = -DVERSION='"$(VERSION)"' -DLOCALSTATEDIR='"$(LOCALSTATEDIR)"'
 PLACELESS = '-fdebug-prefix-map=$(CURDIR)=.'
 COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
-MULTIPATH = $(addprefix multipath/,worker.c actions.c register.c preempt.c \
-	sweep.c map.c multipathd.c)
+MULTIPATH = $(addprefix multipath/,workers.c worker.c actions.c register.c \
+	preempt.c sweep.c send.c map.c multipathd.c)
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c sysfs.c options.c \
 	listen.c daemon.c privdrop.c sandbox.c report.c trace.c log.c $(MULTIPATH)
 CLIENT_SOURCES = qemu-pr-client.c check.c decode.c protocol.c sg_io.c sysfs.c \

@@ -3,8 +3,8 @@
  * multipath.h - a persistent reservation command on a dm-multipath map: the
  * interfaces between the files of this folder. Who calls whom:
  *
- *	worker -> actions -> (register, preempt) -> sweep -> map
- *	all of them -> multipathd
+ *	workers -> worker -> actions -> (register, preempt) -> sweep -> send ->
+ *map all of them -> multipathd
  *
  * A registration belongs to one path (I_T nexus), so a map is registered if
  * all its paths are; a reservation is held through one of them. The guest
@@ -31,7 +31,9 @@
 
 /* How long a command may take, and parts of it; see map_extend(), too. */
 #define COMMAND_WITHIN (40 * SECOND)
-#define SETTLE_WITHIN (30 * SECOND)    /* before anything is changed */
+#define SETTLE_WITHIN (30 * SECOND) /* before anything is changed */
+/* Between two tries; see map_wait(). */
+#define PAUSE_LEAST (SECOND / 100)
 #define SUSPENDED_WITHIN (10 * SECOND) /* while all I/O waits for us */
 #define AFTERWARDS_WITHIN (8 * SECOND) /* to undo, to resume */
 #define RESUME_WITHIN (15 * SECOND)    /* or it hangs in the kernel */
@@ -41,6 +43,10 @@ enum {
     LIST_SIZE = 24 /* parameter list, SPC-4 6.16.3; its offsets and flags: */
 };
 enum { LIST_FLAGS = 20, SPEC_I_PT = 0x08, ALL_TG_PT = 0x04, APTPL = 0x01 };
+
+enum { /* of a worker's answer, before the payload */
+       ANSWER_HEAD = sizeof(const char *) + 1 + PROTOCOL_SENSE_SIZE
+};
 
 enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
        REGISTER,
@@ -133,6 +139,10 @@ enum holder {
     HOLDER_GONE /* one of ours that is left out */
 };
 
+/* worker.c; never returns. */
+void worker_run(const struct server *, struct suspension *)
+    __attribute__((noreturn));
+
 /* map.c: the map, its paths, and which of them may be left out. */
 extern const char map_none[]; /* map_begin(): it is no multipath map */
 const char *map_begin(struct map *, dev_t, const char *socket_path,
@@ -149,22 +159,26 @@ bool path_is_left_out(struct map *, struct path *);
 void alias_renew(dev_t, char alias[ALIAS_SIZE]);
 bool is_word(const char *text);
 
-/* sweep.c: a command on one path, on any, on all. */
+/* send.c: a command on one path, or on any. */
 void request_set(struct request *, unsigned action, uint8_t scope_type,
                  uint64_t key, uint64_t action_key, uint8_t flags);
+bool is_register(const struct request *);
 enum verdict path_send(struct map *, struct path *, const struct request *);
+enum verdict path_register(struct map *, struct path *, const struct request *);
 enum verdict path_prove(struct map *, struct path *,
                         const struct multipathd_key *);
 struct path *any_send(struct map *, const struct request *);
-bool settle(struct map *);
-void all_due(struct map *);
-bool sweep(struct map *, struct request *, const struct multipathd_key *,
-           int64_t deadline);
-unsigned count_of(const struct map *, enum verdict);
-enum verdict witness_ask(struct map *, const struct multipathd_key *);
-void keys_take_off(struct map *, uint64_t key, uint8_t flags);
 bool reservation_read(struct map *, struct reservation *);
 bool keys_read(struct map *, uint64_t key, unsigned *count);
+
+/* sweep.c: on all. */
+void all_due(struct map *);
+unsigned count_of(const struct map *, enum verdict);
+bool settle(struct map *);
+bool sweep(struct map *, struct request *, const struct multipathd_key *,
+           int64_t deadline);
+enum verdict witness_ask(struct map *, const struct multipathd_key *);
+void keys_take_off(struct map *, uint64_t key, uint8_t flags);
 enum holder holder_find(struct map *, const struct multipathd_key *,
                         struct reservation *, struct path **);
 

@@ -175,6 +175,8 @@ struct path *preempt_own(struct map *map, const struct request *request,
         map->deadline = deadline;
     if (restored == RESTORED_PARTLY)
         restored = paths_restore(map, key, true);
+    if (restored == RESTORED_PARTLY)
+        map_fail(map, "a path did not get its key back: repeat it");
     if (restored != RESTORED || !is_resumed)
         return NULL;
     map->answer = answer;

@@ -165,8 +165,12 @@ static bool paths_register(struct map *map, struct registration *r,
     request->cdb[1] = REGISTER_AND_IGNORE;
     conflicts_due(map);
     r->is_whole = sweep(map, request, &r->new, map->deadline);
-    if (!r->is_whole || !status_tell(map, r))
+    if (!r->is_whole)
         return false;
+    if (!status_tell(map, r)) {
+        r->is_fenced = witness_ask(map, &r->new) == CONFLICT;
+        return false;
+    }
     /* Paths that were left out, or have come, before multipathd knew. */
     conflicts_due(map);
     r->is_whole = sweep(map, request, &r->new, map->deadline);
