@@ -11,8 +11,11 @@
 # what counts.  The programs under test must have been built; what the tests
 # themselves need is fetched into the build directory.
 #
+# While they run there is a line for each file of tests that is done.
+#
 # Must not need root, must write nothing outside the build directory and the
-# temporary one, and must end in time whatever hangs.
+# temporary one, must end in time whatever hangs, and at once by a signal, and
+# must leave neither a process nor a temporary file.
 set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
