@@ -90,8 +90,9 @@ suite() {
     esac
     {
         status=0
-        env -u TMPDIR SUITE="$name" "$@" >"$results/$name.log" 2>&1 ||
-            status=$?
+        # A shell lets what is in the background ignore SIGINT.
+        env --default-signal=INT -u TMPDIR SUITE="$name" "$@" \
+            >"$results/$name.log" 2>&1 || status=$?
         echo $status >"$results/$name.status"
     } &
     pids="$pids $!"
