@@ -807,7 +807,7 @@ def test_a_path_that_cannot_be_opened_is_not_left_out(run_one, name):
             assert_unchanged(lab)
             lab.wait_idle()
             assert re.search('%s.*%s' % (sim.disk_name(path), os.strerror(
-                error) if error else 'is not the SCSI disk'),
+                error) if error else 'disk'),
                              lab.helper.log()[at:])
             assert not nexus.commands and not lab.nexus(OTHERS[0]).commands
 
