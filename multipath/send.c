@@ -263,8 +263,9 @@ struct path *any_send(struct map *map, const struct request *request)
 static bool in_read(struct map *map, uint8_t action, uint8_t *data,
                     size_t length)
 {
-    struct request request = { .data = data, .length = length };
+    struct request request = { .length = length };
 
+    request.data = data;
     request.cdb[0] = PERSISTENT_RESERVE_IN;
     request.cdb[1] = action;
     be16_put(request.cdb + 7, (uint16_t)length);
