@@ -193,7 +193,8 @@ bool path_is_left_out(struct map *map, struct path *path)
     struct multipathd_path seen;
 
     if (path_look(map, path) != ASIDE
-        && (!multipathd_path_get(&map->multipathd, path->name, &seen)
+        && (clock_us() >= map->deadline
+            || !multipathd_path_get(&map->multipathd, path->name, &seen)
             || seen.is_ready || !(seen.is_failed || path->is_down)))
         return false;
     if (!path->is_reported)
@@ -227,6 +228,7 @@ const char *map_begin(struct map *map, dev_t device, const char *socket_path,
     map->device = device;
     map->deadline = clock_us() + COMMAND_WITHIN;
     map->end = map->deadline + AFTERWARDS_WITHIN;
+    map->pause = PAUSE_LEAST;
     map->multipathd = (struct multipathd){
         .map = map->name,
         .alias = map->alias,

@@ -175,8 +175,9 @@ struct path *preempt_own(struct map *map, const struct request *request,
         map->deadline = deadline;
     if (restored == RESTORED_PARTLY)
         restored = paths_restore(map, key, true);
-    if (restored == RESTORED_PARTLY)
-        map_fail(map, "a path did not get its key back: repeat it");
+    if (restored == RESTORED_PARTLY || !is_resumed)
+        map_fail(map, "a path did not get its key back, or the map is still "
+                      "suspended: repeat it");
     if (restored != RESTORED || !is_resumed)
         return NULL;
     map->answer = answer;

@@ -311,7 +311,8 @@ void map_register(struct map *map, const struct multipathd_key *old,
         r.previous.value = 0;
     if (r.previous.value != 0 && !last_find(map, &r))
         return;
-    map->witness = NULL; /* of a PREEMPT, perhaps */
+    all_due(map); /* what they have said so far is not of this command, */
+    map->witness = NULL; /* nor had that the new key */
     for (i = 0; i < map->count; i++) {
         struct path *path = &map->paths[i];
 

@@ -139,6 +139,7 @@ enum verdict path_send(struct map *map, struct path *path,
     enum verdict verdict = path_look(map, path);
     bool is_sent = verdict == DUE && clock_us() < map->deadline;
 
+    path->is_answered = false;
     if (is_sent) {
         verdict = path_execute(map, path, request);
     } else if (verdict == DUE) {
@@ -177,7 +178,7 @@ enum verdict path_register(struct map *map, struct path *path,
 
 /*
  * Is the path registered with this key (DONE) or not (CONFLICT)? The answer
- * stays.
+ * stays, unless the path refuses to tell.
  */
 enum verdict path_prove(struct map *map, struct path *path,
                         const struct multipathd_key *key)
@@ -189,7 +190,8 @@ enum verdict path_prove(struct map *map, struct path *path,
     request_set(&proof, REGISTER, 0, key->value, key->value,
                 key->aptpl ? APTPL : 0);
     verdict = path_register(map, path, &proof);
-    map->answer = answer;
+    if (verdict != REFUSED)
+        map->answer = answer;
     return verdict;
 }
 

@@ -39,7 +39,7 @@ static bool is_settled(struct map *map, struct path *path,
 
     sense_get(map->answer.sense, &key, &code);
     return verdict >= DONE
-           || (verdict == NOT_TAKEN && path->fd >= 0
+           || (verdict == NOT_TAKEN && path->is_answered
                && map->answer.status == CHECK_CONDITION && key == NOT_READY
                && (code == 0x040b || code == 0x040c))
            || path_is_left_out(map, path);
@@ -134,8 +134,6 @@ static bool path_sweep(struct map *map, struct path *path,
         path->verdict = path_register(map, path, request);
         path->is_new = path->is_new || (key != NULL && path->verdict == DONE);
     }
-    if (path->verdict == DONE || path->verdict == LOST)
-        request_cut(request);
     path->is_lost = path->verdict == LOST && is_register(request);
     if (path->is_lost && key != NULL && map->witness == NULL
         && !path_is_clear(map, path, request, key)) {
@@ -146,6 +144,8 @@ static bool path_sweep(struct map *map, struct path *path,
                  path->name);
         return false;
     }
+    if (path->verdict == DONE || path->verdict == LOST)
+        request_cut(request);
     if (path->verdict == CONFLICT && map->witness != NULL && key != NULL
         && path_prove(map, path, key) == DONE)
         path->verdict = DONE;
@@ -230,13 +230,16 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 {
     const struct answer answer = map->answer;
     struct request request;
-    unsigned i;
+    unsigned i, refused;
 
     map_extend(map);
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
     for (i = 0; i < map->count; i++)
         map->paths[i].verdict = DUE;
-    sweep(map, &request, NULL, map->deadline);
+    do /* that one path refuses is no reason to leave it on the others */
+        refused = count_of(map, REFUSED);
+    while (!sweep(map, &request, NULL, map->deadline)
+           && count_of(map, REFUSED) > refused);
     for (i = 0; i < map->count; i++)
         if (map->paths[i].verdict != DONE && map->paths[i].verdict != CONFLICT)
             log_warning("%s (%s): %s may have kept key %llx, which was not "
