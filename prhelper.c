@@ -12,7 +12,7 @@
  * fork it: no client can keep another, or the next one, waiting. All
  * processes run the same loop; main's has no clients and a session's has
  * one and no listener. With --single-process main serves all by itself. For
- * a command on a multipath map, main forks a worker: see worker.c.
+ * a command on a multipath map, main forks a worker: multipath/workers.c.
  *
  * It must never let a signal interrupt anything but ppoll(): SG_IO on
  * /dev/sgN would send its command twice, or lose the result.

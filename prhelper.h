@@ -3,11 +3,14 @@
  * prhelper.h - the interfaces between the files of the helper, grouped by
  * file. Dependencies go downwards only:
  *
- *	prhelper -> session -> client -> (protocol, sg_io, worker, report)
- *	prhelper -> worker -> multipath -> (multipathd, sg_io, report) -> sysfs
+ *	prhelper -> session -> client -> (protocol, sg_io, multipath/, report)
+ *	prhelper -> multipath/ -> (sandbox, sg_io, report) -> sysfs
  *	prhelper -> (options, listen, daemon, privdrop, sandbox, report)
  *	report -> (sg_io, sysfs)
  *	everything -> trace -> log
+ *
+ * multipath/multipath.h says how multipath/ is made; that asks session.c for
+ * room when it cannot fork.
  *
  * It must never grow a global variable: what is shared stands in struct
  * server, which is passed down.
@@ -186,11 +189,11 @@ void sg_io_refuse(struct pr_command *, const char *reason);
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
-/* report.c, for multipath.c: what came of a command, in words. */
+/* report.c, for multipath/send.c: what came of a command, in words. */
 enum { RESULT_SIZE = 32 };
 const char *report_result(const struct pr_command *, char text[RESULT_SIZE]);
 
-/* multipathd.c: what it is told, and asked, about one map. */
+/* multipath/multipathd.c: what it is told, and asked, about one map. */
 enum { ALIAS_SIZE = 129 }; /* DM_NAME_LEN (linux/dm-ioctl.h), a line's end */
 struct multipathd {
     const char *map;         /* dm-N */
@@ -223,7 +226,7 @@ enum multipathd_said multipathd_hold_set(const struct multipathd *, bool holds);
 enum multipathd_said multipathd_suspend(const struct multipathd *);
 enum multipathd_said multipathd_resume(const struct multipathd *);
 
-/* multipath.c: one command on a multipath map. */
+/* multipath/actions.c, preempt.c: one command on a map; a map resumed. */
 struct suspension { /* of a map, as long as somebody must resume it */
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
@@ -306,7 +309,7 @@ struct server {
     int64_t crowded_by; /* NEVER, or when too many clients are too many */
     int report[2];      /* sessions write a byte when they have their client */
     pid_t pending;      /* the session that has not yet; 0: none */
-    int queue[2];       /* commands on multipath maps: see worker.c */
+    int queue[2];       /* commands on multipath maps: see workers.c */
     pid_t worker_pending;
     int64_t worker_retry; /* or by when worker_pending is to have a command */
     bool is_resume_due;   /* some worker died with a map suspended */
@@ -342,8 +345,8 @@ void session_drop(struct server *, struct client *);
 void fds_close_except(int a, int b, int c);
 
 /*
- * worker.c: the processes that serve commands on multipath maps. An answer
- * that has not come within WORKER_WITHIN does not come.
+ * multipath/workers.c: the processes that serve commands on multipath maps.
+ * An answer that has not come within WORKER_WITHIN does not come.
  */
 #define WORKER_WITHIN (65 * SECOND)
 int worker_ask(int queue, const struct pr_command *);

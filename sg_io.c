@@ -202,7 +202,7 @@ static void refuse_other_block(struct pr_command *command, dev_t device)
 
 /*
  * May this command go to this descriptor? VET_MAPPED: that is up to who can
- * look into sysfs, see multipath.c. VET_ANSWERED: no, and status, sense and
+ * look into sysfs, see multipath/. VET_ANSWERED: no, and status, sense and
  * refusal say why; or there is nothing to be done.
  */
 enum vet sg_io_vet(struct pr_command *command)

@@ -3,8 +3,8 @@
  * multipath.h - a persistent reservation command on a dm-multipath map: the
  * interfaces between the files of this folder. Who calls whom:
  *
- *	workers -> worker -> actions -> (register, preempt) -> sweep -> send ->
- *map all of them -> multipathd
+ *	workers -> worker -> actions -> (register, preempt) -> sweep -> send
+ *	send -> map, all of them -> multipathd
  *
  * A registration belongs to one path (I_T nexus), so a map is registered if
  * all its paths are; a reservation is held through one of them. The guest

@@ -12,7 +12,7 @@
  * longer than MULTIPATHD_TIMEOUT, or believe a reply that is not whole.
  *
  * Source: multipathd(8), and the observed replies of multipath-tools 0.9.4
- * to 0.14.3. Versions before 0.13 know nothing of holding.
+ * to 0.15.1. Versions before 0.13 know nothing of holding.
  */
 #include "../prhelper.h"
 
