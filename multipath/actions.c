@@ -22,7 +22,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
                         const struct request *request)
 {
     struct reservation reservation;
-    enum multipathd_hold was;
+    enum multipathd_flag was;
     struct answer answer;
     enum holder holder;
     struct path *path;
@@ -86,7 +86,7 @@ static void release_end(struct map *map, const struct multipathd_key *key,
         return;
     }
     map_answer(map, GOOD);
-    multipathd_hold_set(&map->multipathd, false);
+    multipathd_tell(&map->multipathd, "unsetprhold");
 }
 
 /*
@@ -107,7 +107,7 @@ static void map_release(struct map *map, const struct multipathd_key *key,
             return;
         if (!reservation.is_held || reservation.key != key->value) {
             map_answer(map, GOOD);
-            multipathd_hold_set(&map->multipathd, false);
+            multipathd_tell(&map->multipathd, "unsetprhold");
             return;
         }
     }
@@ -129,7 +129,7 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
                         const struct request *request)
 {
     uint64_t preempted = be64_get(request->data + 8);
-    enum multipathd_hold was = HOLD_SET;
+    enum multipathd_flag was = FLAG_SET;
     struct reservation reservation;
     bool takes_over, is_own;
 

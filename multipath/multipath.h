@@ -185,8 +185,8 @@ enum holder holder_find(struct map *, const struct multipathd_key *,
 /* preempt.c: where other paths of ours lose their registration. */
 struct path *preempt_own(struct map *, const struct request *,
                          const struct multipathd_key *);
-bool hold_announce(struct map *, enum multipathd_hold *was);
-void hold_settle(struct map *, enum multipathd_hold was, bool holds);
+bool hold_announce(struct map *, enum multipathd_flag *was);
+void hold_settle(struct map *, enum multipathd_flag was, bool holds);
 
 /* register.c */
 void map_register(struct map *, const struct multipathd_key *old,

@@ -21,7 +21,7 @@ enum restored { RESTORED, RESTORED_PARTLY, NOT_RESTORED };
 static bool map_resume(struct map *map)
 {
     map_extend(map);
-    while (multipathd_resume(&map->multipathd) != MULTIPATHD_DONE) {
+    while (multipathd_queue(&map->multipathd, "resume") != MULTIPATHD_DONE) {
         if (!map_wait(map, map->deadline)) {
             map_fail(map,
                      "it is suspended and multipathd does not resume it, "
@@ -56,7 +56,7 @@ static bool map_suspend(struct map *map)
     map->suspension->witness[0] = '\0';
     map->suspension->resume_by = clock_us() + RESUME_WITHIN;
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
-    said = multipathd_suspend(&map->multipathd);
+    said = multipathd_queue(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE)
         return true;
     if (said == MULTIPATHD_REFUSED)
@@ -228,20 +228,20 @@ void multipath_recover(const char *socket_path, struct suspension *suspension,
  * if that is nothing, because it was started anew, it is told afterwards only,
  * as nobody could make it forget again.
  */
-bool hold_announce(struct map *map, enum multipathd_hold *was)
+bool hold_announce(struct map *map, enum multipathd_flag *was)
 {
-    *was = multipathd_hold_get(&map->multipathd);
-    if (*was != HOLD_UNSET
-        || multipathd_hold_set(&map->multipathd, true) == MULTIPATHD_DONE)
+    *was = multipathd_flag_get(&map->multipathd, "getprhold");
+    if (*was != FLAG_UNSET
+        || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
-    multipathd_hold_set(&map->multipathd, false);
+    multipathd_tell(&map->multipathd, "unsetprhold");
     map_fail(map, "multipathd does not take note of the reservation");
     return false;
 }
 
 /* The disk has made it so; or has not, for sure. */
-void hold_settle(struct map *map, enum multipathd_hold was, bool holds)
+void hold_settle(struct map *map, enum multipathd_flag was, bool holds)
 {
-    if (was == (holds ? HOLD_UNKNOWN : HOLD_UNSET))
-        multipathd_hold_set(&map->multipathd, holds);
+    if (was == (holds ? FLAG_UNKNOWN : FLAG_UNSET))
+        multipathd_tell(&map->multipathd, holds ? "setprhold" : "unsetprhold");
 }

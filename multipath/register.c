@@ -82,10 +82,12 @@ static bool status_tell(struct map *map, struct registration *r)
                                        minor(map->paths[i].device));
     r->is_status_told = true;
     if (r->new.value == 0
-            ? multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE
+            ? multipathd_tell(&map->multipathd, "unsetprstatus")
+                  == MULTIPATHD_DONE
             : multipathd_registered(&map->multipathd, names) == MULTIPATHD_DONE
                   || (r->previous.value != 0
-                      && multipathd_is_registered(&map->multipathd)))
+                      && multipathd_flag_get(&map->multipathd, "getprstatus")
+                             == FLAG_SET))
         return true;
     map_fail(map, "multipathd does not take note of the registration");
     return false;
@@ -104,7 +106,8 @@ static bool key_forget(struct map *map)
         || (said == MULTIPATHD_REFUSED
             && (!multipathd_key_get(&map->multipathd, &now) || now.value == 0)))
         return false;
-    return multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE;
+    return multipathd_tell(&map->multipathd, "unsetprstatus")
+           == MULTIPATHD_DONE;
 }
 
 /* ---- All paths -------------------------------------------------------- */
@@ -243,7 +246,7 @@ static bool last_find(struct map *map, struct registration *r)
     default: /* but all registrants hold what has no key */
         if (r->previous.value == r->old.value
             && (!reservation.is_held || reservation.key != 0))
-            multipathd_hold_set(&map->multipathd, false);
+            multipathd_tell(&map->multipathd, "unsetprhold");
     }
     request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
                 r->previous.aptpl ? APTPL : 0);
@@ -281,7 +284,8 @@ static void map_undo(struct map *map, const struct registration *r)
             ? !key_forget(map)
             : (multipathd_key_set(multipathd, &r->old) == MULTIPATHD_SILENT
                || (r->previous.value == 0 && r->is_status_told
-                   && multipathd_unregistered(multipathd) != MULTIPATHD_DONE)))
+                   && multipathd_tell(multipathd, "unsetprstatus")
+                          != MULTIPATHD_DONE)))
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
                     map->name, map->alias, (unsigned long long)r->new.value,
@@ -330,7 +334,7 @@ void map_register(struct map *map, const struct multipathd_key *old,
         return;
     }
     if (r.previous.value == 0)
-        multipathd_hold_set(&map->multipathd, false);
+        multipathd_tell(&map->multipathd, "unsetprhold");
     map_answer(map, GOOD);
 }
 

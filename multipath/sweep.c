@@ -255,17 +255,18 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
  */
 static enum holder holder_guess(struct map *map, uint64_t key)
 {
-    enum multipathd_hold hold = multipathd_hold_get(&map->multipathd);
+    enum multipathd_flag hold = multipathd_flag_get(&map->multipathd,
+                                                    "getprhold");
     unsigned count, paths = map->count;
 
-    if (hold == HOLD_UNSET)
+    if (hold == FLAG_UNSET)
         return HOLDER_OTHER;
-    if (hold == HOLD_SET && keys_read(map, key, &count) && count <= paths)
+    if (hold == FLAG_SET && keys_read(map, key, &count) && count <= paths)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "
              "bring the path back",
-             hold == HOLD_SET ? "another host has the same key"
+             hold == FLAG_SET ? "another host has the same key"
                               : "multipathd does not know (before version "
                                 "0.13 none does)");
     return HOLDER_UNKNOWN;
