@@ -315,6 +315,7 @@ void map_register(struct map *map, const struct multipathd_key *old,
         r.previous.value = 0;
     if (r.previous.value != 0 && !last_find(map, &r))
         return;
+    map->witness = NULL; /* of a PREEMPT, perhaps */
     for (i = 0; i < map->count; i++) {
         struct path *path = &map->paths[i];
 

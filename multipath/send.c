@@ -234,11 +234,13 @@ struct path *any_send(struct map *map, const struct request *request)
             }
         }
         /* Only RESERVE can be told from what it has done if it is repeated. */
-        if (waits == NULL
+        if ((waits == NULL && (last == NULL || is_again))
             || (map->is_lost && (conflicts || last != NULL)
                 && request->cdb[1] != RESERVE))
             break;
         if (!map_wait(map, map->deadline)) {
+            if (waits == NULL)
+                waits = last;
             map_fail(map, "no path takes the command in time: %s %s",
                      waits->name, waits->why);
             return NULL;

@@ -13,8 +13,11 @@
 # what counts.  The programs under test must have been built; what the tests
 # themselves need is fetched into the build directory.
 #
+# While they run there is a line for each file of tests that is done.
+#
 # Must not need root, must write nothing outside the build directory and the
-# temporary one, and must end in time whatever hangs.
+# temporary one, must end in time whatever hangs, and at once by a signal, and
+# must leave neither a process nor a temporary file.
 set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -100,8 +103,9 @@ suite() {
     esac
     {
         status=0
-        env -u TMPDIR SUITE="$name" "$@" >"$results/$name.log" 2>&1 ||
-            status=$?
+        # A shell lets what is in the background ignore SIGINT.
+        env --default-signal=INT -u TMPDIR SUITE="$name" "$@" \
+            >"$results/$name.log" 2>&1 || status=$?
         echo $status >"$results/$name.status"
     } &
     pids="$pids $!"

@@ -872,13 +872,15 @@ static void complete(struct sg_io_hdr *hdr, struct result r, size_t moved)
     set_sense(hdr, sense, sizeof(sense));
 }
 
+/* What has been read stays, if it was. */
 static void inject_result(struct sg_io_hdr *hdr, const struct nexus *n)
 {
     hdr->host_status = (unsigned short)n->host_status;
     hdr->driver_status = (unsigned short)n->driver_status;
     hdr->status = (unsigned char)n->status;
     set_sense(hdr, n->sense, n->sense_len);
-    if (hdr->dxfer_direction == SG_DXFER_FROM_DEV && hdr->dxfer_len)
+    if (!(n->inject & INJECT_AFTER) && hdr->dxfer_len
+        && hdr->dxfer_direction == SG_DXFER_FROM_DEV)
         memset(hdr->dxferp, 0xee, hdr->dxfer_len);
 }
 

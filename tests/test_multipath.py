@@ -2,9 +2,11 @@
 a multipathd of our own.
 
 ACTIONS says what each service action comes to when all is well. It has to
-come to the same through the paths that are left if others are dead, and to
-nothing, with an answer that says so, if none is or if multipathd fails. After
-every scenario Lab.check() looks at what nobody may ever see: a map that stays
+come to the same through the paths that are left if others are gone: the
+kernel sends those no I/O, and multipathd has noticed (Lab.die()). What has
+been seen to go wrong on real parts has a test each; what comes of a fault at
+any step, with rivals between, is test_multipath_random.py's. After every
+scenario Lab.check() looks at what nobody may ever see: a map that stays
 suspended, some usable paths registered and others not, a key that multipathd
 has and the disk has not, a command to a disk that is no path of the map.
 
@@ -12,8 +14,6 @@ These tests must not depend on root, SCSI or multipathd, must never take what
 they expect from the helper's source, and must not compare a time with
 anything but a multiple of many seconds.
 """
-import collections
-import concurrent.futures
 import contextlib
 import ctypes
 import errno
@@ -807,7 +807,7 @@ def test_a_path_that_cannot_be_opened_is_not_left_out(run_one, name):
             assert_unchanged(lab)
             lab.wait_idle()
             assert re.search('%s.*%s' % (sim.disk_name(path), os.strerror(
-                error) if error else 'is not the SCSI disk'),
+                error) if error else 'disk'),
                              lab.helper.log()[at:])
             assert not nexus.commands and not lab.nexus(OTHERS[0]).commands
 

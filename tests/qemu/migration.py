@@ -51,12 +51,16 @@ LUN = TARGET + 'loopback/naa.50014050000000%02x/tpgt_1/lun/lun_0'
 ALUA = TARGET + 'core/fileio_0/disk0/alua/gp2'
 
 
-def transfer(fd, operation, lba, data=b''):
-    """The status of a READ(10) or WRITE(10) of one block, or its sense."""
-    cdb = struct.pack('>BBIBHB', operation, 0, lba, 0, 1, 0)
-    hdr, sense, _ = sg_io(fd, cdb, data, length=BLOCK)
+def attempt(fd, cdb, data=b'', length=0):
+    """A command's status, or the sense data that came instead."""
+    hdr, sense, _ = sg_io(fd, cdb, data, length)
     return (pr.sense_code(sense) if hdr.status == pr.CHECK_CONDITION
             else hdr.status)
+
+
+def block_cdb(operation, lba):
+    """A READ(10) or WRITE(10) of one block."""
+    return struct.pack('>BBIBHB', operation, 0, lba, 0, 1, 0)
 
 
 class Trying(threading.Thread):
@@ -69,14 +73,13 @@ class Trying(threading.Thread):
 
     def run(self):
         fd = os.open(cluster.RIVAL, os.O_RDWR)
-        tries = [lambda: transfer(fd, 0x2a, RIVALS, b'R' * BLOCK),
-                 lambda: cluster.direct.out(fd, pr.RESERVE, 0x2222,
-                                            type_=self.type).status]
+        tries = [(block_cdb(0x2a, RIVALS), b'R' * BLOCK),
+                 (pr.pr_out(pr.RESERVE, self.type), pr.parameters(0x2222))]
         if self.type in EXCLUSIVE:
-            tries.append(lambda: transfer(fd, 0x28, RIVALS))
+            tries.append((block_cdb(0x28, RIVALS), b''))
         while not self.ends:
-            for attempt in tries:
-                result = attempt()
+            for cdb, data in tries:
+                result = attempt(fd, cdb, data, BLOCK)
                 self.seen[result] = self.seen.get(result, 0) + 1
             time.sleep(0.02)
         os.close(fd)
