@@ -177,11 +177,11 @@ static void holder_print(const struct multipathd *multipathd, uint64_t key,
     else if (holder != key)
         puts("Another host holds the reservation: its key is another.");
     else
-        switch (multipathd_hold_get(multipathd)) {
-        case HOLD_SET:
+        switch (multipathd_flag_get(multipathd, "getprhold")) {
+        case FLAG_SET:
             puts("This host holds the reservation, says multipathd.");
             break;
-        case HOLD_UNSET:
+        case FLAG_UNSET:
             puts("Another host with the same key holds the reservation, says "
                  "multipathd.");
             break;
@@ -240,7 +240,9 @@ bool check_map(int fd, const char *socket_path, const uint8_t *status,
     }
     printf("multipathd registers key %#" PRIx64 " on paths that come%s:\n",
            key.value,
-           multipathd_is_registered(&multipathd) ? "" : ", when it is told to");
+           multipathd_flag_get(&multipathd, "getprstatus") == FLAG_SET
+               ? ""
+               : ", when it is told to");
     for (i = 0; i < paths.count; i++) {
         struct path *path = &paths.of[i];
         size_t size = device_read(path, "state", path->state,

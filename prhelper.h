@@ -152,7 +152,6 @@ void privdrop(uid_t uid, gid_t gid);
 /* sysfs.c */
 bool sysfs_has(dev_t, const char *file);
 bool sysfs_read(dev_t, const char *file, char *line, size_t size);
-int sysfs_scsi_host(dev_t);
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
@@ -210,21 +209,21 @@ struct multipathd_key {
     bool aptpl;
 };
 enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
-enum multipathd_hold { HOLD_UNKNOWN, HOLD_UNSET, HOLD_SET };
+enum multipathd_flag { FLAG_UNKNOWN, FLAG_UNSET, FLAG_SET };
 bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
 bool multipathd_path_get(const struct multipathd *, const char *name,
                          struct multipathd_path *);
 bool multipathd_config_has(const struct multipathd *, const char *word);
-bool multipathd_is_registered(const struct multipathd *);
+enum multipathd_flag multipathd_flag_get(const struct multipathd *,
+                                         const char *command);
 enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);
 enum multipathd_said multipathd_registered(const struct multipathd *,
                                            const char *paths);
-enum multipathd_said multipathd_unregistered(const struct multipathd *);
-enum multipathd_hold multipathd_hold_get(const struct multipathd *);
-enum multipathd_said multipathd_hold_set(const struct multipathd *, bool holds);
-enum multipathd_said multipathd_suspend(const struct multipathd *);
-enum multipathd_said multipathd_resume(const struct multipathd *);
+enum multipathd_said multipathd_tell(const struct multipathd *,
+                                     const char *command);
+enum multipathd_said multipathd_queue(const struct multipathd *,
+                                      const char *command);
 
 /* multipath/actions.c, preempt.c: one command on a map; a map resumed. */
 struct suspension { /* of a map, as long as somebody must resume it */

@@ -176,10 +176,6 @@ static const struct permission worker_permissions[] = {
 #ifdef SYS_open
     CALL(open),
 #endif
-    CALL(readlinkat),
-#ifdef SYS_readlink
-    CALL(readlink),
-#endif
     CALL(getdents64),
     CALL(connect),
     CALL(getsockopt),

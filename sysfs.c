@@ -11,7 +11,6 @@
 
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -52,25 +51,6 @@ bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
         return false;
     line[length - 1] = '\0';
     return strlen(line) == (size_t)length - 1;
-}
-
-/* The host number of a SCSI disk, or -1: its device is HOST:CHANNEL:ID:LUN. */
-int sysfs_scsi_host(dev_t device)
-{
-    char path[PATH_SIZE], target[512];
-    ssize_t length = readlink(path_set(path, device, "/device"), target,
-                              sizeof(target) - 1);
-    const char *name;
-    char *end;
-    long host;
-
-    if (length < 0)
-        return -1;
-    target[length] = '\0';
-    name = strrchr(target, '/');
-    name = name == NULL ? target : name + 1;
-    host = strtol(name, &end, 10);
-    return end != name && *end == ':' ? (int)host : -1;
 }
 
 /* struct linux_dirent64, include/linux/dirent.h in the kernel */

@@ -10,10 +10,6 @@
 
 #include <string.h>
 
-#define MULTIPATHD_MUTE                                                        \
-    "multipathd does not say which key it has: is it running, and are we "     \
-    "root?"
-
 /*
  * To one path; but a conflict there is not the answer yet, as another one
  * may be the holder, who may repeat RESERVE; and that may be gone.
@@ -22,7 +18,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
                         const struct request *request)
 {
     struct reservation reservation;
-    enum multipathd_hold was;
+    enum multipathd_flag was;
     struct answer answer;
     enum holder holder;
     struct path *path;
@@ -54,16 +50,6 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     map->answer = answer;
 }
 
-/* PREEMPT of our own key, by which a live path takes the reservation over. */
-static struct path *take_over(struct map *map, const struct multipathd_key *key,
-                              uint8_t scope_type)
-{
-    struct request preempt;
-
-    request_set(&preempt, PREEMPT, scope_type, key->value, key->value, 0);
-    return preempt_own(map, &preempt, key);
-}
-
 /* All paths that are there have said something to RELEASE. */
 static void release_end(struct map *map, const struct multipathd_key *key,
                         const struct request *request)
@@ -86,7 +72,7 @@ static void release_end(struct map *map, const struct multipathd_key *key,
         return;
     }
     map_answer(map, GOOD);
-    multipathd_hold_set(&map->multipathd, false);
+    multipathd_tell(&map->multipathd, "unsetprhold");
 }
 
 /*
@@ -107,7 +93,7 @@ static void map_release(struct map *map, const struct multipathd_key *key,
             return;
         if (!reservation.is_held || reservation.key != key->value) {
             map_answer(map, GOOD);
-            multipathd_hold_set(&map->multipathd, false);
+            multipathd_tell(&map->multipathd, "unsetprhold");
             return;
         }
     }
@@ -119,17 +105,15 @@ static void map_release(struct map *map, const struct multipathd_key *key,
             return; /* the holder: of another type, for example */
     if (count_of(map, DONE) > 0)
         release_end(map, key, request);
-    else if (count_of(map, CONFLICT) > 0)
-        map_answer(map, RESERVATION_CONFLICT);
     else
-        map_fail(map, "no path is usable");
+        answer_undone(map);
 }
 
 static void map_preempt(struct map *map, const struct multipathd_key *key,
                         const struct request *request)
 {
     uint64_t preempted = be64_get(request->data + 8);
-    enum multipathd_hold was = HOLD_SET;
+    enum multipathd_flag was = FLAG_SET;
     struct reservation reservation;
     bool takes_over, is_own;
 
@@ -149,19 +133,6 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
         hold_settle(map, was, map->answer.status == GOOD);
 }
 
-/* CLEANUP: this host shall know nothing of its registration any more. */
-static void map_cleanup(struct map *map)
-{
-    struct multipathd_key key;
-    struct request request;
-
-    request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
-    if (multipathd_key_get(&map->multipathd, &key))
-        map_register(map, &key, &request);
-    else
-        map_fail(map, MULTIPATHD_MUTE);
-}
-
 static void map_out(struct map *map, struct request *request)
 {
     unsigned action = request->cdb[1] &= 0x1f;
@@ -175,7 +146,8 @@ static void map_out(struct map *map, struct request *request)
         return;
     }
     if (!multipathd_key_get(&map->multipathd, &key)) {
-        map_fail(map, MULTIPATHD_MUTE);
+        map_fail(map, "multipathd does not say which key it has: is it "
+                      "running, and are we root?");
         return;
     }
     if (action == REGISTER || action == REGISTER_AND_IGNORE)
@@ -221,14 +193,13 @@ void multipath_execute(struct pr_command *command, dev_t device,
     if (refusal == NULL && map_list(&map)) {
         refusal = paths_refuse(&map);
         memcpy(request.cdb, command->cdb, sizeof(request.cdb));
-        if (refusal != NULL)
-            ;
-        else if (request.cdb[0] == PERSISTENT_RESERVE_IN)
+        /* This host shall know nothing of its registration any more. */
+        if (command->cdb[0] == PROTOCOL_CLEANUP)
+            request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+        if (refusal == NULL && request.cdb[0] == PERSISTENT_RESERVE_IN)
             any_send(&map, &request);
-        else if (request.cdb[0] == PERSISTENT_RESERVE_OUT)
+        else if (refusal == NULL)
             map_out(&map, &request);
-        else
-            map_cleanup(&map);
     }
     map_close(&map);
     command->status = map.answer.status;

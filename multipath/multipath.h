@@ -174,6 +174,7 @@ bool keys_read(struct map *, uint64_t key, unsigned *count);
 /* sweep.c: on all. */
 void all_due(struct map *);
 unsigned count_of(const struct map *, enum verdict);
+void answer_undone(struct map *);
 bool settle(struct map *);
 bool sweep(struct map *, struct request *, const struct multipathd_key *,
            int64_t deadline);
@@ -185,8 +186,10 @@ enum holder holder_find(struct map *, const struct multipathd_key *,
 /* preempt.c: where other paths of ours lose their registration. */
 struct path *preempt_own(struct map *, const struct request *,
                          const struct multipathd_key *);
-bool hold_announce(struct map *, enum multipathd_hold *was);
-void hold_settle(struct map *, enum multipathd_hold was, bool holds);
+struct path *take_over(struct map *, const struct multipathd_key *,
+                       uint8_t scope_type);
+bool hold_announce(struct map *, enum multipathd_flag *was);
+void hold_settle(struct map *, enum multipathd_flag was, bool holds);
 
 /* register.c */
 void map_register(struct map *, const struct multipathd_key *old,

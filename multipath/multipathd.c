@@ -41,59 +41,35 @@ enum {
 /* Even when the caller's time is up it may still be told something. */
 #define LEAST SECOND
 
-/* Waits until the socket is ready for events; returns -1 and errno if not. */
-static int socket_wait(int fd, short events, int64_t deadline)
+/* Sends (POLLOUT) or receives (POLLIN) all of it; returns -1 and errno if not.
+ */
+static int move_all(int fd, short direction, void *data, size_t size,
+                    int64_t deadline)
 {
-    struct pollfd ready = { .fd = fd, .events = events };
-    int64_t us = deadline - clock_us();
-    struct timespec timeout = { 0 };
-    int count;
-
-    if (us > 0) {
-        timeout.tv_sec = (time_t)(us / SECOND);
-        timeout.tv_nsec = (long)(us % SECOND) * 1000;
-    }
-    count = ppoll(&ready, 1, &timeout, NULL);
-    if (count == 0)
-        errno = ETIMEDOUT;
-    return count == 1 ? 0 : -1;
-}
-
-static int send_all(int fd, const void *data, size_t size, int64_t deadline)
-{
-    const char *at = data;
-
-    while (size > 0) {
-        ssize_t sent = send(fd, at, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-        if (sent < 0 && errno != EAGAIN)
-            return -1;
-        if (sent < 0 && socket_wait(fd, POLLOUT, deadline) < 0)
-            return -1;
-        if (sent > 0) {
-            at += sent;
-            size -= (size_t)sent;
-        }
-    }
-    return 0;
-}
-
-static int receive_all(int fd, void *data, size_t size, int64_t deadline)
-{
+    struct pollfd ready = { .fd = fd, .events = direction };
     char *at = data;
 
     while (size > 0) {
-        ssize_t received;
+        int64_t us = deadline > clock_us() ? deadline - clock_us() : 0;
+        struct timespec timeout = { .tv_sec = (time_t)(us / SECOND),
+                                    .tv_nsec = (long)(us % SECOND) * 1000 };
+        ssize_t moved = ppoll(&ready, 1, &timeout, NULL);
 
-        if (socket_wait(fd, POLLIN, deadline) < 0)
+        if (moved == 0)
+            errno = ETIMEDOUT;
+        if (moved <= 0)
             return -1;
-        received = recv(fd, at, size, MSG_DONTWAIT);
-        if (received == 0)
+        moved = direction == POLLIN
+                    ? recv(fd, at, size, MSG_DONTWAIT)
+                    : send(fd, at, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (moved == 0)
             errno = ECONNRESET;
-        if (received <= 0)
+        if (moved <= 0 && errno != EAGAIN)
             return -1;
-        at += received;
-        size -= (size_t)received;
+        if (moved > 0) {
+            at += moved;
+            size -= (size_t)moved;
+        }
     }
     return 0;
 }
@@ -165,7 +141,7 @@ static int multipathd_connect(const struct multipathd *multipathd,
  * Has multipathd execute a command; *reply is the beginning of what it said,
  * with a NUL at its end.
  */
-static int exchange(const struct multipathd *multipathd, const char *command,
+static int exchange(const struct multipathd *multipathd, char *command,
                     char *reply, size_t room)
 {
     int64_t deadline = clock_us() + MULTIPATHD_TIMEOUT;
@@ -180,14 +156,13 @@ static int exchange(const struct multipathd *multipathd, const char *command,
     if (fd < 0)
         return -1;
     memset(reply, 0, room);
-    if (send_all(fd, &size, sizeof(size), deadline) == 0
-        && send_all(fd, command, size, deadline) == 0
-        && receive_all(fd, &size, sizeof(size), deadline) == 0) {
-        if (size == 0 || size > REPLY_MOST)
-            errno = EPROTO;
-        else
-            result = receive_all(fd, reply, size < room ? size : room - 1,
-                                 deadline);
+    if (move_all(fd, POLLOUT, &size, sizeof(size), deadline) == 0
+        && move_all(fd, POLLOUT, command, size, deadline) == 0
+        && move_all(fd, POLLIN, &size, sizeof(size), deadline) == 0) {
+        errno = EPROTO;
+        if (size > 0 && size <= REPLY_MOST)
+            result = move_all(fd, POLLIN, reply, size < room ? size : room - 1,
+                              deadline);
     }
     error = errno;
     close(fd);
@@ -212,16 +187,13 @@ static bool is_busy(const struct multipathd *multipathd, const char *why)
     return true;
 }
 
-static enum multipathd_said ask(const struct multipathd *multipathd,
-                                char reply[REPLY_SIZE], const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
 /*
  * MULTIPATHD_SILENT: there is no reply, which has been logged. A reply other
  * than ok is in *reply: an answer, a refusal, or a usage text.
  */
-static enum multipathd_said ask(const struct multipathd *multipathd,
-                                char reply[REPLY_SIZE], const char *format, ...)
+__attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
+    const struct multipathd *multipathd, char *reply, size_t room,
+    const char *format, ...)
 {
     char command[COMMAND_SIZE];
     va_list arguments;
@@ -235,7 +207,7 @@ static enum multipathd_said ask(const struct multipathd *multipathd,
     if (length < 0 || (size_t)length >= sizeof(command))
         return MULTIPATHD_REFUSED;
     do {
-        if (exchange(multipathd, command, reply, REPLY_SIZE) < 0) {
+        if (exchange(multipathd, command, reply, room) < 0) {
             log_warning("no answer from multipathd to '%.100s': %s", command,
                         strerror(errno));
             return MULTIPATHD_SILENT;
@@ -271,16 +243,14 @@ static bool next_is(const char **text, const char *word)
 bool multipathd_path_get(const struct multipathd *multipathd, const char *name,
                          struct multipathd_path *path)
 {
-    static const char command[] = "show paths format \"%d %t %T\"";
     char table[TABLE_SIZE];
-    const char *at, *line;
+    const char *at, *line = table;
 
-    if (exchange(multipathd, command, table, sizeof(table)) < 0) {
-        log_warning("no answer from multipathd to '%s': %s", command,
-                    strerror(errno));
+    if (ask(multipathd, table, sizeof(table),
+            "show paths format \"%%d %%t %%T\"")
+        != MULTIPATHD_REFUSED)
         return false;
-    }
-    for (line = table; *line != '\0'; line += strspn(line, "\n")) {
+    for (; *line != '\0'; line += strspn(line, "\n")) {
         at = line;
         line += strcspn(line, "\n");
         if (!next_is(&at, name))
@@ -299,8 +269,8 @@ bool multipathd_config_has(const struct multipathd *multipathd,
 {
     char config[TABLE_SIZE];
 
-    return exchange(multipathd, "show config local", config, sizeof(config))
-               == 0
+    return ask(multipathd, config, sizeof(config), "show config local")
+               == MULTIPATHD_REFUSED
            && strstr(config, word) != NULL;
 }
 
@@ -311,7 +281,8 @@ bool multipathd_key_get(const struct multipathd *multipathd,
     char reply[REPLY_SIZE];
     char *end;
 
-    if (ask(multipathd, reply, "getprkey map %s", multipathd->map)
+    if (ask(multipathd, reply, sizeof(reply), "getprkey map %s",
+            multipathd->map)
         != MULTIPATHD_REFUSED)
         return false;
     *key = (struct multipathd_key){ 0, false };
@@ -333,9 +304,10 @@ enum multipathd_said multipathd_key_set(const struct multipathd *multipathd,
     char reply[REPLY_SIZE];
 
     if (key->value == 0)
-        return ask(multipathd, reply, "unsetprkey map %s", multipathd->map);
-    return ask(multipathd, reply, "setprkey map %s key %llx%s", multipathd->map,
-               (unsigned long long)key->value, key->aptpl ? ":aptpl" : "");
+        return multipathd_tell(multipathd, "unsetprkey");
+    return ask(multipathd, reply, sizeof(reply), "setprkey map %s key %llx%s",
+               multipathd->map, (unsigned long long)key->value,
+               key->aptpl ? ":aptpl" : "");
 }
 
 /*
@@ -349,73 +321,57 @@ enum multipathd_said multipathd_registered(const struct multipathd *multipathd,
     char reply[REPLY_SIZE];
     enum multipathd_said said;
 
-    said = ask(multipathd, reply, "setprstatus map %s pathlist \"%s\"",
-               multipathd->map, paths);
-    if (said == MULTIPATHD_REFUSED)
-        said = ask(multipathd, reply, "setprstatus map %s", multipathd->map);
-    return said;
+    said = ask(multipathd, reply, sizeof(reply),
+               "setprstatus map %s pathlist \"%s\"", multipathd->map, paths);
+    return said == MULTIPATHD_REFUSED
+               ? multipathd_tell(multipathd, "setprstatus")
+               : said;
 }
 
-enum multipathd_said multipathd_unregistered(
-    const struct multipathd *multipathd)
+/*
+ * A command that takes but the map. That this host holds the reservation, or
+ * does not, older versions refuse, and need not know.
+ */
+enum multipathd_said multipathd_tell(const struct multipathd *multipathd,
+                                     const char *command)
 {
     char reply[REPLY_SIZE];
 
-    return ask(multipathd, reply, "unsetprstatus map %s", multipathd->map);
-}
-
-/* Does it register new paths with the key? Before 0.9.9 it says 1. */
-bool multipathd_is_registered(const struct multipathd *multipathd)
-{
-    char reply[REPLY_SIZE];
-
-    return ask(multipathd, reply, "getprstatus map %s", multipathd->map)
-               == MULTIPATHD_REFUSED
-           && (strcmp(reply, "set\n") == 0 || strncmp(reply, "1", 1) == 0);
-}
-
-/* Does this host hold the reservation, through whatever path? */
-enum multipathd_hold multipathd_hold_get(const struct multipathd *multipathd)
-{
-    char reply[REPLY_SIZE];
-
-    if (ask(multipathd, reply, "getprhold map %s", multipathd->map)
-        != MULTIPATHD_REFUSED)
-        return HOLD_UNKNOWN;
-    if (strcmp(reply, "set\n") == 0)
-        return HOLD_SET;
-    return strcmp(reply, "unset\n") == 0 ? HOLD_UNSET : HOLD_UNKNOWN;
-}
-
-/* That it does, or does not; older versions refuse, and need not know. */
-enum multipathd_said multipathd_hold_set(const struct multipathd *multipathd,
-                                         bool holds)
-{
-    char reply[REPLY_SIZE];
-
-    return ask(multipathd, reply, "%ssetprhold map %s", holds ? "" : "un",
+    return ask(multipathd, reply, sizeof(reply), "%s map %s", command,
                multipathd->map);
 }
 
 /*
- * These two know maps by their alias only. What is neither yes nor no may
- * mean that the map is suspended.
+ * getprstatus: does it register new paths with the key? getprhold: does this
+ * host hold the reservation, through whatever path? Before 0.9.9 it says 1.
  */
-enum multipathd_said multipathd_suspend(const struct multipathd *multipathd)
+enum multipathd_flag multipathd_flag_get(const struct multipathd *multipathd,
+                                         const char *command)
 {
     char reply[REPLY_SIZE];
-    enum multipathd_said said = ask(multipathd, reply, "suspend map %s",
-                                    multipathd->alias);
+
+    if (ask(multipathd, reply, sizeof(reply), "%s map %s", command,
+            multipathd->map)
+        != MULTIPATHD_REFUSED)
+        return FLAG_UNKNOWN;
+    if (strcmp(reply, "set\n") == 0 || reply[0] == '1')
+        return FLAG_SET;
+    return strcmp(reply, "unset\n") == 0 ? FLAG_UNSET : FLAG_UNKNOWN;
+}
+
+/*
+ * Suspends or resumes the map, which these two know by its alias only. What
+ * is neither yes nor no may mean that it is suspended.
+ */
+enum multipathd_said multipathd_queue(const struct multipathd *multipathd,
+                                      const char *command)
+{
+    char reply[REPLY_SIZE];
+    enum multipathd_said said = ask(multipathd, reply, sizeof(reply),
+                                    "%s map %s", command, multipathd->alias);
 
     if (said == MULTIPATHD_REFUSED && strncmp(reply, "fail\n", 5) != 0
         && strncmp(reply, "permission deny", 15) != 0)
         return MULTIPATHD_SILENT;
     return said;
-}
-
-enum multipathd_said multipathd_resume(const struct multipathd *multipathd)
-{
-    char reply[REPLY_SIZE];
-
-    return ask(multipathd, reply, "resume map %s", multipathd->alias);
 }

@@ -17,11 +17,14 @@ enum restored { RESTORED, RESTORED_PARTLY, NOT_RESTORED };
 
 /* ---- Suspended -------------------------------------------------------- */
 
-/* Until it works. Returns whether it did within AFTERWARDS_WITHIN. */
-static bool map_resume(struct map *map)
+/*
+ * Until it works. Returns whether it did within AFTERWARDS_WITHIN. If nothing
+ * is left to do then (is_last), nobody has to recover the map.
+ */
+static bool map_resume(struct map *map, bool is_last)
 {
     map_extend(map);
-    while (multipathd_resume(&map->multipathd) != MULTIPATHD_DONE) {
+    while (multipathd_queue(&map->multipathd, "resume") != MULTIPATHD_DONE) {
         if (!map_wait(map, map->deadline)) {
             map_fail(map,
                      "it is suspended and multipathd does not resume it, "
@@ -31,16 +34,9 @@ static bool map_resume(struct map *map)
         }
         alias_renew(map->device, map->alias); /* it may have been renamed */
     }
-    return true;
-}
-
-static bool map_suspend_end(struct map *map)
-{
-    bool is_resumed = map_resume(map);
-
-    if (is_resumed)
+    if (is_last)
         map->suspension->alias[0] = '\0';
-    return is_resumed;
+    return true;
 }
 
 static bool map_suspend(struct map *map)
@@ -56,13 +52,13 @@ static bool map_suspend(struct map *map)
     map->suspension->witness[0] = '\0';
     map->suspension->resume_by = clock_us() + RESUME_WITHIN;
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
-    said = multipathd_suspend(&map->multipathd);
+    said = multipathd_queue(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE)
         return true;
     if (said == MULTIPATHD_REFUSED)
         map->suspension->alias[0] = '\0';
     else
-        map_suspend_end(map);
+        map_resume(map, true);
     map_fail(map, "nothing was done: multipathd does not suspend it");
     return false;
 }
@@ -170,7 +166,7 @@ struct path *preempt_own(struct map *map, const struct request *request,
             map->witness = witness_make(map, path, key);
         restored = paths_restore(map, key, false);
     }
-    is_resumed = map_suspend_end(map);
+    is_resumed = map_resume(map, true);
     if (map->deadline < deadline)
         map->deadline = deadline;
     if (restored == RESTORED_PARTLY)
@@ -182,6 +178,16 @@ struct path *preempt_own(struct map *map, const struct request *request,
         return NULL;
     map->answer = answer;
     return answer.status == GOOD ? path : NULL;
+}
+
+/* PREEMPT of our own key, by which a live path takes the reservation over. */
+struct path *take_over(struct map *map, const struct multipathd_key *key,
+                       uint8_t scope_type)
+{
+    struct request preempt;
+
+    request_set(&preempt, PREEMPT, scope_type, key->value, key->value, 0);
+    return preempt_own(map, &preempt, key);
 }
 
 /*
@@ -205,19 +211,16 @@ void multipath_recover(const char *socket_path, struct suspension *suspension,
     if (is_alone && map_list(&map) && multipathd_key_get(&map.multipathd, &key)
         && key.value != 0) {
         for (i = 0; i < map.count; i++)
-            if (strncmp(map.paths[i].name, suspension->witness,
-                        sizeof(map.paths[i].name))
-                    == 0
+            if (map.witness == NULL
+                && (suspension->witness[0] == '\0'
+                    || strncmp(map.paths[i].name, suspension->witness,
+                               sizeof(map.paths[i].name))
+                           == 0)
                 && path_prove(&map, &map.paths[i], &key) == DONE)
                 map.witness = &map.paths[i];
-        if (suspension->witness[0] == '\0')
-            map.witness = witness_find(&map, NULL, &key);
         paths_restore(&map, &key, true);
     }
-    if (is_alone)
-        map_suspend_end(&map);
-    else
-        map_resume(&map);
+    map_resume(&map, is_alone);
     map_close(&map);
 }
 
@@ -229,20 +232,20 @@ void multipath_recover(const char *socket_path, struct suspension *suspension,
  * if that is nothing, because it was started anew, it is told afterwards only,
  * as nobody could make it forget again.
  */
-bool hold_announce(struct map *map, enum multipathd_hold *was)
+bool hold_announce(struct map *map, enum multipathd_flag *was)
 {
-    *was = multipathd_hold_get(&map->multipathd);
-    if (*was != HOLD_UNSET
-        || multipathd_hold_set(&map->multipathd, true) == MULTIPATHD_DONE)
+    *was = multipathd_flag_get(&map->multipathd, "getprhold");
+    if (*was != FLAG_UNSET
+        || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
-    multipathd_hold_set(&map->multipathd, false);
+    multipathd_tell(&map->multipathd, "unsetprhold");
     map_fail(map, "multipathd does not take note of the reservation");
     return false;
 }
 
 /* The disk has made it so; or has not, for sure. */
-void hold_settle(struct map *map, enum multipathd_hold was, bool holds)
+void hold_settle(struct map *map, enum multipathd_flag was, bool holds)
 {
-    if (was == (holds ? HOLD_UNKNOWN : HOLD_UNSET))
-        multipathd_hold_set(&map->multipathd, holds);
+    if (was == (holds ? FLAG_UNKNOWN : FLAG_UNSET))
+        multipathd_tell(&map->multipathd, holds ? "setprhold" : "unsetprhold");
 }

@@ -82,10 +82,12 @@ static bool status_tell(struct map *map, struct registration *r)
                                        minor(map->paths[i].device));
     r->is_status_told = true;
     if (r->new.value == 0
-            ? multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE
+            ? multipathd_tell(&map->multipathd, "unsetprstatus")
+                  == MULTIPATHD_DONE
             : multipathd_registered(&map->multipathd, names) == MULTIPATHD_DONE
                   || (r->previous.value != 0
-                      && multipathd_is_registered(&map->multipathd)))
+                      && multipathd_flag_get(&map->multipathd, "getprstatus")
+                             == FLAG_SET))
         return true;
     map_fail(map, "multipathd does not take note of the registration");
     return false;
@@ -104,7 +106,8 @@ static bool key_forget(struct map *map)
         || (said == MULTIPATHD_REFUSED
             && (!multipathd_key_get(&map->multipathd, &now) || now.value == 0)))
         return false;
-    return multipathd_unregistered(&map->multipathd) == MULTIPATHD_DONE;
+    return multipathd_tell(&map->multipathd, "unsetprstatus")
+           == MULTIPATHD_DONE;
 }
 
 /* ---- All paths -------------------------------------------------------- */
@@ -118,6 +121,22 @@ static void conflicts_due(struct map *map)
             map->paths[i].verdict = DUE;
 }
 
+/* With the last path after all others have taken it. */
+static bool sweep_in_turn(struct map *map, const struct registration *r,
+                          struct request *request,
+                          const struct multipathd_key *key)
+{
+    all_due(map);
+    if (r->last != NULL)
+        r->last->verdict = REFUSED; /* its turn comes */
+    if (!sweep(map, request, key, map->deadline))
+        return false;
+    if (r->last == NULL)
+        return true;
+    r->last->verdict = DUE;
+    return sweep(map, request, key, map->deadline);
+}
+
 /*
  * The older key is changed on one path after all others: as long as it has
  * that, nobody has preempted it, so that another path without it has not been
@@ -126,28 +145,17 @@ static void conflicts_due(struct map *map)
 static bool paths_change(struct map *map, struct registration *r,
                          struct request *request)
 {
-    all_due(map);
-    if (r->last != NULL)
-        r->last->verdict = REFUSED; /* its turn comes */
-    if (!sweep(map, request, &r->new, map->deadline))
+    if (!sweep_in_turn(map, r, request, &r->new))
         return false;
-    if (r->last != NULL) {
-        r->last->verdict = DUE;
-        if (!sweep(map, request, &r->new, map->deadline))
-            return false;
-        r->is_fenced = r->last->verdict == CONFLICT;
-        if (r->last->verdict == ASIDE && count_of(map, CONFLICT) > 0) {
-            map_fail(map, "%s has gone before it had the new key",
-                     r->last->name);
-            return false;
-        }
+    r->is_fenced = r->last != NULL && r->last->verdict == CONFLICT;
+    if (r->last != NULL && r->last->verdict == ASIDE
+        && count_of(map, CONFLICT) > 0) {
+        map_fail(map, "%s has gone before it had the new key", r->last->name);
+        return false;
     }
     if (!r->is_fenced && count_of(map, DONE) > 0)
         return true;
-    if (count_of(map, CONFLICT) > 0)
-        map_answer(map, RESERVATION_CONFLICT);
-    else
-        map_fail(map, "no path is usable");
+    answer_undone(map);
     return false;
 }
 
@@ -186,23 +194,12 @@ static bool paths_unregister(struct map *map, struct registration *r,
 {
     unsigned i, lost = 0;
 
-    all_due(map);
-    if (r->last != NULL)
-        r->last->verdict = REFUSED; /* it may hold: its turn comes */
-    if (!sweep(map, request, NULL, map->deadline))
+    if (!sweep_in_turn(map, r, request, NULL))
         return false;
-    for (i = 0; i < map->count; i++)
-        lost += map->paths[i].is_lost;
-    if (r->last != NULL) {
-        r->last->verdict = DUE;
-        if (!sweep(map, request, NULL, map->deadline))
-            return false;
-    }
+    for (i = 0; i < map->count; i++) /* the last one may be the holder */
+        lost += map->paths[i].is_lost && &map->paths[i] != r->last;
     if (count_of(map, DONE) + lost == 0) {
-        if (count_of(map, CONFLICT) > 0)
-            map_answer(map, RESERVATION_CONFLICT);
-        else
-            map_fail(map, "no path is usable");
+        answer_undone(map);
         return false;
     }
     if (!status_tell(map, r))
@@ -234,16 +231,14 @@ static bool last_find(struct map *map, struct registration *r)
     case HOLDER_UNKNOWN:
         return false;
     case HOLDER_GONE:
-        request_set(&request, PREEMPT, reservation.scope_type,
-                    r->previous.value, r->previous.value, 0);
-        r->last = preempt_own(map, &request, &r->previous);
+        r->last = take_over(map, &r->previous, reservation.scope_type);
         return r->last != NULL;
     case HOLDER_PATH:
         return true;
     default: /* but all registrants hold what has no key */
         if (r->previous.value == r->old.value
             && (!reservation.is_held || reservation.key != 0))
-            multipathd_hold_set(&map->multipathd, false);
+            multipathd_tell(&map->multipathd, "unsetprhold");
     }
     request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
                 r->previous.aptpl ? APTPL : 0);
@@ -281,7 +276,8 @@ static void map_undo(struct map *map, const struct registration *r)
             ? !key_forget(map)
             : (multipathd_key_set(multipathd, &r->old) == MULTIPATHD_SILENT
                || (r->previous.value == 0 && r->is_status_told
-                   && multipathd_unregistered(multipathd) != MULTIPATHD_DONE)))
+                   && multipathd_tell(multipathd, "unsetprstatus")
+                          != MULTIPATHD_DONE)))
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
                     map->name, map->alias, (unsigned long long)r->new.value,
@@ -293,8 +289,8 @@ void map_register(struct map *map, const struct multipathd_key *old,
                   struct request *request)
 {
     struct registration r = { .old = *old };
-    bool is_done;
-    unsigned i, count;
+    struct path *path;
+    unsigned count;
 
     r.flags = request->data[LIST_FLAGS];
     r.new.value = be64_get(request->data + 8);
@@ -313,9 +309,7 @@ void map_register(struct map *map, const struct multipathd_key *old,
         return;
     all_due(map); /* what they have said so far is not of this command, */
     map->witness = NULL; /* nor had that the new key */
-    for (i = 0; i < map->count; i++) {
-        struct path *path = &map->paths[i];
-
+    for (path = map->paths; path < map->paths + map->count; path++) {
         path->is_new = path->is_lost = false;
         path->had_key = !r.is_ignored && r.previous.value == 0 && count > 0
                         && path_prove(map, path, &r.new) == DONE;
@@ -325,14 +319,13 @@ void map_register(struct map *map, const struct multipathd_key *old,
             map_undo(map, &r);
         return;
     }
-    is_done = r.new.value != 0 ? paths_register(map, &r, request)
-                               : paths_unregister(map, &r, request);
-    if (!is_done) {
+    if (!(r.new.value != 0 ? paths_register(map, &r, request)
+                           : paths_unregister(map, &r, request))) {
         map_undo(map, &r);
         return;
     }
     if (r.previous.value == 0)
-        multipathd_hold_set(&map->multipathd, false);
+        multipathd_tell(&map->multipathd, "unsetprhold");
     map_answer(map, GOOD);
 }
 
@@ -354,17 +347,17 @@ void map_clear(struct map *map, const struct multipathd_key *key,
     map_extend(map);
     if (answer.status == GOOD
         || (map->is_lost && keys_read(map, key->value, &count) && count == 0)) {
-        map->answer = answer;
         all_due(map);
         request_set(&none, REGISTER, 0, key->value, 0, 0);
-        if (!key_forget(map))
+        if (!key_forget(map)) {
             map_fail(map,
                      "cleared, but multipathd may still register the key: "
                      "'multipathd unsetprstatus map %s'",
                      map->name);
-        else if (sweep(map, &none, NULL, map->deadline))
-            map->answer = answer;
-        return;
+            return;
+        }
+        if (!sweep(map, &none, NULL, map->deadline))
+            return;
     }
     map->answer = answer;
 }

@@ -29,6 +29,15 @@ unsigned count_of(const struct map *map, enum verdict verdict)
     return count;
 }
 
+/* The answer if no path has done it. */
+void answer_undone(struct map *map)
+{
+    if (count_of(map, CONFLICT) > 0)
+        map_answer(map, RESERVATION_CONFLICT);
+    else
+        map_fail(map, "no path is usable");
+}
+
 /* Standby and the like: up to the command that matters. */
 static bool is_settled(struct map *map, struct path *path,
                        const struct request *test)
@@ -164,18 +173,15 @@ static bool path_sweep(struct map *map, struct path *path,
 bool sweep(struct map *map, struct request *request,
            const struct multipathd_key *key, int64_t deadline)
 {
-    const struct path *waits;
+    struct path *path, *waits;
     bool is_last = false;
-    unsigned i;
 
     map->pause = PAUSE_LEAST;
     do {
         if (!map_list(map))
             return false;
         waits = NULL;
-        for (i = 0; i < map->count; i++) {
-            struct path *path = &map->paths[i];
-
+        for (path = map->paths; path < map->paths + map->count; path++) {
             /* It may have come back, which multipathd need not notice. */
             if (is_last && path->verdict == ASIDE)
                 path->verdict = DUE;
@@ -258,17 +264,18 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
  */
 static enum holder holder_guess(struct map *map, uint64_t key)
 {
-    enum multipathd_hold hold = multipathd_hold_get(&map->multipathd);
+    enum multipathd_flag hold = multipathd_flag_get(&map->multipathd,
+                                                    "getprhold");
     unsigned count, paths = map->count;
 
-    if (hold == HOLD_UNSET)
+    if (hold == FLAG_UNSET)
         return HOLDER_OTHER;
-    if (hold == HOLD_SET && keys_read(map, key, &count) && count <= paths)
+    if (hold == FLAG_SET && keys_read(map, key, &count) && count <= paths)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "
              "bring the path back",
-             hold == HOLD_SET ? "another host has the same key"
+             hold == FLAG_SET ? "another host has the same key"
                               : "multipathd does not know (before version "
                                 "0.13 none does)");
     return HOLDER_UNKNOWN;

@@ -165,12 +165,13 @@ static void recover(const struct server *server, struct suspension *suspension)
     const int64_t now = clock_us();
     const char *path = server->listener.path;
 
-    if (map_lock(server->report[1], suspension->device, now + SECOND)) {
-        multipath_recover(path, suspension, true);
-        return;
-    }
-    multipath_recover(path, suspension, false);
-    if (map_lock(server->report[1], suspension->device, now + COMMAND_WITHIN))
+    bool is_alone = map_lock(server->report[1], suspension->device,
+                             now + SECOND);
+
+    multipath_recover(path, suspension, is_alone);
+    if (!is_alone
+        && map_lock(server->report[1], suspension->device,
+                    now + COMMAND_WITHIN))
         multipath_recover(path, suspension, true);
 }
 
@@ -208,10 +209,9 @@ void worker_run(const struct server *server, struct suspension *suspension)
         log_error("no seccomp filter for a worker: %s", strerror(errno));
         _exit(EXIT_FAILURE);
     }
-    if (is_resumer) {
+    if (is_resumer)
         recover(server, suspension);
-    } else {
+    else
         work_do(server, &work, suspension);
-    }
     _exit(EXIT_SUCCESS);
 }

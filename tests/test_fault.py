@@ -180,9 +180,9 @@ EXPECTED = {
     'getsockopt name_connect': {FAILS: (e.EINVAL,)},
     'nanosleep name_connect': {SAME: (e.EINTR,)},
     'nanosleep is_busy': {SAME: (e.EINTR,)},
-    'ppoll socket_wait': {FAILS: (e.ENOMEM,)},
-    'send send_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.EPIPE,)},
-    'recv receive_all': {SAME: (SHORT,), FAILS: (e.ECONNRESET,)},
+    'ppoll move_all': {FAILS: (e.ENOMEM,)},
+    'send move_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.EPIPE,)},
+    'recv move_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.ECONNRESET,)},
     # sandbox.c: what the kernel does not have is done without
     'syscall landlock_main': {SAME: (e.ENOSYS, e.EOPNOTSUPP, e.EPERM)},
     'syscall landlock_restrict': {SAME: (e.EMFILE, e.EPERM, e.E2BIG)},
@@ -762,7 +762,7 @@ SCENARIOS = [
              broken={'kill session_leave': (e.EPERM, *ONE)}),
     Scenario('multipath', '-v', mapped=True,
              only='^(?!nanosleep).*(worker|work_|map|multipath|path|sysfs|'
-                  'name_connect|exchange|socket_wait|send_all|receive_all)',
+                  'name_connect|exchange|move_all)',
              outcomes={
                       # Of the map, as of which each run has the first two.
                       'stat sysfs_has': {'B/00/06': (e.EACCES, e.ENOENT)},

@@ -304,7 +304,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
                                            .alias = "alias",
                                            .socket_path = "/run/s" };
     struct multipathd_key key = { UINT64_MAX, true };
-    enum multipathd_hold hold;
+    enum multipathd_flag hold;
     char text[TEXT + 1];
     bool is_set;
 
@@ -327,26 +327,28 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         said_check(multipathd_registered(&multipathd, "sda sdb"));
         break;
     case 4:
-        said_check(multipathd_unregistered(&multipathd));
+        said_check(multipathd_tell(&multipathd, "unsetprstatus"));
         break;
     case 5:
-        hold = multipathd_hold_get(&multipathd);
+        hold = multipathd_flag_get(&multipathd, "getprhold");
         reply_get(text);
-        MUST((hold == HOLD_SET) == (strcmp(text, "set\n") == 0));
-        MUST((hold == HOLD_UNSET) == (strcmp(text, "unset\n") == 0));
+        MUST((hold == FLAG_SET)
+             == (strcmp(text, "set\n") == 0 || text[0] == '1'));
+        MUST((hold == FLAG_UNSET) == (strcmp(text, "unset\n") == 0));
         break;
     case 6:
     case 7:
-        multipathd_hold_set(&multipathd, system_.verb == 6);
+        said_check(multipathd_tell(
+            &multipathd, system_.verb == 6 ? "setprhold" : "unsetprhold"));
         break;
     case 8:
-        said_check(multipathd_suspend(&multipathd));
+        said_check(multipathd_queue(&multipathd, "suspend"));
         break;
     case 9:
-        said_check(multipathd_resume(&multipathd));
+        said_check(multipathd_queue(&multipathd, "resume"));
         break;
     case 10:
-        is_set = multipathd_is_registered(&multipathd);
+        is_set = multipathd_flag_get(&multipathd, "getprstatus") == FLAG_SET;
         reply_get(text);
         MUST(is_set == (strcmp(text, "set\n") == 0 || text[0] == '1'));
         break;
