@@ -20,6 +20,7 @@ struct registration {
     struct multipathd_key new;      /* value 0: unregisters */
     struct multipathd_key previous; /* what the paths have so far */
     struct path *last;              /* is changed last, or NULL */
+    bool holds;                     /* the reservation, that is */
     bool is_ignored;                /* what that is */
     bool is_told;                   /* multipathd has been, of new */
     bool is_status_told;            /* likewise, that it is registered */
@@ -119,6 +120,26 @@ static void conflicts_due(struct map *map)
 }
 
 /*
+ * Its turn. Who is gone with the reservation, or could have told whether others
+ * have been fenced, has not done it.
+ */
+static bool last_change(struct map *map, struct registration *r,
+                        struct request *request,
+                        const struct multipathd_key *key)
+{
+    if (r->last == NULL)
+        return true;
+    r->last->verdict = DUE;
+    if (!sweep(map, request, key, map->deadline))
+        return false;
+    if (r->last->verdict != ASIDE
+        || !(r->holds || (key != NULL && count_of(map, CONFLICT) > 0)))
+        return true;
+    map_fail(map, "%s has gone before its key was changed", r->last->name);
+    return false;
+}
+
+/*
  * The older key is changed on one path after all others: as long as it has
  * that, nobody has preempted it, so that another path without it has not been
  * fenced but left out some time. Later it has the new one.
@@ -131,17 +152,9 @@ static bool paths_change(struct map *map, struct registration *r,
         r->last->verdict = REFUSED; /* its turn comes */
     if (!sweep(map, request, &r->new, map->deadline))
         return false;
-    if (r->last != NULL) {
-        r->last->verdict = DUE;
-        if (!sweep(map, request, &r->new, map->deadline))
-            return false;
-        r->is_fenced = r->last->verdict == CONFLICT;
-        if (r->last->verdict == ASIDE && count_of(map, CONFLICT) > 0) {
-            map_fail(map, "%s has gone before it had the new key",
-                     r->last->name);
-            return false;
-        }
-    }
+    if (!last_change(map, r, request, &r->new))
+        return false;
+    r->is_fenced = r->last != NULL && r->last->verdict == CONFLICT;
     if (!r->is_fenced && count_of(map, DONE) > 0)
         return true;
     if (count_of(map, CONFLICT) > 0)
@@ -193,11 +206,8 @@ static bool paths_unregister(struct map *map, struct registration *r,
         return false;
     for (i = 0; i < map->count; i++)
         lost += map->paths[i].is_lost;
-    if (r->last != NULL) {
-        r->last->verdict = DUE;
-        if (!sweep(map, request, NULL, map->deadline))
-            return false;
-    }
+    if (!last_change(map, r, request, NULL))
+        return false;
     if (count_of(map, DONE) + lost == 0) {
         if (count_of(map, CONFLICT) > 0)
             map_answer(map, RESERVATION_CONFLICT);
@@ -237,8 +247,10 @@ static bool last_find(struct map *map, struct registration *r)
         request_set(&request, PREEMPT, reservation.scope_type,
                     r->previous.value, r->previous.value, 0);
         r->last = preempt_own(map, &request, &r->previous);
+        r->holds = true;
         return r->last != NULL;
     case HOLDER_PATH:
+        r->holds = true;
         return true;
     default: /* but all registrants hold what has no key */
         if (r->previous.value == r->old.value
