@@ -83,7 +83,7 @@ struct path {
     enum verdict said;    /* to the last command for any path */
     bool is_answered;     /* by the device, that is, not by its transport */
     bool is_lost;         /* it may have been done here */
-    bool is_new;          /* it has got the key, for sure */
+    bool is_new;          /* it has got the key, or refused it too late */
     bool had_key;         /* before, for sure */
     bool is_down;         /* its transport has given it up */
     bool is_reported;     /* as left out */
@@ -140,7 +140,7 @@ enum holder {
 };
 
 /* worker.c; never returns. */
-void worker_run(const struct server *, struct suspension *)
+void worker_run(const struct server *, struct suspension *, bool is_resumer)
     __attribute__((noreturn));
 
 /* map.c: the map, its paths, and which of them may be left out. */

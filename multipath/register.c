@@ -20,6 +20,7 @@ struct registration {
     struct multipathd_key new;      /* value 0: unregisters */
     struct multipathd_key previous; /* what the paths have so far */
     struct path *last;              /* is changed last, or NULL */
+    bool holds;                     /* the reservation, that is */
     bool is_ignored;                /* what that is */
     bool is_told;                   /* multipathd has been, of new */
     bool is_status_told;            /* likewise, that it is registered */
@@ -121,7 +122,11 @@ static void conflicts_due(struct map *map)
             map->paths[i].verdict = DUE;
 }
 
-/* With the last path after all others have taken it. */
+/*
+ * With the last path after all others have taken it. If it is gone then with
+ * the reservation, or could have told whether others have been fenced, the
+ * sweep has failed.
+ */
 static bool sweep_in_turn(struct map *map, const struct registration *r,
                           struct request *request,
                           const struct multipathd_key *key)
@@ -134,7 +139,13 @@ static bool sweep_in_turn(struct map *map, const struct registration *r,
     if (r->last == NULL)
         return true;
     r->last->verdict = DUE;
-    return sweep(map, request, key, map->deadline);
+    if (!sweep(map, request, key, map->deadline))
+        return false;
+    if (r->last->verdict != ASIDE
+        || !(r->holds || (key != NULL && count_of(map, CONFLICT) > 0)))
+        return true;
+    map_fail(map, "%s has gone before its key was changed", r->last->name);
+    return false;
 }
 
 /*
@@ -148,11 +159,6 @@ static bool paths_change(struct map *map, struct registration *r,
     if (!sweep_in_turn(map, r, request, &r->new))
         return false;
     r->is_fenced = r->last != NULL && r->last->verdict == CONFLICT;
-    if (r->last != NULL && r->last->verdict == ASIDE
-        && count_of(map, CONFLICT) > 0) {
-        map_fail(map, "%s has gone before it had the new key", r->last->name);
-        return false;
-    }
     if (!r->is_fenced && count_of(map, DONE) > 0)
         return true;
     answer_undone(map);
@@ -232,8 +238,10 @@ static bool last_find(struct map *map, struct registration *r)
         return false;
     case HOLDER_GONE:
         r->last = take_over(map, &r->previous, reservation.scope_type);
+        r->holds = true;
         return r->last != NULL;
     case HOLDER_PATH:
+        r->holds = true;
         return true;
     default: /* but all registrants hold what has no key */
         if (r->previous.value == r->old.value

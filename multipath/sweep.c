@@ -136,12 +136,18 @@ static bool path_sweep(struct map *map, struct path *path,
                        struct request *request,
                        const struct multipathd_key *key)
 {
+    uint16_t code;
+    uint8_t sense;
+
     path->verdict = CONFLICT;
     if (path->is_lost && key != NULL)
         path->verdict = path_prove(map, path, key);
     if (path->verdict == CONFLICT) {
         path->verdict = path_register(map, path, request);
-        path->is_new = path->is_new || (key != NULL && path->verdict == DONE);
+        path->is_new =
+            path->is_new
+            || (key != NULL
+                && (path->verdict == DONE || path->verdict == REFUSED));
     }
     path->is_lost = path->verdict == LOST && is_register(request);
     if (path->is_lost && key != NULL && map->witness == NULL
@@ -160,7 +166,9 @@ static bool path_sweep(struct map *map, struct path *path,
         path->verdict = DONE;
     if (path->verdict == DONE && key != NULL && map->witness == NULL)
         map->witness = path;
-    return path->verdict != REFUSED || request->cdb[1] == RELEASE;
+    sense_get(map->answer.sense, &sense, &code);
+    return path->verdict != REFUSED
+           || (request->cdb[1] == RELEASE && sense == ILLEGAL_REQUEST);
 }
 
 /*

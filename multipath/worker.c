@@ -179,10 +179,10 @@ static void recover(const struct server *server, struct suspension *suspension)
  * The child's side of worker_start(): never returns. Somebody's map is still
  * suspended, or else there is a command on the queue.
  */
-void worker_run(const struct server *server, struct suspension *suspension)
+void worker_run(const struct server *server, struct suspension *suspension,
+                bool is_resumer)
 {
     struct work work = { .map = -1, .answer = -1 };
-    bool is_resumer = suspension->alias[0] != '\0';
     int error = 0;
 
     if (!is_resumer) {

@@ -130,10 +130,12 @@ static bool is_suspender(const struct server *server, unsigned i)
 static pid_t worker_start(struct server *server, unsigned place,
                           unsigned suspender, int64_t now)
 {
+    /* Now: who has suspended it may resume it meanwhile. */
+    bool is_resumer = is_suspender(server, suspender);
     pid_t pid = fork();
 
     if (pid == 0)
-        worker_run(server, &server->suspensions[suspender]);
+        worker_run(server, &server->suspensions[suspender], is_resumer);
     if (pid > 0) {
         server->workers[place] = pid;
         return pid;
@@ -192,6 +194,8 @@ int64_t worker_check(struct server *server, int64_t now)
     }
     if (now < server->worker_retry)
         return next;
+    if (server->worker_pending != 0)
+        session_reported(server); /* we may have been late ourselves */
     if (server->worker_pending != 0) {
         kill(server->worker_pending, SIGKILL);
         server->worker_retry = now + TAKE_WITHIN;
