@@ -191,7 +191,7 @@ check-static: static $(BUILD)/static/sim/qemu-pr-helper image
 	HELPER=$(BUILD)/static/qemu-pr-helper \
 		CLIENT=$(BUILD)/static/qemu-pr-client \
 		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper \
-		tests/run.sh host kernel multipath
+		tests/run.sh host kernel
 
 # The tests on an emulated aarch64 machine, with glibc and with musl.
 check-aarch64:

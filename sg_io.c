@@ -319,7 +319,7 @@ void sg_io_execute(struct pr_command *command, unsigned timeout,
         command->unreached = false;
         command->is_lost = false;
         /* A device that sends less than it says must not leak what was here. */
-        if (!is_out)
+        if (!is_out && command->length > 0)
             memset(command->data, 0, command->length);
         if (ioctl(command->fd, SG_IO, &hdr) == 0) {
             result_set(command, &hdr);

@@ -191,7 +191,8 @@ bool sweep(struct map *map, struct request *request,
         waits = NULL;
         for (path = map->paths; path < map->paths + map->count; path++) {
             /* It may have come back, which multipathd need not notice. */
-            if (is_last && path->verdict == ASIDE)
+            if (is_last && path->verdict == ASIDE
+                && (key == NULL || map->witness != NULL))
                 path->verdict = DUE;
             if (path->verdict > LOST)
                 continue;

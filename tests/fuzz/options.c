@@ -128,8 +128,10 @@ static void options_check(const struct options *options)
 
     MUST(line.has_user == (options->uid != (uid_t)-1));
     MUST(line.has_group == (options->gid != (gid_t)-1));
-    MUST(!line.has_user || options->uid == ID || is_number_given(options->uid));
-    MUST(!line.has_group || options->gid == ID
+    /* userx has the next one. */
+    MUST(!line.has_user || options->uid - ID <= 1
+         || is_number_given(options->uid));
+    MUST(!line.has_group || options->gid - ID <= 1
          || is_number_given(options->gid));
     MUST(options->max_clients >= 1 && options->max_clients <= 8192);
     MUST(options->client_timeout >= SECOND && options->client_timeout <= most);

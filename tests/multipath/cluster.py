@@ -39,6 +39,9 @@ ALL_REGISTRANTS = pr.WRITE_EXCLUSIVE_AR, pr.EXCLUSIVE_ACCESS_AR
 
 # What may be in the defaults of multipathd's configuration.
 FILE, FIXED = 'reservation_key file', 'reservation_key %#x' % A
+# Nexuses that are no paths of the map: the rival's, and with more than the
+# three that most tests have, other hosts'.
+OTHERS = '^sdc' if int(os.environ.get('UML_NEXUSES', 3)) <= 3 else '^sd[c-z]'
 CONFIGURATION = '''
 defaults {
     find_multipaths no
@@ -54,7 +57,7 @@ overrides {
 }
 blacklist {
     devnode "^(ram|loop|ubd|fd)"
-    devnode "^sd[c-z]"
+    devnode "%s"
 }
 '''
 
@@ -104,7 +107,7 @@ class Multipathd:
 
     def __init__(self, defaults):
         with open('/etc/multipath.conf', 'w') as f:
-            f.write(CONFIGURATION % defaults)
+            f.write(CONFIGURATION % (defaults, OTHERS))
         self.process = None
 
     def start(self):
