@@ -150,7 +150,9 @@ static bool path_sweep(struct map *map, struct path *path,
                 && (path->verdict == DONE || path->verdict == REFUSED));
     }
     path->is_lost = path->verdict == LOST && is_register(request);
+    /* Who says that it is not ready, and is not used, has not taken it. */
     if (path->is_lost && key != NULL && map->witness == NULL
+        && !(path->is_answered && path_is_left_out(map, path))
         && !path_is_clear(map, path, request, key)) {
         map->is_doubtful = true;
         map_fail(map,
