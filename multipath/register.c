@@ -210,7 +210,7 @@ static bool paths_unregister(struct map *map, struct registration *r,
     }
     if (!status_tell(map, r))
         return false;
-    conflicts_due(map);
+    all_due(map); /* multipathd may have registered one meanwhile */
     if (!sweep(map, request, NULL, map->deadline))
         return false;
     for (i = 0; i < map->count; i++)

@@ -139,6 +139,14 @@ static bool path_sweep(struct map *map, struct path *path,
     uint16_t code;
     uint8_t sense;
 
+    /* Such a command would give the witness its key back. */
+    if (key != NULL && map->witness != NULL
+        && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0
+        && path_prove(map, map->witness, key) == CONFLICT) {
+        map->is_doubtful = true;
+        map_fail(map, "somebody has removed our key meanwhile");
+        return false;
+    }
     path->verdict = CONFLICT;
     if (path->is_lost && key != NULL)
         path->verdict = path_prove(map, path, key);

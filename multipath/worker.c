@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define LOCK_PAUSE_NS 10000000
+#define LOCK_WITHIN (15 * SECOND) /* or the session would give us up */
 
 struct work {
     int map;
@@ -132,7 +133,7 @@ static void work_do(const struct server *server, struct work *work,
             sg_io_refuse(&command, "the descriptor has no status");
         } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
                    && !map_lock(server->report[1], st.st_rdev,
-                                clock_us() + COMMAND_WITHIN)) {
+                                clock_us() + LOCK_WITHIN)) {
             sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
             log_warning("dm-%u: another command on it takes too long",
                         minor(st.st_rdev));

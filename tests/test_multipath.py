@@ -1952,7 +1952,8 @@ def test_main_is_killed_while_a_map_is_suspended(lab_of):
 @pytest.mark.skipif(os.geteuid() != 0,
                     reason='other processes of this user come and go')
 def test_command_is_carried_out_although_no_process_can_be_forked(lab_of):
-    """Who has the most connections makes room, and that is said once."""
+    """Who has the most connections makes room, and that is said once, or
+    again after there has been room in between."""
     lab = lab_of(options=A_USER)
     others = [lab.helper.client() for _ in range(10)]
     lab.helper.wait_sessions(11)
@@ -1962,7 +1963,7 @@ def test_command_is_carried_out_although_no_process_can_be_forked(lab_of):
     for _ in range(3):
         assert lab.client.read_in(lab.map, READ_KEYS).status == GOOD
     assert time.monotonic() - start < 5
-    assert lab.helper.log().count('cannot fork') == 1
+    assert lab.helper.log().count('cannot fork') in (1, 2)
     assert others[0].closed()
     others[-1].read_in(lab.map, READ_KEYS)
     for client in others:
@@ -2050,9 +2051,9 @@ def test_many_clients_on_two_maps(lab_of, mode):
                     key = base + number * 100 + i
                     reply = client.out(fd, REGISTER_AND_IGNORE, 0, key)
                     assert code(reply) == GOOD
-                    keys = set(client.keys(fd))
-                    assert len(keys) == 1 and keys.pop() // 10000 \
-                        == base // 10000, keys
+                    # Who reads does not wait for a change of another's.
+                    keys = client.keys(fd)
+                    assert {k // 10000 for k in keys} == {base // 10000}, keys
         except Exception as error:      # pylint: disable=broad-except
             wrong.append(repr(error))
     threads = [threading.Thread(target=work, args=(n, *where))
