@@ -188,7 +188,7 @@ check-supervisors: $(HELPER)
 
 # All tests of the static binary.
 check-static: static $(BUILD)/static/sim/qemu-pr-helper image
-	HELPER=$(BUILD)/static/qemu-pr-helper \
+	RANDOM_COMMANDS=300 HELPER=$(BUILD)/static/qemu-pr-helper \
 		CLIENT=$(BUILD)/static/qemu-pr-client \
 		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper \
 		tests/run.sh host kernel
@@ -218,7 +218,7 @@ check-recipes:
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
 	$(MAKE) BUILD=build/sanitized HELPER=build/sanitized/qemu-pr-helper \
-		CLIENT=build/sanitized/qemu-pr-client \
+		RANDOM_COMMANDS=300 CLIENT=build/sanitized/qemu-pr-client \
 		CFLAGS='$(SANITIZERS)' CPPFLAGS=-DSANDBOX=false \
 		build/sanitized/qemu-pr-helper build/sanitized/sim/qemu-pr-helper \
 		build/sanitized/fault/qemu-pr-helper build/sanitized/qemu-pr-client

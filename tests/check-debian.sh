@@ -49,7 +49,7 @@ esac
 in_root -r -- make -s demo
 in_root -m 0002 -- make -s demo
 for check in check check-multipath check-qemu; do
-    in_root -m 0002 -- make -s $check
+    in_root -m 0002 -- env RANDOM_COMMANDS=300 make -s $check
 done
 # shellcheck disable=SC2016 # for the inner shell
 in_root -- sh -c '
