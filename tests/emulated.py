@@ -9,7 +9,11 @@ import pytest
 # does not fit into the program's.
 KEEPS = 'qemu-user keeps descriptors that the program has no room for'
 
+THREADS = 'qemu-user needs processes of its own'
+
 SKIPPED = {
+    'test_newcomers_are_served_although_no_process_can_be_forked': THREADS,
+    'test_command_is_carried_out_although_no_process_can_be_forked': THREADS,
     'test_more_than_one_descriptor_closes': KEEPS,
     'test_two_control_messages_with_a_descriptor_each_close': KEEPS,
     'test_5000_connects_leave_nothing_behind':

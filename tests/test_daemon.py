@@ -1171,7 +1171,9 @@ def test_5000_connects_leave_nothing_behind(begin, disks, mode):
     fds, memory = helper.open_fds(), private_memory(helper.pid)
     connects(5000)
     wait_until(lambda: helper.open_fds() <= fds)
-    assert private_memory(helper.pid) - memory < 200000
+    # In one process each place that has been used at once stays in memory.
+    most = 200000 if mode == 'sessions' else 4000000
+    assert private_memory(helper.pid) - memory < most
     assert helper.stop() == 0
 
 
