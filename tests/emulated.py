@@ -14,6 +14,8 @@ THREADS = 'qemu-user needs processes of its own'
 SKIPPED = {
     'test_newcomers_are_served_although_no_process_can_be_forked': THREADS,
     'test_command_is_carried_out_although_no_process_can_be_forked': THREADS,
+    'test_more_clients_than_the_limit_at_once':
+        'qemu-user is too slow to tell who has been idle for longer',
     'test_more_than_one_descriptor_closes': KEEPS,
     'test_two_control_messages_with_a_descriptor_each_close': KEEPS,
     'test_5000_connects_leave_nothing_behind':
