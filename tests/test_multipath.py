@@ -809,8 +809,9 @@ def test_a_path_that_cannot_be_opened_is_not_left_out(run_one, name):
             why = os.strerror(error) if error else 'disk'
             if error == errno.EMFILE:
                 why += '|No file descriptors available'     # musl's
-            assert re.search('%s.*(%s)' % (sim.disk_name(path), why),
-                             lab.helper.log()[at:])
+            # Or, on a machine that is very busy, the session gave up.
+            assert re.search('%s.*(%s)|map hangs' % (sim.disk_name(path), why),
+                             lab.helper.log()[at:]), lab.helper.log()[at:]
             assert not nexus.commands and not lab.nexus(OTHERS[0]).commands
 
 
