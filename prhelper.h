@@ -140,8 +140,7 @@ void notify_send(int fd, const char *state);
 void daemon_open_standard_fds(void);
 int daemon_background(void);
 void daemon_background_ready(int report, int syslog);
-int daemon_pid_file_lock(const char *path);
-void daemon_pid_file_write(int fd, const char *path);
+void daemon_pid_file(const char *path);
 
 /* privdrop.c */
 void privdrop(uid_t uid, gid_t gid);
