@@ -212,7 +212,7 @@ EXPECTED = {
     'send client_send': {SAME: (e.EAGAIN, e.EINTR, SHORT),
                          CLOSED: (e.EPIPE, e.ECONNRESET, e.ENOBUFS)},
     # sg_io.c
-    'fcntl is_open_for_writing': {'5/20/00': (e.EBADF, e.EINVAL)},
+    'fcntl is_open': {'5/20/00': (e.EBADF, e.EINVAL)},
     'fstat sg_io_vet': {'B/00/06': (e.EBADF, e.EIO), '4/44/00': (e.ENOMEM,)},
     'stat sysfs_has': {SAME: (e.EACCES, e.ENOENT)},
     'ioctl sg_io_execute': {
