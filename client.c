@@ -19,8 +19,15 @@
 static void client_trace(const struct client *client, enum trace_event event,
                          const char *what)
 {
-    trace(event, "client pid %ld uid %lu: %s", (long)client->record->pid,
-          (unsigned long)client->record->uid, what);
+    trace(event, "client pid %d uid %u: %s", client->record->peer.pid,
+          client->record->peer.uid, what);
+}
+
+static void client_warn(const struct client *client, const char *what,
+                        const char *why)
+{
+    log_warning("client pid %d uid %u: %s%s", client->record->peer.pid,
+                client->record->peer.uid, what, why);
 }
 
 /* Takes over the socket. The queue and the record stay the caller's. */
@@ -32,8 +39,7 @@ void client_begin(struct client *client, int socket, int queue,
 
     getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
     memset(record, 0, sizeof(*record));
-    record->pid = peer.pid;
-    record->uid = peer.uid;
+    record->peer = (struct log_peer){ peer.pid, peer.uid };
     record->since = clock_us();
     client->socket = socket;
     client->queue = queue;
@@ -93,36 +99,23 @@ void client_close(struct client *client)
 }
 
 /*
- * Takes the descriptors out of a message and closes all but the first.
- * Returns how many there were; *fd is the first, or -1.
+ * Takes the descriptors out of a message, in which there is room for one
+ * header, and closes all but the first. Returns how many there were; *fd is
+ * the first, or -1.
  */
-static int descriptors_take(const struct msghdr *message, int *fd)
+static size_t descriptors_take(const struct msghdr *message, int *fd)
 {
-    const uint8_t *control = message->msg_control;
-    size_t offset = 0;
-    int count = 0;
+    const struct cmsghdr *header = CMSG_FIRSTHDR(message);
+    size_t i, count = 0;
 
     *fd = -1;
-    /* By hand, as musl's CMSG_NXTHDR() does not compile without warnings. */
-    while (offset + CMSG_LEN(0) <= message->msg_controllen) {
-        struct cmsghdr header;
-        size_t size, i;
-
-        memcpy(&header, control + offset, sizeof(header));
-        size = header.cmsg_len - CMSG_LEN(0);
-        if (header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS)
-            size = 0;
-        for (i = 0; i + sizeof(int) <= size; i += sizeof(int)) {
-            int received;
-
-            memcpy(&received, control + offset + CMSG_LEN(0) + i,
-                   sizeof(received));
-            if (count++ == 0)
-                *fd = received;
-            else
-                close(received);
-        }
-        offset += CMSG_SPACE(header.cmsg_len - CMSG_LEN(0));
+    if (header != NULL && header->cmsg_level == SOL_SOCKET
+        && header->cmsg_type == SCM_RIGHTS)
+        count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (i = count; i-- > 0;) {
+        if (*fd >= 0)
+            close(*fd);
+        memcpy(fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
     }
     return count;
 }
@@ -143,7 +136,8 @@ static const char *client_receive(struct client *client, bool *more)
     struct msghdr message = { 0 };
     const char *violation;
     ssize_t bytes;
-    int count, fd;
+    size_t count;
+    int fd;
 
     *more = false;
     data.iov_base = protocol_rest(c, &data.iov_len);
@@ -218,10 +212,8 @@ static bool command_execute(struct client *client, struct pr_command *command)
             client->deadline = clock_us() + WORKER_WITHIN;
             return false;
         }
-        log_warning("client pid %ld uid %lu: cannot ask for a command on a "
-                    "multipath map: %s",
-                    (long)client->record->pid,
-                    (unsigned long)client->record->uid, strerror(errno));
+        client_warn(client, "cannot ask for a command on a multipath map: ",
+                    strerror(errno));
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
     }
     return true;
@@ -254,9 +246,7 @@ static bool client_execute(struct client *client)
         client->record->errors++;
     if (command.status != GOOD && command.refusal != NULL
         && !client->refusal_logged) {
-        log_warning("client pid %ld uid %lu: command refused: %s",
-                    (long)client->record->pid,
-                    (unsigned long)client->record->uid, command.refusal);
+        client_warn(client, "command refused: ", command.refusal);
         client->refusal_logged = true;
     }
     protocol_reply(c, command.status, command.payload);
@@ -275,8 +265,7 @@ bool client_work(struct client *client)
     const char *end = NULL;
     bool more = true;
 
-    *log_about() = (struct log_peer){ client->record->pid,
-                                      client->record->uid };
+    *log_about() = client->record->peer;
     while (more && end == NULL) {
         if (c->state == PROTOCOL_EXECUTE) {
             more = client_execute(client);
@@ -325,10 +314,8 @@ bool client_expire(struct client *client, int64_t now)
     if (now < client->deadline)
         return false;
     if (client->answer >= 0) {
-        log_warning("client pid %ld uid %lu: a command on a multipath map "
-                    "hangs: do all paths answer?",
-                    (long)client->record->pid,
-                    (unsigned long)client->record->uid);
+        client_warn(client, "a command on a multipath map hangs: ",
+                    "do all paths answer?");
         return !client_work(client);
     }
     client_trace(client, TRACE_CLIENT_END, "timed out");

@@ -84,13 +84,15 @@ void daemon_background_ready(int report, int syslog)
 }
 
 /*
- * Opens the PID file and locks it for as long as this process lives (such
+ * Writes the PID file and locks it for as long as this process lives (such
  * locks are not inherited by children). The descriptor stays open. Closing
  * any other descriptor of that file would lose the lock.
  */
-int daemon_pid_file_lock(const char *path)
+void daemon_pid_file(const char *path)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    char line[32];
+    int size = snprintf(line, sizeof(line), "%d\n", getpid());
     int fd, tries;
 
     for (tries = 0; tries < 100; tries++) {
@@ -105,20 +107,15 @@ int daemon_pid_file_lock(const char *path)
         /* Somebody may have removed or replaced it since. */
         if (fstat(fd, &ours) < 0 || (stat(path, &there) < 0 && errno != ENOENT))
             fatal("cannot look at PID file '%s': %s", path, strerror(errno));
-        if (ours.st_dev == there.st_dev && ours.st_ino == there.st_ino)
-            return fd;
+        if (ours.st_dev == there.st_dev && ours.st_ino == there.st_ino) {
+            if (ftruncate(fd, 0) < 0
+                || pwrite(fd, line, (size_t)size, 0) != size)
+                fatal("cannot write PID file '%s': %s", path, strerror(errno));
+            return;
+        }
         close(fd);
     }
     fatal("PID file '%s' is removed or replaced all the time, by others who "
           "can write to its directory",
           path);
-}
-
-void daemon_pid_file_write(int fd, const char *path)
-{
-    char line[32];
-    int size = snprintf(line, sizeof(line), "%ld\n", (long)getpid());
-
-    if (ftruncate(fd, 0) < 0 || pwrite(fd, line, (size_t)size, 0) != size)
-        fatal("cannot write PID file '%s': %s", path, strerror(errno));
 }

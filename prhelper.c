@@ -369,7 +369,7 @@ int main(int argc, char **argv)
 {
     struct options options;
     struct server server = { 0 };
-    int report = -1, syslog = -1, pid_file = -1;
+    int report = -1, syslog = -1;
     bool activated;
 
     signal(SIGPIPE, SIG_IGN); /* a write to stderr may not work, no more */
@@ -386,9 +386,7 @@ int main(int argc, char **argv)
     }
     signals_set_up();
     if (options.background || options.pid_file_given)
-        pid_file = daemon_pid_file_lock(options.pid_file);
-    if (pid_file >= 0)
-        daemon_pid_file_write(pid_file, options.pid_file);
+        daemon_pid_file(options.pid_file);
     if (activated)
         listen_activated(&server.listener);
     else

@@ -143,8 +143,7 @@ void notify_send(int fd, const char *state);
 void daemon_open_standard_fds(void);
 int daemon_background(void);
 void daemon_background_ready(int report, int syslog);
-int daemon_pid_file_lock(const char *path);
-void daemon_pid_file_write(int fd, const char *path);
+void daemon_pid_file(const char *path);
 
 /* privdrop.c */
 void privdrop(uid_t uid, gid_t gid);
@@ -243,13 +242,13 @@ void multipath_recover(const char *socket_path, struct suspension *,
  * which must not rely on it for more than fairness and statistics.
  */
 struct record {
-    pid_t pid;     /* of the peer when it connected; 0 if in no namespace */
-    uid_t uid;     /* of ours */
-    int64_t since; /* clock_us() when it connected or last sent a command */
-    uint64_t commands;
-    uint64_t errors; /* commands that were not answered with GOOD */
-    uint32_t state;  /* enum protocol_state: what it waits for */
-    bool busy;       /* the device has, or had, a command not yet answered */
+    struct log_peer
+        peer;      /* when it connected; pid 0: in no namespace of ours */
+    int64_t since; /* when it connected or last sent a command */
+    unsigned long long commands;
+    unsigned long long errors; /* commands that were not answered with GOOD */
+    uint32_t state;            /* enum protocol_state: what it waits for */
+    bool busy; /* the device has, or had, a command not yet answered */
 };
 
 struct client {
@@ -288,8 +287,8 @@ enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
 #define FORK_CURE " (RLIMIT_NPROC, pids.max or TasksMax= allow too few)"
 
 struct totals {
-    uint64_t clients; /* all that ever were */
-    uint64_t commands, errors;
+    unsigned long long clients; /* all that ever were */
+    unsigned long long commands, errors;
 };
 
 struct server {
@@ -313,10 +312,9 @@ struct server {
     int64_t worker_retry; /* or by when worker_pending is to have a command */
     bool is_resume_due;   /* some worker died with a map suspended */
     unsigned max_clients;
-    unsigned slots;           /* of the tables that follow */
-    struct session *sessions; /* main's alone, NULL elsewhere */
-    unsigned sessions_there;  /* with those told to leave */
-    unsigned sessions_leaving;
+    unsigned slots;                 /* of the tables that follow */
+    struct session *sessions;       /* main's alone, NULL elsewhere */
+    unsigned sessions_there;        /* with those told to leave */
     struct record *records;         /* shared with the sessions */
     pid_t *workers;                 /* main's alone; 0: free */
     struct suspension *suspensions; /* shared with the workers */

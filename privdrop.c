@@ -33,27 +33,16 @@
  */
 #define FIRST_USER_NAMESPACE 0xeffffffd
 
-static void capabilities_get(struct __user_cap_data_struct data[2])
+/* SYS_capget or SYS_capset */
+static void capabilities(long number, const char *what,
+                         struct __user_cap_data_struct data[2])
 {
     struct __user_cap_header_struct header = {
         .version = _LINUX_CAPABILITY_VERSION_3
     };
 
-    if (syscall(SYS_capget, &header, data) < 0)
-        fatal("cannot read capabilities: %s", strerror(errno));
-}
-
-/* An empty inheritable set empties the ambient one too (capabilities(7)). */
-static void capabilities_set(uint32_t low)
-{
-    struct __user_cap_header_struct header = {
-        .version = _LINUX_CAPABILITY_VERSION_3
-    };
-    struct __user_cap_data_struct data[2] = { { .effective = low,
-                                                .permitted = low } };
-
-    if (syscall(SYS_capset, &header, data) < 0)
-        fatal("cannot drop capabilities: %s", strerror(errno));
+    if (syscall(number, &header, data) < 0)
+        fatal("cannot %s capabilities: %s", what, strerror(errno));
 }
 
 /* Returns 0, or errno if something is left in the set. */
@@ -94,23 +83,22 @@ static void step_failed(const char *step, int error, bool must)
 void privdrop(uid_t uid, gid_t gid)
 {
     bool must = uid != (uid_t)-1 || gid != (gid_t)-1;
-    struct __user_cap_data_struct had[2];
+    struct __user_cap_data_struct had[2], keep[2] = { { 0 } };
     struct stat st;
-    uint32_t keep;
     int error;
 
-    capabilities_get(had);
-    keep = had[0].permitted & (UINT32_C(1) << CAP_SYS_RAWIO);
-    if (keep == 0)
+    capabilities(SYS_capget, "read", had);
+    keep[0].permitted = had[0].permitted & (UINT32_C(1) << CAP_SYS_RAWIO);
+    keep[0].effective = keep[0].permitted;
+    if (keep[0].permitted == 0)
         log_warning("no CAP_SYS_RAWIO: the kernel will refuse to send "
                     "reservations");
     else if (stat("/proc/self/ns/user", &st) == 0
              && st.st_ino != FIRST_USER_NAMESPACE)
-        log_warning(
-            "CAP_SYS_RAWIO is only that of a user namespace: the kernel "
-            "will refuse to send reservations. Start the helper "
-            "outside of any (in Kubernetes hostUsers: true, no "
-            "rootless podman)");
+        log_warning("CAP_SYS_RAWIO is only that of a user namespace: the "
+                    "kernel will refuse to send reservations. Start the helper "
+                    "outside of any (in Kubernetes hostUsers: true, no "
+                    "rootless podman)");
 
     if ((error = bounding_set_empty()) != 0)
         step_failed("empty the capability bounding set", error, must);
@@ -126,7 +114,8 @@ void privdrop(uid_t uid, gid_t gid)
             fatal("cannot change the user id to %lu: %s", (unsigned long)uid,
                   strerror(errno));
     }
-    capabilities_set(keep);
+    /* An empty inheritable set empties the ambient one too. */
+    capabilities(SYS_capset, "drop", keep);
     if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0)
         fatal("cannot forbid core dumps: %s", strerror(errno));
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)

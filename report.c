@@ -81,8 +81,8 @@ void report_request(const struct client *client,
     char device[DEVICE_SIZE];
 
     if (trace_is_on(TRACE_REQUEST))
-        trace(TRACE_REQUEST, "client pid %ld uid %lu: %016llx%04x to %s",
-              (long)client->record->pid, (unsigned long)client->record->uid,
+        trace(TRACE_REQUEST, "client pid %d uid %u: %016llx%04x to %s",
+              client->record->peer.pid, client->record->peer.uid,
               (unsigned long long)be64_get(command->cdb),
               be16_get(command->cdb + 8), device_name(device, command->fd));
 }
@@ -128,8 +128,8 @@ void report_reply(const struct client *client, const struct pr_command *command,
     char device[DEVICE_SIZE], name[COMMAND_SIZE], result[RESULT_SIZE];
 
     if (trace_is_on(event))
-        trace(event, "client pid %ld uid %lu: %s: %s: %s, %zu bytes in %lld us",
-              (long)client->record->pid, (unsigned long)client->record->uid,
+        trace(event, "client pid %d uid %u: %s: %s: %s, %zu bytes in %lld us",
+              client->record->peer.pid, client->record->peer.uid,
               device_name(device, command->fd), command_name(command, name),
               report_result(command, result), payload,
               (long long)(clock_us() - client->record->since));
@@ -165,9 +165,7 @@ void report_totals(struct server *server, int64_t now)
     }
     log_asked("clients: %u now, %llu ever; commands: %llu, errors: %llu; "
               "multipath workers: %u",
-              clients, (unsigned long long)totals.clients,
-              (unsigned long long)totals.commands,
-              (unsigned long long)totals.errors, workers);
+              clients, totals.clients, totals.commands, totals.errors, workers);
     server->status_slot = 0;
     server->status_by = now;
 }
@@ -189,15 +187,14 @@ int64_t report_status(struct server *server, int64_t now)
         if (!is_client(server, i))
             continue;
         lines++;
-        log_asked("client pid %ld uid %lu: %s, commands: %llu, errors: %llu, "
+        log_asked("client pid %d uid %u: %s, commands: %llu, errors: %llu, "
                   "the last %lld s ago",
-                  (long)record->pid, (unsigned long)record->uid,
+                  record->peer.pid, record->peer.uid,
                   server->sessions != NULL
                           && server->sessions[i].leave_by != NEVER
                       ? "told to leave"
                       : states[record->state % COUNT(states)],
-                  (unsigned long long)record->commands,
-                  (unsigned long long)record->errors,
+                  record->commands, record->errors,
                   (long long)(silent > 0 ? silent / SECOND : 0));
     }
     server->status_slot = i;

@@ -57,12 +57,14 @@
 #define ARCHITECTURE AUDIT_ARCH_PPC64LE
 #endif
 
-enum process { SESSION, WORKER, MAIN };
+/* Each may do what those before it may. */
+enum process { ABORTING, SESSION, WORKER, MAIN };
 
 #ifdef ARCHITECTURE
 
 /* A system call that may be made, perhaps only with one value. */
 struct permission {
+    enum process from; /* this one on */
     uint32_t number;
     int argument; /* ANY, or which argument must be value (its low 32 bits) */
     uint32_t value;
@@ -74,157 +76,116 @@ enum { ANY = -1 };
 #define QUEUE UINT32_MAX
 #define TRACE_FILE (UINT32_MAX - 1)
 
-#define CALL(name)                                                             \
-    {                                                                          \
-        SYS_##name, ANY, 0                                                     \
-    }
-#define CALL_WITH(name, argument, value)                                       \
-    {                                                                          \
-        SYS_##name, (argument), (value)                                        \
-    }
+#define CALL(name) SYS_##name, ANY, 0
+#define CALL_WITH(name, argument, value) SYS_##name, (argument), (value)
 
 /*
  * For calls without a condition Linux 5.11 and later do not run the filter,
- * so those with one come first. 32-bit machines have fcntl64; there, a call
- * whose times or file sizes have outgrown 32 bits has another name.
+ * so a session's with one come first. What libc does before an abort, as for
+ * a stack that was smashed, comes last: it fails, so that the process dies of
+ * the instruction that comes next, and not of the sandbox.
  */
-static const struct permission session_permissions[] = {
-    CALL_WITH(ioctl, 1, SG_IO),
-    CALL_WITH(prctl, 0, PR_SET_PDEATHSIG), /* client_busy() */
-    CALL_WITH(fcntl, 1, F_GETFL),          /* sg_io_vet() */
-#ifdef SYS_fcntl64
-    CALL_WITH(fcntl64, 1, F_GETFL),
-#endif
-#ifdef SYS_socketcall /* glibc's way to those below, on i386 and s390x */
-    CALL_WITH(socketcall, 0, SYS_RECVMSG),
-    CALL_WITH(socketcall, 0, SYS_SEND), /* to no address */
-    CALL_WITH(socketcall, 0, SYS_SENDMSG),
-    CALL_WITH(socketcall, 0, SYS_SOCKETPAIR),
-#endif
-    CALL_WITH(write, 0, STDERR_FILENO),
-    CALL_WITH(writev, 0, STDERR_FILENO), /* libc, before an abort */
-    CALL_WITH(write, 0, TRACE_FILE),
-    CALL_WITH(sendto, 5, 0),           /* client_send(), line_write() */
-    CALL_WITH(sendmsg, 0, QUEUE),      /* worker_ask(): with an address they */
-    CALL_WITH(socketpair, 0, AF_UNIX), /* could talk to anyone */
-    CALL(ppoll),                       /* server_wait() */
-    CALL(recvmsg),                     /* client_receive() */
-    CALL(close),                       /* every descriptor that came */
-    CALL(fstat),
-#ifdef SYS_newfstatat
-    CALL(newfstatat), /* fstat() of some, and stat() in refuse_other_block() */
-#endif
-#ifdef SYS_stat
-    CALL(stat),
-#endif
-    CALL(statx),
-    CALL(clock_gettime),   /* where there is no vDSO */
-    CALL(clock_nanosleep), /* server_wait() when short of memory */
-    CALL(nanosleep),
-#ifdef SYS_fcntl64
-    CALL(ppoll_time64),
-    CALL(fstat64),
-    CALL(fstatat64),
-    CALL(stat64),
-    CALL(clock_gettime64),
-    CALL(clock_nanosleep_time64),
-#endif
-    CALL(rt_sigreturn),
-#ifdef SYS_sigreturn
-    CALL(sigreturn),
-#endif
-    CALL(restart_syscall), /* the kernel's own, after SIGSTOP */
-    CALL(exit_group),
-};
-
-/*
- * How libc aborts, as for a stack that was smashed: this fails, so that the
- * process dies of the instruction that comes next, and not of the sandbox.
- */
-static const struct permission abort_failures[] = {
-    CALL_WITH(tgkill, 2, SIGABRT),
-    CALL_WITH(tkill, 1, SIGABRT), /* musl's */
-#ifdef SYS_mmap2
-    CALL_WITH(mmap2, 2, PROT_READ | PROT_WRITE),
-#else
-    CALL_WITH(mmap, 2, PROT_READ | PROT_WRITE),
-#endif
-    CALL(rt_sigprocmask),
-    CALL(rt_sigaction),
-    CALL(getpid),
-    CALL(gettid),
-};
-
-/* Beyond the above: sysfs.c, multipath/. */
-static const struct permission worker_permissions[] = {
-    CALL_WITH(socket, 0, AF_UNIX),
-    CALL_WITH(fcntl, 1, F_SETLK),
-    CALL_WITH(fcntl, 1, F_SETFD), /* musl's open() for O_CLOEXEC */
-#ifdef SYS_fcntl64
-    CALL_WITH(fcntl64, 1, F_SETLK),
-    CALL_WITH(fcntl64, 1, F_SETFD),
-#endif
-#ifdef SYS_socketcall
-    CALL_WITH(socketcall, 0, SYS_SOCKET),
-    CALL_WITH(socketcall, 0, SYS_CONNECT),
-    CALL_WITH(socketcall, 0, SYS_GETSOCKOPT),
-    CALL_WITH(socketcall, 0, SYS_RECV),
-    CALL_WITH(socketcall, 0, SYS_RECVFROM),
-#endif
-    CALL(read),
-    CALL(openat),
-#ifdef SYS_open
-    CALL(open),
-#endif
-    CALL(getdents64),
-    CALL(connect),
-    CALL(getsockopt),
-    CALL(recvfrom),
-};
-
-/* Beyond the above. */
-static const struct permission main_permissions[] = {
-    CALL(wait4), /* session_reap() */
-    CALL(kill),  /* session_leave(), session_check() */
-    CALL(clone), /* session_spawn() */
-#ifdef SYS_fork
-    CALL(fork),
-#endif
-    CALL(set_robust_list), /* fork()'s own */
-    CALL(set_tid_address),
-    CALL(rt_sigprocmask),
-    CALL(gettid),
-    CALL(getppid), /* session_begin() and what it calls */
-    CALL(munmap),
-    CALL(prlimit64),
+static const struct permission permissions[] = {
+    { SESSION, CALL_WITH(ioctl, 1, SG_IO) },
+    { SESSION, CALL_WITH(prctl, 0, PR_SET_PDEATHSIG) }, /* client_busy() */
+    { SESSION, CALL_WITH(fcntl, 1, F_GETFL) },          /* sg_io_vet() */
+    { SESSION, CALL_WITH(write, 0, STDERR_FILENO) },
+    { SESSION, CALL_WITH(writev, 0, STDERR_FILENO) }, /* before an abort */
+    { SESSION, CALL_WITH(write, 0, TRACE_FILE) },
+    { SESSION, CALL_WITH(sendto, 5, 0) }, /* client_send(), line_write() */
+    /* worker_ask(): with an address these two could talk to anyone. */
+    { SESSION, CALL_WITH(sendmsg, 0, QUEUE) },
+    { SESSION, CALL_WITH(socketpair, 0, AF_UNIX) },
+    { SESSION, CALL(ppoll) },   /* server_wait() */
+    { SESSION, CALL(recvmsg) }, /* client_receive() */
+    { SESSION, CALL(close) },   /* every descriptor that came */
+    { SESSION, CALL(fstat) },
+    { SESSION, CALL(statx) },
+    { SESSION, CALL(clock_gettime) },   /* where there is no vDSO */
+    { SESSION, CALL(clock_nanosleep) }, /* server_wait() short of memory */
+    { SESSION, CALL(nanosleep) },
+    { SESSION, CALL(rt_sigreturn) },
+    { SESSION, CALL(restart_syscall) }, /* the kernel's own, after SIGSTOP */
+    { SESSION, CALL(exit_group) },
+    /* sysfs.c, multipath/ */
+    { WORKER, CALL_WITH(socket, 0, AF_UNIX) },
+    { WORKER, CALL_WITH(fcntl, 1, F_SETLK) },
+    { WORKER, CALL_WITH(fcntl, 1, F_SETFD) }, /* musl's open() with O_CLOEXEC */
+    { WORKER, CALL(read) },
+    { WORKER, CALL(openat) },
+    { WORKER, CALL(getdents64) },
+    { WORKER, CALL(connect) },
+    { WORKER, CALL(getsockopt) },
+    { WORKER, CALL(recvfrom) },
+    { MAIN, CALL(wait4) },           /* session_reap() */
+    { MAIN, CALL(kill) },            /* session_leave(), session_check() */
+    { MAIN, CALL(clone) },           /* session_spawn() */
+    { MAIN, CALL(set_robust_list) }, /* fork()'s own */
+    { MAIN, CALL(set_tid_address) },
+    { MAIN, CALL(rt_sigprocmask) },
+    { MAIN, CALL(gettid) },
+    { MAIN, CALL(getppid) }, /* session_begin() and what it calls */
+    { MAIN, CALL(munmap) },
+    { MAIN, CALL(prlimit64) },
+    { MAIN, CALL(accept4) },
+    { MAIN, CALL(close_range) },
+    { MAIN, CALL(seccomp) },
+    { MAIN, CALL(write) },
+    { MAIN, CALL(unlinkat) }, /* listen_remove() */
 #ifdef SYS_setrlimit
-    CALL(setrlimit),
+    { MAIN, CALL(setrlimit) },
 #endif
-    CALL(accept4),
-    CALL(close_range),
-    CALL(seccomp),
-#ifdef SYS_socketcall
-    CALL_WITH(socketcall, 0, SYS_ACCEPT4),
+#ifdef SYS_newfstatat /* fstat() of some, and stat() */
+    { SESSION, CALL(newfstatat) },
 #endif
-    CALL(write), /* session_begin() */
-#ifdef SYS_lstat
-    CALL(lstat), /* listen_remove() */
+#ifdef SYS_sigreturn
+    { SESSION, CALL(sigreturn) },
 #endif
-#ifdef SYS_lstat64
-    CALL(lstat64),
+#ifdef SYS_open /* what machines before aarch64 have besides */
+    { SESSION, CALL(stat) },
+    { WORKER, CALL(open) },
+    { MAIN, CALL(fork) },
+    { MAIN, CALL(lstat) },
+    { MAIN, CALL(unlink) },
 #endif
-#ifdef SYS_unlink
-    CALL(unlink),
+#ifdef SYS_fcntl64 /* those of 32 bits: for long files and times */
+    { SESSION, CALL_WITH(fcntl64, 1, F_GETFL) },
+    { WORKER, CALL_WITH(fcntl64, 1, F_SETLK) },
+    { WORKER, CALL_WITH(fcntl64, 1, F_SETFD) },
+    { SESSION, CALL(ppoll_time64) },
+    { SESSION, CALL(fstat64) },
+    { SESSION, CALL(fstatat64) },
+    { SESSION, CALL(stat64) },
+    { MAIN, CALL(lstat64) },
+    { SESSION, CALL(clock_gettime64) },
+    { SESSION, CALL(clock_nanosleep_time64) },
 #endif
-    CALL(unlinkat),
+#ifdef SYS_socketcall /* how glibc makes some of the above: i386, s390x */
+    { SESSION, CALL_WITH(socketcall, 0, SYS_RECVMSG) },
+    { SESSION, CALL_WITH(socketcall, 0, SYS_SEND) }, /* to no address */
+    { SESSION, CALL_WITH(socketcall, 0, SYS_SENDMSG) },
+    { SESSION, CALL_WITH(socketcall, 0, SYS_SOCKETPAIR) },
+    { WORKER, CALL_WITH(socketcall, 0, SYS_SOCKET) },
+    { WORKER, CALL_WITH(socketcall, 0, SYS_CONNECT) },
+    { WORKER, CALL_WITH(socketcall, 0, SYS_GETSOCKOPT) },
+    { WORKER, CALL_WITH(socketcall, 0, SYS_RECV) },
+    { WORKER, CALL_WITH(socketcall, 0, SYS_RECVFROM) },
+    { MAIN, CALL_WITH(socketcall, 0, SYS_ACCEPT4) },
+#endif
+#ifdef SYS_mmap2
+    { ABORTING, CALL_WITH(mmap2, 2, PROT_READ | PROT_WRITE) },
+#else
+    { ABORTING, CALL_WITH(mmap, 2, PROT_READ | PROT_WRITE) },
+#endif
+    { ABORTING, CALL_WITH(tgkill, 2, SIGABRT) },
+    { ABORTING, CALL_WITH(tkill, 1, SIGABRT) }, /* musl's */
+    { ABORTING, CALL(rt_sigprocmask) },
+    { ABORTING, CALL(rt_sigaction) },
+    { ABORTING, CALL(getpid) },
+    { ABORTING, CALL(gettid) },
 };
 
-enum {
-    REFUSED = SECCOMP_RET_ERRNO | ENOSYS,
-    PERMISSIONS = COUNT(session_permissions) + COUNT(abort_failures)
-                  + COUNT(worker_permissions) + COUNT(main_permissions),
-    INSTRUCTIONS = 4 + 5 * PERMISSIONS + 1
-};
+enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
 
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
 #define LOAD(offset) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (offset))
@@ -239,38 +200,34 @@ static uint32_t argument_offset(int argument)
     return FIELD(args) + (uint32_t)argument * 8 + (big_endian ? 4 : 0);
 }
 
-/* Appends "do that with these"; returns the number of instructions. */
-static size_t permissions_append(struct sock_filter *filter, uint32_t action,
-                                 const struct permission *permission,
-                                 size_t count, uint32_t queue)
+/* Writes "do that with this one"; returns the number of instructions. */
+static size_t permission_write(struct sock_filter *filter,
+                               const struct permission *permission,
+                               uint32_t queue)
 {
+    bool any = permission->argument == ANY;
+    uint32_t value = permission->value == QUEUE        ? queue
+                     : permission->value == TRACE_FILE ? (uint32_t)trace_file()
+                                                       : permission->value;
+    const struct sock_filter part[] = {
+        EQUAL(permission->number, 0, any ? 1 : 4),
+        LOAD(argument_offset(permission->argument)),
+        EQUAL(value, 0, 1),
+        RETURN(permission->from == ABORTING ? REFUSED : SECCOMP_RET_ALLOW),
+        LOAD(FIELD(nr)),
+    };
     size_t i, n = 0;
 
-    for (; count > 0; count--, permission++) {
-        bool any = permission->argument == ANY;
-        uint32_t value = permission->value == QUEUE ? queue
-                         : permission->value == TRACE_FILE
-                             ? (uint32_t)trace_file()
-                             : permission->value;
-        const struct sock_filter part[] = {
-            EQUAL(permission->number, 0, any ? 1 : 4),
-            LOAD(argument_offset(permission->argument)),
-            EQUAL(value, 0, 1),
-            RETURN(action),
-            LOAD(FIELD(nr)),
-        };
-
-        for (i = 0; i < COUNT(part); i++)
-            if (!any || i == 0 || i == 3)
-                filter[n++] = part[i];
-    }
+    for (i = 0; i < COUNT(part); i++)
+        if (!any || i == 0 || i == 3)
+            filter[n++] = part[i];
     return n;
 }
 
 /*
- * Installs a filter: what a session may do, what the others may do beyond
- * that, and what comes of the rest. Numbers of another ABI (x32's have bit 30
- * set) are not in the lists, another architecture's are not looked up at all.
+ * Installs a filter: what this process may do, and what comes of the rest.
+ * Numbers of another ABI (x32's have bit 30 set) are not in the table, another
+ * architecture's are not looked up at all.
  */
 static int filter_install(const struct server *server, enum process process)
 {
@@ -282,25 +239,16 @@ static int filter_install(const struct server *server, enum process process)
     };
     const struct sock_filter otherwise = RETURN(
         process == MAIN ? REFUSED : SECCOMP_RET_KILL_PROCESS);
-    const uint32_t queue = (uint32_t)server->queue[QUEUE_IN];
-    struct sock_filter filter[INSTRUCTIONS];
+    struct sock_filter filter[COUNT(head) + 5 * COUNT(permissions) + 1];
     struct sock_fprog program = { .filter = filter };
     unsigned flags = SECCOMP_FILTER_FLAG_LOG;
-    size_t n = COUNT(head);
+    size_t i, n = COUNT(head);
 
     memcpy(filter, head, sizeof(head));
-    n += permissions_append(filter + n, SECCOMP_RET_ALLOW, session_permissions,
-                            COUNT(session_permissions), queue);
-    if (process != SESSION)
-        n += permissions_append(filter + n, SECCOMP_RET_ALLOW,
-                                worker_permissions, COUNT(worker_permissions),
-                                queue);
-    if (process == MAIN)
-        n += permissions_append(filter + n, SECCOMP_RET_ALLOW, main_permissions,
-                                COUNT(main_permissions), queue);
-    else
-        n += permissions_append(filter + n, REFUSED, abort_failures,
-                                COUNT(abort_failures), queue);
+    for (i = 0; i < COUNT(permissions); i++)
+        if (permissions[i].from <= process)
+            n += permission_write(filter + n, &permissions[i],
+                                  (uint32_t)server->queue[QUEUE_IN]);
     filter[n++] = otherwise;
     program.len = (unsigned short)n;
     while (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) < 0) {

@@ -41,7 +41,7 @@ static bool session_is_active(const struct server *server, unsigned i)
 
 static bool same_peer(const struct record *a, const struct record *b)
 {
-    return a->pid == b->pid && a->uid == b->uid;
+    return a->peer.pid == b->peer.pid && a->peer.uid == b->peer.uid;
 }
 
 /* How many connections the peer of slot i has. */
@@ -58,11 +58,10 @@ static unsigned peer_connections(const struct server *server, unsigned i)
 
 static unsigned active_count(const struct server *server)
 {
-    unsigned i, active = server->sessions_there - server->sessions_leaving;
+    unsigned i, active = 0;
 
-    for (i = 0; i < server->used; i++)
-        if (session_is_active(server, i))
-            active++;
+    for (i = 0; i < server->slots; i++)
+        active += session_is_active(server, i);
     return active;
 }
 
@@ -112,13 +111,13 @@ static unsigned victim_choose(const struct server *server)
 
 static void victim_log(const struct server *server, unsigned i)
 {
-    const struct record *record = &server->records[i];
+    const struct log_peer peer = server->records[i].peer;
     unsigned clients = active_count(server);
 
-    *log_about() = (struct log_peer){ record->pid, record->uid };
-    log_warning("%u clients: disconnecting one of pid %ld uid %lu",
+    *log_about() = peer;
+    log_warning("%u clients: disconnecting one of pid %d uid %u",
                 clients < server->max_clients ? clients : server->max_clients,
-                (long)record->pid, (unsigned long)record->uid);
+                peer.pid, peer.uid);
     *log_about() = (struct log_peer){ 0 };
 }
 
@@ -139,8 +138,6 @@ static void back_off(struct server *server, const char *what, int error,
 static void session_leave(struct server *server, unsigned i, int64_t now)
 {
     kill(server->sessions[i].pid, SIGTERM);
-    if (server->sessions[i].leave_by == NEVER)
-        server->sessions_leaving++;
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
 }
 
@@ -222,18 +219,13 @@ static void session_begin(struct server *server, struct record *record)
         _exit(EXIT_SUCCESS);
     server->is_session = true;
     server->sessions = NULL;
-    server->workers = NULL;
     munmap(server->suspensions, server->slots * sizeof(struct suspension));
-    server->signals_by = 0;
     server->used = 1;
     memset(server->fds, 0, FDS_CLIENTS * sizeof(struct pollfd));
     close(server->listener.fd);
     close(server->report[0]);
     close(server->report[1]);
     close(server->queue[QUEUE_OUT]);
-    server->listener.fd = -1;
-    server->report[0] = -1;
-    server->queue[QUEUE_OUT] = -1;
     fds_close_except(socket, server->queue[QUEUE_IN], -1);
     /* The filter tells these by number: that shall name nothing else. */
     descriptors.rlim_cur = (rlim_t)server->queue[QUEUE_IN];
@@ -321,11 +313,11 @@ static void session_ended(struct server *server, unsigned i, int status,
         session_reported(server);
     has_client = server->pending != session->pid;
     if (has_client)
-        snprintf(whose, sizeof(whose), " of client pid %ld uid %lu",
-                 (long)record->pid, (unsigned long)record->uid);
+        snprintf(whose, sizeof(whose), " of client pid %d uid %u",
+                 record->peer.pid, record->peer.uid);
     if (WIFSIGNALED(status) && session->leave_by == NEVER)
-        log_error("session %ld%s died of signal %d%s", (long)session->pid,
-                  whose, WTERMSIG(status),
+        log_error("session %d%s died of signal %d%s", session->pid, whose,
+                  WTERMSIG(status),
                   WTERMSIG(status) == SIGSYS
                       ? ": it made a system call that the sandbox forbids, see "
                         "the kernel's log"
@@ -339,8 +331,6 @@ static void session_ended(struct server *server, unsigned i, int status,
     }
     server->sessions[i].pid = 0;
     server->sessions_there--;
-    if (session->leave_by != NEVER)
-        server->sessions_leaving--;
     totals_add(server, record);
 }
 
@@ -395,7 +385,7 @@ int64_t session_check(struct server *server, int64_t now)
         server->crowded_by = now + CROWDED_FOR;
     else if (server->crowded_by <= now)
         session_evict(server, now);
-    for (i = 0; server->sessions_leaving > 0 && i < server->slots; i++) {
+    for (i = 0; i < server->slots; i++) {
         struct session *session = &server->sessions[i];
 
         if (session->pid == 0 || session->leave_by == NEVER)

@@ -58,17 +58,8 @@ static const struct outcome errno_outcomes[] = {
     { 0, SENSE(ABORTED_COMMAND, 0x00, 0x06) },
 };
 
-enum { /* DID_..., include/scsi/scsi_status.h in the kernel */
-       NO_CONNECT = 0x01,
-       BUS_BUSY = 0x02,
-       BAD_TARGET = 0x04,
-       IMM_RETRY = 0x0c, /* the kernel itself repeats these two, */
-       REQUEUE = 0x0d,   /* as nothing was done */
-       TRANSPORT_FAILFAST = 0x0f
-};
-
+/* DID_..., include/scsi/scsi_status.h in the kernel */
 static const struct outcome host_outcomes[] = {
-    /* likewise */
     { 0x01, SENSE(ABORTED_COMMAND, 0x05, 0x00) }, /* NO_CONNECT */
     { 0x02, STATUS(BUSY) },                       /* BUS_BUSY */
     { 0x03, SENSE(ABORTED_COMMAND, 0x2e, 0x02) }, /* TIME_OUT */
@@ -84,6 +75,12 @@ static const struct outcome host_outcomes[] = {
     /* logical unit communication failure */
     { 0, SENSE(ABORTED_COMMAND, 0x08, 0x00) },
 };
+
+/*
+ * Host statuses with which nothing was done: three of the above, IMM_RETRY and
+ * REQUEUE, which the kernel itself repeats, and TRANSPORT_FAILFAST.
+ */
+static const uint8_t not_done[] = { 0x01, 0x02, 0x04, 0x0c, 0x0d, 0x0f };
 
 enum { /* driver status, same file; 0x08 says that there is sense data */
        DRIVER_TIMEOUT = 0x06,
@@ -168,19 +165,13 @@ bool sg_io_is_disk(const struct stat *st)
 }
 
 /* O_PATH descriptors of a device can be had without the right to open it. */
-static bool is_open(int fd)
-{
-    int flags = fcntl(fd, F_GETFL);
-
-    return flags >= 0 && (flags & O_PATH) == 0;
-}
-
-static bool is_open_for_writing(int fd)
+static bool is_open(int fd, bool for_writing)
 {
     int flags = fcntl(fd, F_GETFL);
     int mode = flags & O_ACCMODE;
 
-    return flags >= 0 && (mode == O_WRONLY || mode == O_RDWR);
+    return flags >= 0 && (flags & O_PATH) == 0
+           && (!for_writing || mode == O_WRONLY || mode == O_RDWR);
 }
 
 /*
@@ -218,7 +209,7 @@ enum vet sg_io_vet(struct pr_command *command)
         command->refusal = "the parameter list is longer than 8192 bytes";
         return VET_ANSWERED;
     }
-    if (!is_in && !is_open_for_writing(command->fd)) {
+    if (!is_in && !is_open(command->fd, true)) {
         sg_io_refuse(command, "the descriptor is not open for writing");
         return VET_ANSWERED;
     }
@@ -230,7 +221,7 @@ enum vet sg_io_vet(struct pr_command *command)
     if (S_ISBLK(st.st_mode) && sg_io_disk_row(major(st.st_rdev)) < 0
         && sysfs_has(st.st_rdev, "/dm")) {
         /* Nobody but us asks if the client could open what this is of. */
-        if (is_open(command->fd))
+        if (is_open(command->fd, false))
             return VET_MAPPED;
         outcome_set(command, errno_outcomes, EBADF);
         command->refusal = "the descriptor is not open";
@@ -256,12 +247,9 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
     if (hdr->host_status != 0) {
         outcome_set(command, host_outcomes, hdr->host_status);
         command->unreached = hdr->host_status < 0x10 || hdr->host_status > 0x13;
-        command->is_lost = command->unreached && hdr->host_status != NO_CONNECT
-                           && hdr->host_status != BUS_BUSY
-                           && hdr->host_status != BAD_TARGET
-                           && hdr->host_status != IMM_RETRY
-                           && hdr->host_status != REQUEUE
-                           && hdr->host_status != TRANSPORT_FAILFAST;
+        command->is_lost =
+            command->unreached
+            && memchr(not_done, hdr->host_status, sizeof(not_done)) == NULL;
         return;
     }
     if (hdr->driver_status == DRIVER_TIMEOUT) {
