@@ -7,7 +7,7 @@
  * progress, keep a descriptor longer than the request it came with, or let
  * one client's bad input cost anything but that client's connection.
  */
-#include "prhelper.h"
+#include "server.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -30,9 +30,8 @@ static void client_warn(const struct client *client, const char *what,
                 client->record->peer.uid, what, why);
 }
 
-/* Takes over the socket. The queue and the record stay the caller's. */
-void client_begin(struct client *client, int socket, int queue,
-                  struct record *record, int64_t timeout)
+void client_begin(struct client *client, int socket,
+                  const struct service *service, struct record *record)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
     socklen_t size = sizeof(peer);
@@ -42,11 +41,10 @@ void client_begin(struct client *client, int socket, int queue,
     record->peer = (struct log_peer){ peer.pid, peer.uid };
     record->since = clock_us();
     client->socket = socket;
-    client->queue = queue;
+    client->service = service;
     client->answer = -1;
     client->record = record;
-    client->timeout = timeout;
-    client->deadline = record->since + timeout;
+    client->deadline = record->since + service->timeout;
     client->refusal_logged = false;
     client->is_busy = false;
     protocol_begin(&client->conversation);
@@ -75,12 +73,13 @@ void client_leave(const struct client *client)
 
 /*
  * Whether a device has, or had, a command that is not yet answered: as long as
- * it does, the end of main asks a session to leave, and else it kills it, in
- * close() and wherever else a descriptor can make it hang.
+ * it does, the end of the supervisor asks a session to leave, and else it
+ * kills it, in close() and wherever else a descriptor can make it hang. (Who
+ * has no queue has no supervisor.)
  */
 static void client_busy(struct client *client, bool busy)
 {
-    if (client->is_session && client->is_busy != busy)
+    if (client->service->queue >= 0 && client->is_busy != busy)
         prctl(PR_SET_PDEATHSIG, busy ? SIGTERM : SIGKILL, 0, 0, 0);
     client->is_busy = busy;
     client->record->busy = busy;
@@ -206,16 +205,20 @@ static bool command_execute(struct client *client, struct pr_command *command)
     report_request(client, command);
     if (vet == VET_SEND)
         sg_io_execute(command, SG_IO_TIMEOUT, is_in ? SG_IO_ATTENTIONS : 0);
-    if (vet == VET_MAPPED) {
-        client->answer = worker_ask(client->queue, command);
-        if (client->answer >= 0) {
-            client->deadline = clock_us() + WORKER_WITHIN;
-            return false;
-        }
-        client_warn(client, "cannot ask for a command on a multipath map: ",
-                    strerror(errno));
-        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    if (vet != VET_MAPPED)
+        return true;
+    if (client->service->queue < 0) {
+        multipath_execute_here(command, client->service->socket_path);
+        return true;
     }
+    client->answer = worker_ask(client->service->queue, command);
+    if (client->answer >= 0) {
+        client->deadline = clock_us() + WORKER_WITHIN;
+        return false;
+    }
+    client_warn(client, "cannot ask for a command on a multipath map: ",
+                strerror(errno));
+    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
     return true;
 }
 
@@ -285,7 +288,7 @@ bool client_work(struct client *client)
         client->deadline = NEVER;
         client_busy(client, false);
     } else if (client->deadline == NEVER && client->answer < 0) {
-        client->deadline = clock_us() + client->timeout;
+        client->deadline = clock_us() + client->service->timeout;
     }
     return true;
 }
@@ -299,7 +302,6 @@ bool client_is_in_flight(const struct client *client)
 /* We are leaving: the client has only so long to take its reply. */
 void client_hurry(struct client *client, int64_t now)
 {
-    client->timeout = LEAVE_WITHIN;
     if (client->answer < 0 && client->deadline > now + LEAVE_WITHIN)
         client->deadline = now + LEAVE_WITHIN;
 }

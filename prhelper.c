@@ -1,83 +1,149 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * prhelper.c - the order of start-up, the loop, the order of shutdown.
+ * prhelper.c - start-up, and the inner loop, which serves clients.
  *
- *	main: poll()                      session: poll(), one per client
- *	- signals, children               - client socket: hello, then CDB and
- *	- listener: readable? fork  --->    descriptor, parameter list, SG_IO,
- *	- byte: a session has its client    reply
+ *	process     what it does                   loop
+ *	supervisor  forks the others               supervise(), supervisor.c
+ *	session     serves one client              serve(), here
+ *	worker      one command on a multipath     none: multipath/worker.c
+ *	            map, or resumes one
  *
- * A command can hang in the kernel for as long as its disk does. That is
- * why each client has a process of its own, and why main does nothing but
- * fork it: no client can keep another, or the next one, waiting. All
- * processes run the same loop; main's has no clients and a session's has
- * one and no listener. With --single-process main serves all by itself. For
- * a command on a multipath map, main forks a worker: multipath/workers.c.
+ * A command can hang in the kernel for as long as its disk does. That is why
+ * each client has a process of its own, and why the supervisor does nothing
+ * but fork it: no client can keep another, or the next one, waiting. With
+ * --single-process there is but one process, whose serve() has the listener
+ * and all clients.
  *
- * It must never let a signal interrupt anything but ppoll(): SG_IO on
- * /dev/sgN would send its command twice, or lose the result.
+ * It must never lose what is in flight when it is told to stop.
  */
-#include "prhelper.h"
+#include "supervisor.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+/* ---- The loop --------------------------------------------------------- */
+
+/* A client is waiting at the listener. */
+static void client_accept(struct server *server, int64_t now)
+{
+    struct roster *roster = server->roster;
+    unsigned i;
+    int socket;
+
+    if (roster_active(roster) >= roster->most) {
+        i = roster_evict(roster);
+        client_leave(&server->clients[i]);
+        client_close(&server->clients[i]);
+        roster_remove(roster, i);
+    }
+    i = roster_place(roster);
+    socket = accept4(server->listener->fd, NULL, NULL, SOCK_CLOEXEC);
+    if (socket < 0) {
+        roster_back_off(roster, "accept a new client", errno, now);
+        return;
+    }
+    log_syslog_renew();
+    roster->complained = false;
+    roster_enter(roster, i, getpid());
+    roster_greet(roster, i);
+    client_begin(&server->clients[i], socket, &server->service,
+                 &roster->records[i]);
+    if (i == server->used)
+        server->used++;
+}
+
+/* What is in flight goes on, but for replies that are not read. */
+static void stop(struct server *server, int64_t now)
+{
+    unsigned i;
+
+    server->service.timeout = LEAVE_WITHIN;
+    for (i = 0; i < server->used; i++)
+        client_hurry(&server->clients[i], now);
+    if (server->listener == NULL)
+        return;
+    listen_remove(server->listener);
+    notify_send(server->notify, "STOPPING=1");
+}
+
+static void clients_leave(const struct server *server)
+{
+    unsigned i;
+
+    for (i = 0; i < server->used; i++)
+        if (server->clients[i].socket >= 0)
+            client_leave(&server->clients[i]);
+}
+
 /*
- * Numbers up to this are for what a session must get nothing else in place
- * of, see session_begin(). As many descriptors can be on their way to workers
- * (too_many_unix_fds(), net/core/scm.c in the kernel).
+ * Serves the clients of the listener until a signal says stop; without one,
+ * the one client that there is, until it has gone. That is not closed then: an
+ * exiting process does not linger in close(), whatever a client has queued.
  */
-enum { HIGHEST_NUMBER = 512 };
-
-/* How long a client that always has a request may keep signals waiting. */
-#define SIGNALS_WITHIN (SECOND / 100)
-
-static volatile sig_atomic_t stop_wanted;
-static volatile sig_atomic_t child_ended;
-static volatile sig_atomic_t status_wanted;
-
-static void signal_handle(int number)
+static void serve(struct server *server)
 {
-    if (number == SIGCHLD)
-        child_ended = 1;
-    else if (number == SIGUSR1)
-        status_wanted = 1;
-    else
-        stop_wanted = 1;
+    struct pollfd *fds = server->fds;
+    bool stopping = false;
+
+    for (;;) {
+        int64_t now = clock_us(), wake = log_check(now);
+        unsigned i, in_flight = 0, signals = signals_take();
+
+        if ((signals & SIGNAL_STOP) != 0 && !stopping) {
+            stopping = true;
+            stop(server, now);
+        }
+        fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
+        if (server->listener != NULL) {
+            if ((signals & SIGNAL_STATUS) != 0)
+                report_totals(server->roster, 0, now);
+            wake = sooner(wake, report_status(server->roster, now));
+            if (now < server->roster->retry)
+                wake = sooner(wake, server->roster->retry);
+            else if (!stopping)
+                fds[0].fd = server->listener->fd;
+        }
+        for (i = 0; i < server->used; i++) {
+            const struct client *client = &server->clients[i];
+
+            fds[i + 1].fd = -1;
+            if (client->socket < 0)
+                continue;
+            client_poll(client, &fds[i + 1]);
+            wake = sooner(wake, client->deadline);
+            in_flight += client_is_in_flight(client);
+        }
+        if (stopping && in_flight == 0) {
+            clients_leave(server);
+            return;
+        }
+        events_wait(fds, server->used + 1, now, wake);
+
+        for (i = 0; i < server->used; i++) {
+            struct client *client = &server->clients[i];
+
+            if (client->socket < 0
+                || (fds[i + 1].revents != 0
+                        ? client_work(client)
+                        : !client_expire(client, clock_us())))
+                continue;
+            if (server->listener == NULL)
+                return;
+            client_close(client);
+            roster_remove(server->roster, i);
+        }
+        if (fds[0].revents != 0)
+            client_accept(server, clock_us());
+    }
 }
 
-/* Signals stay blocked from here on, except inside ppoll(). */
-static void signals_set_up(void)
-{
-    static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1 };
-    struct sigaction action;
-    sigset_t all;
-    size_t i;
-
-    sigfillset(&all);
-    if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
-        fatal("cannot block signals: %s", strerror(errno));
-    memset(&action, 0, sizeof(action));
-    sigfillset(&action.sa_mask);
-    action.sa_handler = signal_handle;
-    for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
-        if (sigaction(handled[i], &action, NULL) < 0)
-            fatal("cannot handle signals: %s", strerror(errno));
-}
-
-static int64_t sooner(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
+/* ---- Start-up --------------------------------------------------------- */
 
 static void *table(size_t size, int flags)
 {
@@ -87,20 +153,6 @@ static void *table(size_t size, int flags)
     if (memory == MAP_FAILED)
         fatal("cannot allocate %zu bytes: %s", size, strerror(errno));
     return memory;
-}
-
-/* How many descriptors there can be, of which the caller has use for most. */
-static int descriptors_limit(rlim_t most)
-{
-    struct rlimit limit = { most, most };
-
-    getrlimit(RLIMIT_NOFILE, &limit);
-    if (limit.rlim_cur < most) {
-        limit.rlim_cur = most < limit.rlim_max ? most : limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-        most = limit.rlim_cur;
-    }
-    return (int)most;
 }
 
 /*
@@ -115,260 +167,69 @@ static unsigned clients_limit(unsigned wanted)
     return limit > 0 ? (unsigned)limit : 1;
 }
 
-/* The same file, with one of the two highest numbers that there can be. */
-static int descriptor_high(int fd)
+/* The tables take memory only where they are used. */
+static void server_set_up(struct server *server, struct roster *roster,
+                          const struct options *options, unsigned clients)
 {
-    int high = fcntl(fd, F_DUPFD_CLOEXEC,
-                     descriptors_limit(HIGHEST_NUMBER + 1) - 2);
-
-    if (high < 0)
-        fatal("too few descriptors, see ulimit -n: %s", strerror(errno));
-    return high;
+    roster->crowded_by = NEVER;
+    roster->status_by = NEVER;
+    roster->places = table(roster->slots * sizeof(struct place), MAP_PRIVATE);
+    roster->records = table(roster->slots * sizeof(struct record), MAP_SHARED);
+    log_share(table(sizeof(struct log_shared), MAP_SHARED));
+    server->roster = roster;
+    server->service.timeout = options->client_timeout;
+    server->service.socket_path = server->listener->path;
+    server->service.queue = -1;
+    server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
+    server->fds = table((clients + 1) * sizeof(struct pollfd), MAP_PRIVATE);
 }
 
 /*
- * The tables are sized for the most that may be, and take memory only where
- * they are used. There is room for as many sessions again as there may be
- * clients: those that were told to leave while a disk makes them hang.
+ * There is room for as many sessions again as there may be clients: those
+ * that were told to leave while a disk makes them hang.
  */
-static void server_set_up(struct server *server, const struct options *options)
+static void supervisor_set_up(struct supervisor *supervisor,
+                              struct server *server, struct roster *roster,
+                              const struct options *options)
 {
-    unsigned slots = options->single_process
-                         ? clients_limit(options->max_clients)
-                         : options->max_clients;
-    unsigned clients = slots;
+    struct workers *workers = &supervisor->workers;
     int low;
 
-    server->options = options;
-    server->pid = getpid();
-    server->stop_by = NEVER;
-    server->status_by = NEVER;
-    server->crowded_by = NEVER;
-    server->max_clients = slots;
-    slots = slots * 2 + 16;
-    if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
+    roster->most = options->max_clients;
+    roster->slots = workers->slots = roster->most * 2 + 16;
+    server_set_up(server, roster, options, 1);
+    /* What a session does not see it need not have a copy of. */
+    madvise(roster->places, roster->slots * sizeof(struct place),
+            MADV_DONTFORK);
+    workers->pids = table(workers->slots * sizeof(pid_t), MAP_PRIVATE);
+    workers->suspensions = table(workers->slots * sizeof(struct suspension),
+                                 MAP_SHARED);
+    supervisor->options = options;
+    supervisor->listener = server->listener;
+    supervisor->notify = server->notify;
+    supervisor->pid = getpid();
+    supervisor->stop_by = NEVER;
+    supervisor->pending = NOBODY;
+    supervisor->roster = roster;
+    if (pipe2(supervisor->report, O_CLOEXEC | O_NONBLOCK) < 0)
         fatal("cannot make a pipe: %s", strerror(errno));
-    if (socketpair(AF_UNIX,
-                   SOCK_SEQPACKET | SOCK_CLOEXEC
-                       | (options->single_process ? SOCK_NONBLOCK : 0),
-                   0, server->queue)
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, supervisor->queue)
         < 0)
         fatal("cannot make a queue: %s", strerror(errno));
-    if (!options->single_process) {
-        clients = 1;
-        server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
-        /* What a session does not see it need not have a copy of. */
-        madvise(server->sessions, slots * sizeof(struct session),
-                MADV_DONTFORK);
-        low = server->queue[QUEUE_IN];
-        server->queue[QUEUE_IN] = descriptor_high(low);
-        close(low);
-        if (trace_file() >= 0)
-            trace_file_set(descriptor_high(trace_file()));
-    }
-    server->slots = slots;
-    server->workers = table(slots * sizeof(pid_t), MAP_PRIVATE);
-    server->suspensions = table(slots * sizeof(struct suspension), MAP_SHARED);
-    server->records = table(slots * sizeof(struct record), MAP_SHARED);
-    log_share(table(sizeof(struct log_shared), MAP_SHARED));
-    server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
-    server->fds = table((clients + FDS_CLIENTS) * sizeof(struct pollfd),
-                        MAP_PRIVATE);
-}
-
-/*
- * In a session the end of its client is the end of the process: an exiting
- * process does not linger in close(), whatever the client has queued.
- */
-static void server_drop(struct server *server, struct client *client)
-{
-    if (server->is_session)
-        _exit(EXIT_SUCCESS);
-    session_drop(server, client);
-}
-
-/* Begins to leave; what is in flight goes on, but for replies not read. */
-static void server_stop(struct server *server, int64_t now)
-{
-    unsigned i;
-
-    server->stopping = true;
-    for (i = 0; i < server->used; i++)
-        client_hurry(&server->clients[i], now);
-    if (server->is_session)
-        return;
-    server->stop_by = now + server->options->stop_timeout;
-    listen_remove(&server->listener);
-    notify_send(server->notify, "STOPPING=1");
-    if (!server->options->single_process)
-        session_stop_all(server, now);
-}
-
-/*
- * Fills in what to poll for and returns how much that is; ppoll() passes over
- * a negative descriptor. *wake is when to look at the clock again.
- */
-static nfds_t server_interest(struct server *server, int64_t now, int64_t *wake)
-{
-    struct pollfd *fds = server->fds;
-    bool accepting = server->pending == 0 && !server->stopping
-                     && now >= server->retry;
-    bool working = server->worker_pending == 0 && now >= server->worker_retry;
-    unsigned i;
-
-    fds[FDS_LISTENER].fd = accepting ? server->listener.fd : -1;
-    fds[FDS_LISTENER].events = POLLIN;
-    fds[FDS_REPORT].fd = server->report[0];
-    fds[FDS_REPORT].events = POLLIN;
-    fds[FDS_QUEUE].fd = working ? server->queue[QUEUE_OUT] : -1;
-    fds[FDS_QUEUE].events = POLLIN;
-    if (now < server->retry)
-        *wake = sooner(*wake, server->retry);
-    if (now < server->worker_retry)
-        *wake = sooner(*wake, server->worker_retry);
-    for (i = 0; i < server->used; i++) {
-        struct client *client = &server->clients[i];
-
-        fds[i + FDS_CLIENTS].fd = -1;
-        if (client->socket < 0)
-            continue;
-        client_poll(client, &fds[i + FDS_CLIENTS]);
-        *wake = sooner(*wake, client->deadline);
-    }
-    return i + FDS_CLIENTS;
-}
-
-/* A session has nothing to wait for but its client. */
-static void server_wait(struct server *server, nfds_t count, int64_t now,
-                        int64_t wake)
-{
-    nfds_t first = server->is_session ? FDS_CLIENTS : 0;
-    struct timespec timeout, *until = NULL;
-    bool interrupted = false;
-    sigset_t none;
-
-    if (wake != NEVER) {
-        int64_t us = wake > now ? wake - now : 0;
-
-        timeout.tv_sec = (time_t)(us / SECOND);
-        timeout.tv_nsec = (long)(us % SECOND) * 1000;
-        until = &timeout;
-    }
-    sigemptyset(&none);
-    /* With something ready ppoll() lets no signal in, so now and then: */
-    if (now >= server->signals_by) {
-        server->signals_by = now + SIGNALS_WITHIN;
-        interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;
-    }
-    if (!interrupted
-        && ppoll(server->fds + first, count - first, until, &none) >= 0)
-        return;
-    if (errno != EINTR) /* short of memory: do not spin */
-        nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
-    while (count > 0)
-        server->fds[--count].revents = 0;
-}
-
-static void server_serve(struct server *server)
-{
-    struct pollfd *fds = server->fds;
-    unsigned i;
-
-    if (fds[FDS_REPORT].revents != 0)
-        session_reported(server);
-    if (fds[FDS_QUEUE].revents != 0)
-        worker_spawn(server, clock_us());
-    for (i = 0; i < server->used; i++) {
-        struct client *client = &server->clients[i];
-
-        if (client->socket < 0)
-            continue;
-        if (fds[i + FDS_CLIENTS].revents != 0
-                ? !client_work(client)
-                : client_expire(client, clock_us()))
-            server_drop(server, client);
-    }
-    if (fds[FDS_LISTENER].revents == 0)
-        return;
-    if (server->options->single_process)
-        session_accept(server, clock_us());
-    else
-        session_spawn(server,
-                      clock_us()); /* the child goes on in the loop, too */
-}
-
-/* When stopping: is there nothing left to wait for? */
-static bool server_is_done(struct server *server, int64_t now)
-{
-    unsigned i;
-
-    for (i = 0; i < server->used; i++)
-        if (server->clients[i].socket >= 0
-            && client_is_in_flight(&server->clients[i]))
-            return now >= server->stop_by;
-    if (server->is_session
-        || (server->sessions_there == 0 && !worker_any(server)))
-        return true;
-    if (now < server->stop_by)
-        return false;
-    if (server->sessions != NULL)
-        session_kill_all(server);
-    return true;
-}
-
-static void clients_leave(const struct server *server)
-{
-    unsigned i;
-
-    for (i = 0; i < server->used; i++)
-        if (server->clients[i].socket >= 0)
-            client_leave(&server->clients[i]);
-}
-
-/* What only main does, between two polls. Returns when to do it again. */
-static int64_t main_check(struct server *server, int64_t now)
-{
-    int64_t wake;
-
-    if (child_ended) {
-        child_ended = 0;
-        session_reap(server, now);
-    }
-    if (status_wanted) {
-        status_wanted = 0;
-        report_totals(server, now);
-    }
-    wake = worker_check(server, now);
-    if (server->sessions != NULL)
-        wake = sooner(wake, session_check(server, now));
-    return sooner(wake, report_status(server, now));
-}
-
-static void loop(struct server *server)
-{
-    for (;;) {
-        int64_t now = clock_us();
-        int64_t wake = sooner(server->stop_by, log_check(now));
-        nfds_t count;
-
-        if (stop_wanted && !server->stopping)
-            server_stop(server, now);
-        if (!server->is_session)
-            wake = sooner(wake, main_check(server, now));
-        if (server->stopping && server_is_done(server, now)) {
-            clients_leave(server);
-            return;
-        }
-        count = server_interest(server, now, &wake);
-        server_wait(server, count, now, wake);
-        server_serve(server);
-    }
+    low = supervisor->queue[QUEUE_IN];
+    server->service.queue = supervisor->queue[QUEUE_IN] = descriptor_high(low);
+    close(low);
+    if (trace_file() >= 0)
+        trace_file_set(descriptor_high(trace_file()));
 }
 
 int main(int argc, char **argv)
 {
     struct options options;
-    struct server server = { 0 };
+    struct listener listener;
+    struct roster roster = { 0 };
+    struct supervisor supervisor = { 0 };
+    struct server server = { .listener = &listener };
     int report = -1, syslog = -1;
     bool activated;
 
@@ -388,17 +249,25 @@ int main(int argc, char **argv)
     if (options.background || options.pid_file_given)
         daemon_pid_file(options.pid_file);
     if (activated)
-        listen_activated(&server.listener);
+        listen_activated(&listener);
     else
-        listen_open(&server.listener, options.socket_path);
-    server_set_up(&server, &options);
+        listen_open(&listener, options.socket_path);
+    if (options.single_process) {
+        roster.most = roster.slots = clients_limit(options.max_clients);
+        server_set_up(&server, &roster, &options, roster.slots);
+    } else {
+        supervisor_set_up(&supervisor, &server, &roster, &options);
+    }
     privdrop(options.uid, options.gid);
     if (options.background)
         daemon_background_ready(report, syslog);
-    sandbox_main(&server);
+    if (options.sandbox)
+        supervisor.is_filtered = sandbox_main(listener.path,
+                                              server.service.queue);
     notify_send(server.notify, "READY=1");
 
-    loop(&server);
+    if (options.single_process || supervise(&supervisor, &server))
+        serve(&server);
     log_check(NEVER);
     /* Without closing anything: an exiting process does not linger. */
     _exit(EXIT_SUCCESS);

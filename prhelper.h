@@ -1,19 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * prhelper.h - the interfaces between the files of the helper, grouped by
- * file. Dependencies go downwards only:
+ * prhelper.h - the interfaces of what everything stands on, grouped by file.
  *
- *	prhelper -> session -> client -> (protocol, sg_io, multipath/, report)
- *	prhelper -> multipath/ -> (sandbox, sg_io, report) -> sysfs
- *	prhelper -> (options, listen, daemon, privdrop, sandbox, report)
- *	report -> (sg_io, sysfs)
- *	everything -> trace -> log
- *
- * multipath/multipath.h says how multipath/ is made; that asks session.c for
- * room when it cannot fork.
- *
- * It must never grow a global variable: what is shared stands in struct
- * server, which is passed down.
+ * It must never grow a global variable: what is shared stands in a structure
+ * that is passed down.
  */
 #ifndef PRHELPER_H
 #define PRHELPER_H
@@ -34,6 +24,11 @@
 /* Time is in microseconds of the monotonic clock; some points never come. */
 #define SECOND INT64_C(1000000)
 #define NEVER INT64_MAX
+
+static inline int64_t sooner(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
 static inline int64_t clock_us(void)
 {
@@ -235,134 +230,16 @@ void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
                        struct suspension *);
 void multipath_recover(const char *socket_path, struct suspension *,
                        bool is_alone);
+/* With --single-process: the other clients wait. */
+void multipath_execute_here(struct pr_command *, const char *socket_path);
 
 /*
- * client.c: a connected client. Its record is what the rest of the helper
- * may know about it; in a session the record is in memory shared with main,
- * which must not rely on it for more than fairness and statistics.
- */
-struct record {
-    struct log_peer
-        peer;      /* when it connected; pid 0: in no namespace of ours */
-    int64_t since; /* when it connected or last sent a command */
-    unsigned long long commands;
-    unsigned long long errors; /* commands that were not answered with GOOD */
-    uint32_t state;            /* enum protocol_state: what it waits for */
-    bool busy; /* the device has, or had, a command not yet answered */
-};
-
-struct client {
-    int socket; /* -1: no client */
-    int queue;  /* where worker_ask() puts commands on multipath maps */
-    int answer; /* of such a command that has been asked for; -1: none */
-    int64_t deadline;
-    int64_t timeout;
-    bool refusal_logged;
-    bool is_session; /* all of this process serves it */
-    bool is_busy;    /* as in its record, but nobody else can write that */
-    struct record *record;
-    struct conversation conversation;
-};
-
-void client_begin(struct client *, int socket, int queue, struct record *,
-                  int64_t timeout);
-void client_poll(const struct client *, struct pollfd *);
-bool client_work(struct client *);
-bool client_is_in_flight(const struct client *);
-bool client_expire(struct client *, int64_t now);
-void client_hurry(struct client *, int64_t now);
-void client_leave(const struct client *);
-void client_close(struct client *);
-
-/* session.c: the processes that serve the clients. */
-struct session {
-    pid_t pid;        /* 0: free */
-    int64_t leave_by; /* NEVER, or when to kill it if it is still there */
-};
-
-enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
-
-/* For a process more: since fork() failed a client was told to go, has gone. */
-enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
-#define FORK_CURE " (RLIMIT_NPROC, pids.max or TasksMax= allow too few)"
-
-struct totals {
-    unsigned long long clients; /* all that ever were */
-    unsigned long long commands, errors;
-};
-
-struct server {
-    const struct options *options;
-    struct listener listener;
-    int notify;
-    pid_t pid;        /* main's */
-    bool is_session;  /* this process is a session, not main */
-    bool is_filtered; /* system calls are */
-    bool stopping;
-    int64_t stop_by;    /* NEVER, or when to leave whatever is in flight */
-    int64_t signals_by; /* when to let them in although clients are ready */
-    int64_t retry;      /* when to try accept and fork again after a failure */
-    bool complained;    /* of that failure */
-    enum room room;
-    int64_t crowded_by; /* NEVER, or when too many clients are too many */
-    int report[2];      /* sessions write a byte when they have their client */
-    pid_t pending;      /* the session that has not yet; 0: none */
-    int queue[2];       /* commands on multipath maps: see workers.c */
-    pid_t worker_pending;
-    int64_t worker_retry; /* or by when worker_pending is to have a command */
-    bool is_resume_due;   /* some worker died with a map suspended */
-    unsigned max_clients;
-    unsigned slots;                 /* of the tables that follow */
-    struct session *sessions;       /* main's alone, NULL elsewhere */
-    unsigned sessions_there;        /* with those told to leave */
-    struct record *records;         /* shared with the sessions */
-    pid_t *workers;                 /* main's alone; 0: free */
-    struct suspension *suspensions; /* shared with the workers */
-    struct totals totals;           /* main's, of what is gone */
-    unsigned status_slot;           /* where report_status() goes on */
-    int64_t status_by;              /* and when; NEVER: nobody has asked */
-    unsigned used;                  /* of the table that follows */
-    struct client *clients; /* one in a session, all with --single-process */
-    struct pollfd *fds;     /* FDS_CLIENTS more than clients */
-};
-
-enum { FDS_LISTENER, FDS_REPORT, FDS_QUEUE, FDS_CLIENTS };
-
-void session_spawn(struct server *, int64_t now);
-void session_make_room(struct server *, const char *what, int error,
-                       int64_t now);
-void session_reported(struct server *);
-void session_reap(struct server *, int64_t now);
-void session_stop_all(struct server *, int64_t now);
-int64_t session_check(struct server *, int64_t now);
-void session_kill_all(struct server *);
-void session_accept(struct server *, int64_t now);
-void session_drop(struct server *, struct client *);
-
-void fds_close_except(int a, int b, int c);
-
-/*
- * multipath/workers.c: the processes that serve commands on multipath maps.
- * An answer that has not come within WORKER_WITHIN does not come.
+ * multipath/ask.c: has a worker carry out a command. Returns the descriptor at
+ * which worker_answer(), which closes it, will find the result once it is
+ * readable; or -1 and errno. What has not come within WORKER_WITHIN does not.
  */
 #define WORKER_WITHIN (65 * SECOND)
 int worker_ask(int queue, const struct pr_command *);
 void worker_answer(int answer, struct pr_command *);
-void worker_spawn(struct server *, int64_t now);
-int64_t worker_check(struct server *, int64_t now);
-void worker_ended(struct server *, pid_t, int status, int64_t now);
-bool worker_any(const struct server *);
-
-/* report.c: what an administrator is told of commands and clients. */
-void report_request(const struct client *, const struct pr_command *);
-void report_reply(const struct client *, const struct pr_command *,
-                  size_t payload);
-void report_totals(struct server *, int64_t now);
-int64_t report_status(struct server *, int64_t now);
-
-/* sandbox.c */
-void sandbox_main(struct server *);
-int sandbox_session(const struct server *);
-int sandbox_worker(const struct server *);
 
 #endif

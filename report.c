@@ -7,7 +7,7 @@
  * else from a record, which a session can write to: an index is brought
  * within its bounds where it is used, as it may change meanwhile.
  */
-#include "prhelper.h"
+#include "server.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
@@ -141,63 +141,57 @@ void report_reply(const struct client *client, const struct pr_command *command,
 static const char states[6][10] = { "greeting", "greeting",  "idle",
                                     "sending",  "executing", "receiving" };
 
-static bool is_client(const struct server *server, unsigned i)
+static bool is_client(const struct roster *roster, unsigned i)
 {
-    if (server->sessions == NULL)
-        return i < server->used && server->clients[i].socket >= 0;
-    return server->sessions[i].pid != 0
-           && server->sessions[i].pid != server->pending;
+    return roster->places[i].pid != 0 && roster->places[i].has_client;
 }
 
-/* Somebody wants to know: the sums. report_status() goes on. */
-void report_totals(struct server *server, int64_t now)
+void report_totals(struct roster *roster, unsigned workers, int64_t now)
 {
-    struct totals totals = server->totals;
-    unsigned i, clients = 0, workers = 0;
+    struct totals totals = roster->totals;
+    unsigned i, clients = 0;
 
-    for (i = 0; i < server->slots; i++) {
-        workers += server->workers[i] != 0;
-        if (!is_client(server, i))
+    for (i = 0; i < roster->slots; i++) {
+        if (!is_client(roster, i))
             continue;
         clients++;
-        totals.commands += server->records[i].commands;
-        totals.errors += server->records[i].errors;
+        totals.commands += roster->records[i].commands;
+        totals.errors += roster->records[i].errors;
     }
     log_asked("clients: %u now, %llu ever; commands: %llu, errors: %llu; "
               "multipath workers: %u",
               clients, totals.clients, totals.commands, totals.errors, workers);
-    server->status_slot = 0;
-    server->status_by = now;
+    roster->status_slot = 0;
+    roster->status_by = now;
 }
 
 /*
  * A line for each client, a few at a time, so that whoever takes them keeps
  * up. Returns when to go on.
  */
-int64_t report_status(struct server *server, int64_t now)
+int64_t report_status(struct roster *roster, int64_t now)
 {
     unsigned i, lines = 0;
 
-    if (now < server->status_by)
-        return server->status_by;
-    for (i = server->status_slot; i < server->slots && lines < 8; i++) {
-        const struct record *record = &server->records[i];
+    if (now < roster->status_by)
+        return roster->status_by;
+    for (i = roster->status_slot; i < roster->slots && lines < 8; i++) {
+        const struct record *record = &roster->records[i];
         int64_t silent = (int64_t)((uint64_t)now - (uint64_t)record->since);
 
-        if (!is_client(server, i))
+        if (!is_client(roster, i))
             continue;
         lines++;
         log_asked("client pid %d uid %u: %s, commands: %llu, errors: %llu, "
                   "the last %lld s ago",
                   record->peer.pid, record->peer.uid,
-                  server->sessions != NULL
-                          && server->sessions[i].leave_by != NEVER
+                  roster->places[i].leave_by != NEVER
                       ? "told to leave"
                       : states[record->state % COUNT(states)],
                   record->commands, record->errors,
                   (long long)(silent > 0 ? silent / SECOND : 0));
     }
-    server->status_slot = i;
-    server->status_by = i < server->slots ? now + SECOND / 100 : NEVER;
-    return server->status_by;
+    roster->status_slot = i;
+    roster->status_by = i < roster->slots ? now + SECOND / 100 : NEVER;
+    return roster->status_by;
 }

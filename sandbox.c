@@ -22,7 +22,7 @@
  * has its own idea of which call that is, so some lines name several.
  */
 #include "kernel.h"
-#include "prhelper.h"
+#include "supervisor.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -56,9 +56,6 @@
 #elif defined(__powerpc64__) && defined(__LITTLE_ENDIAN__)
 #define ARCHITECTURE AUDIT_ARCH_PPC64LE
 #endif
-
-/* Each may do what those before it may. */
-enum process { ABORTING, SESSION, WORKER, MAIN };
 
 #ifdef ARCHITECTURE
 
@@ -229,7 +226,7 @@ static size_t permission_write(struct sock_filter *filter,
  * Numbers of another ABI (x32's have bit 30 set) are not in the table, another
  * architecture's are not looked up at all.
  */
-static int filter_install(const struct server *server, enum process process)
+static int filter_install(enum process process, int queue)
 {
     static const struct sock_filter head[] = {
         LOAD(FIELD(arch)),
@@ -247,8 +244,7 @@ static int filter_install(const struct server *server, enum process process)
     memcpy(filter, head, sizeof(head));
     for (i = 0; i < COUNT(permissions); i++)
         if (permissions[i].from <= process)
-            n += permission_write(filter + n, &permissions[i],
-                                  (uint32_t)server->queue[QUEUE_IN]);
+            n += permission_write(filter + n, &permissions[i], (uint32_t)queue);
     filter[n++] = otherwise;
     program.len = (unsigned short)n;
     while (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) < 0) {
@@ -261,10 +257,10 @@ static int filter_install(const struct server *server, enum process process)
 
 #else
 
-static int filter_install(const struct server *server, enum process process)
+static int filter_install(enum process process, int queue)
 {
-    (void)server;
     (void)process;
+    (void)queue;
     errno = ENOSYS;
     return -1;
 }
@@ -337,41 +333,29 @@ static int landlock_restrict(long version, const char *socket_path)
     return result;
 }
 
-static void landlock_main(const struct server *server)
+static void landlock_main(const char *socket_path)
 {
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
 
     if (version < 1)
         log_verbose("this kernel has no Landlock: %s", strerror(errno));
-    else if (landlock_restrict(version, server->listener.path) < 0)
+    else if (landlock_restrict(version, socket_path) < 0)
         log_warning("Landlock does not work, so what files can be opened is "
                     "not restricted: %s",
                     strerror(errno));
 }
 
-/* For main, once it has opened all that it will. Needs no_new_privs. */
-void sandbox_main(struct server *server)
+bool sandbox_main(const char *socket_path, int queue)
 {
-    if (!server->options->sandbox)
-        return;
-    landlock_main(server);
-    server->is_filtered = filter_install(server, MAIN) == 0;
-    if (!server->is_filtered)
-        log_warning("no seccomp filter: %s", strerror(errno));
+    landlock_main(socket_path);
+    if (filter_install(MAIN, queue) == 0)
+        return true;
+    log_warning("no seccomp filter: %s", strerror(errno));
+    return false;
 }
 
-/*
- * For a session: what main has, it has, too. Returns -1 and errno if it must
- * not serve its client.
- */
-int sandbox_session(const struct server *server)
+int sandbox_enter(enum process process, int queue)
 {
-    return server->is_filtered ? filter_install(server, SESSION) : 0;
-}
-
-/* Likewise for a worker. */
-int sandbox_worker(const struct server *server)
-{
-    return server->is_filtered ? filter_install(server, WORKER) : 0;
+    return filter_install(process, queue);
 }

@@ -209,3 +209,18 @@ void multipath_execute(struct pr_command *command, dev_t device,
     if (refusal != NULL)
         sg_io_refuse(command, refusal);
 }
+
+/* Nobody else can resume the map, if that has not been possible. */
+void multipath_execute_here(struct pr_command *command, const char *socket_path)
+{
+    struct suspension suspension = { 0 };
+    struct stat st;
+
+    if (fstat(command->fd, &st) < 0) {
+        sg_io_refuse(command, "the descriptor has no status");
+        return;
+    }
+    multipath_execute(command, st.st_rdev, socket_path, &suspension);
+    if (suspension.alias[0] != '\0')
+        multipath_recover(socket_path, &suspension, true);
+}

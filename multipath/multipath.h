@@ -3,8 +3,8 @@
  * multipath.h - a persistent reservation command on a dm-multipath map: the
  * interfaces between the files of this folder. Who calls whom:
  *
- *	workers -> worker -> actions -> (register, preempt) -> sweep -> send
- *	send -> map, all of them -> multipathd
+ *	worker -> actions -> (register, preempt) -> sweep -> send -> map
+ *	all of them -> multipathd
  *
  * A registration belongs to one path (I_T nexus), so a map is registered if
  * all its paths are; a reservation is held through one of them. The guest
@@ -138,10 +138,6 @@ enum holder {
     HOLDER_PATH,
     HOLDER_GONE /* one of ours that is left out */
 };
-
-/* worker.c; never returns. */
-void worker_run(const struct server *, struct suspension *, bool is_resumer)
-    __attribute__((noreturn));
 
 /* map.c: the map, its paths, and which of them may be left out. */
 extern const char map_none[]; /* map_begin(): it is no multipath map */

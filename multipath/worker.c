@@ -9,6 +9,8 @@
  */
 #include "multipath.h"
 
+#include "../supervisor.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -113,7 +115,7 @@ static bool map_lock(int report, dev_t map, int64_t deadline)
     return true;
 }
 
-static void work_do(const struct server *server, struct work *work,
+static void work_do(const struct supervisor *supervisor, struct work *work,
                     struct suspension *suspension)
 {
     struct pr_command command = {
@@ -132,13 +134,13 @@ static void work_do(const struct server *server, struct work *work,
         if (fstat(work->map, &st) < 0) {
             sg_io_refuse(&command, "the descriptor has no status");
         } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
-                   && !map_lock(server->report[1], st.st_rdev,
+                   && !map_lock(supervisor->report[1], st.st_rdev,
                                 clock_us() + LOCK_WITHIN)) {
             sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
             log_warning("dm-%u: another command on it takes too long",
                         minor(st.st_rdev));
         } else {
-            multipath_execute(&command, st.st_rdev, server->listener.path,
+            multipath_execute(&command, st.st_rdev, supervisor->listener->path,
                               suspension);
         }
         break;
@@ -161,43 +163,44 @@ static void work_do(const struct server *server, struct work *work,
  * it hangs in the kernel, or another command is on the map already: then
  * they have to wait, and I/O has not.
  */
-static void recover(const struct server *server, struct suspension *suspension)
+static void recover(const struct supervisor *supervisor,
+                    struct suspension *suspension)
 {
     const int64_t now = clock_us();
-    const char *path = server->listener.path;
+    const char *path = supervisor->listener->path;
 
-    bool is_alone = map_lock(server->report[1], suspension->device,
+    bool is_alone = map_lock(supervisor->report[1], suspension->device,
                              now + SECOND);
 
     multipath_recover(path, suspension, is_alone);
     if (!is_alone
-        && map_lock(server->report[1], suspension->device,
+        && map_lock(supervisor->report[1], suspension->device,
                     now + COMMAND_WITHIN))
         multipath_recover(path, suspension, true);
 }
 
 /*
- * The child's side of worker_start(): never returns. Somebody's map is still
- * suspended, or else there is a command on the queue.
+ * The child's side of the supervisor's fork: never returns. Somebody's map is
+ * still suspended, or else there is a command on the queue.
  */
-void worker_run(const struct server *server, struct suspension *suspension,
-                bool is_resumer)
+void worker_run(const struct supervisor *supervisor,
+                struct suspension *suspension, bool is_resumer)
 {
     struct work work = { .map = -1, .answer = -1 };
     int error = 0;
 
     if (!is_resumer) {
-        error = queue_take(server->queue[QUEUE_OUT], &work);
-        while (write(server->report[1], "w", 1) < 0 && errno == EINTR)
+        error = queue_take(supervisor->queue[QUEUE_OUT], &work);
+        while (write(supervisor->report[1], "w", 1) < 0 && errno == EINTR)
             ;
     }
     if (error == 0) { /* or else without closing: an exit does not linger */
         /* Without close_range() (Linux 5.9) these would hold up others. */
-        close(server->listener.fd);
-        close(server->report[0]);
-        close(server->queue[QUEUE_OUT]);
-        close(server->queue[QUEUE_IN]);
-        fds_close_except(server->report[1], work.map, work.answer);
+        close(supervisor->listener->fd);
+        close(supervisor->report[0]);
+        close(supervisor->queue[QUEUE_OUT]);
+        close(supervisor->queue[QUEUE_IN]);
+        descriptors_close_except(supervisor->report[1], work.map, work.answer);
         if (!is_resumer)
             error = work_take(&work);
     }
@@ -206,13 +209,14 @@ void worker_run(const struct server *server, struct suspension *suspension,
                     strerror(error));
     if (error != 0)
         _exit(EXIT_FAILURE);
-    if (sandbox_worker(server) < 0) {
+    if (supervisor->is_filtered
+        && sandbox_enter(WORKER, supervisor->queue[QUEUE_IN]) < 0) {
         log_error("no seccomp filter for a worker: %s", strerror(errno));
         _exit(EXIT_FAILURE);
     }
     if (is_resumer)
-        recover(server, suspension);
+        recover(supervisor, suspension);
     else
-        work_do(server, &work, suspension);
+        work_do(supervisor, &work, suspension);
     _exit(EXIT_SUCCESS);
 }

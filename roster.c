@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * roster.c - who is connected, and who has to go when there are too many.
+ * With a process for each client the supervisor has it, and the records are
+ * in memory that the sessions can write to; with --single-process the one
+ * process.
+ *
+ * It must never believe a record for more than fairness and statistics, or
+ * let one peer's connections cost another peer his.
+ */
+#include "server.h"
+
+#include <string.h>
+
+#define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
+
+/* How long there may be too many clients: those who reconnect are leaving. */
+#define CROWDED_FOR (SECOND / 4)
+
+unsigned roster_place(const struct roster *roster)
+{
+    unsigned i;
+
+    for (i = 0; i < roster->slots && roster->places[i].pid != 0; i++)
+        ;
+    return i;
+}
+
+void roster_enter(struct roster *roster, unsigned i, pid_t pid)
+{
+    roster->places[i] = (struct place){ .pid = pid, .leave_by = NEVER };
+}
+
+void roster_greet(struct roster *roster, unsigned i)
+{
+    roster->places[i].has_client = true;
+    roster->totals.clients++;
+}
+
+void roster_remove(struct roster *roster, unsigned i)
+{
+    roster->places[i].pid = 0;
+    roster->totals.commands += roster->records[i].commands;
+    roster->totals.errors += roster->records[i].errors;
+}
+
+static bool is_active(const struct roster *roster, unsigned i)
+{
+    return roster->places[i].pid != 0 && roster->places[i].leave_by == NEVER;
+}
+
+unsigned roster_active(const struct roster *roster)
+{
+    unsigned i, active = 0;
+
+    for (i = 0; i < roster->slots; i++)
+        active += is_active(roster, i);
+    return active;
+}
+
+static bool same_peer(const struct record *a, const struct record *b)
+{
+    return a->peer.pid == b->peer.pid && a->peer.uid == b->peer.uid;
+}
+
+/* How many connections the peer of place i has. */
+static unsigned peer_connections(const struct roster *roster, unsigned i)
+{
+    unsigned j, count = 0;
+
+    for (j = 0; j < roster->slots; j++)
+        count += is_active(roster, j)
+                 && same_peer(&roster->records[i], &roster->records[j]);
+    return count;
+}
+
+/*
+ * Of two with as many connections, who goes first? Not whoever came, or sent
+ * a command, since there have been too many; not one with a command at a
+ * device; the one that has been idle for longest.
+ */
+static bool goes_before(const struct roster *roster, const struct record *a,
+                        const struct record *b)
+{
+    int64_t crowded = roster->crowded_by - CROWDED_FOR;
+
+    if ((a->since < crowded) != (b->since < crowded))
+        return a->since < crowded;
+    return a->busy != b->busy ? b->busy : a->since < b->since;
+}
+
+/* (Quadratic in the number of peers, but only at a limit.) */
+unsigned roster_evict(const struct roster *roster)
+{
+    unsigned i, clients = roster_active(roster), victim = 0, most = 0;
+    struct log_peer peer;
+
+    for (i = 0; i < roster->slots; i++) {
+        const struct record *record = &roster->records[i];
+        const struct record *best = &roster->records[victim];
+        unsigned connections;
+
+        if (!is_active(roster, i))
+            continue;
+        connections = most > 0 && same_peer(record, best)
+                          ? most
+                          : peer_connections(roster, i);
+        if (connections < most
+            || (connections == most && !goes_before(roster, record, best)))
+            continue;
+        victim = i;
+        most = connections;
+    }
+    peer = roster->records[victim].peer;
+    *log_about() = peer;
+    log_warning("%u clients: disconnecting one of pid %d uid %u",
+                clients < roster->most ? clients : roster->most, peer.pid,
+                peer.uid);
+    *log_about() = (struct log_peer){ 0 };
+    return victim;
+}
+
+bool roster_is_crowded(struct roster *roster, int64_t now)
+{
+    if (roster_active(roster) <= roster->most)
+        roster->crowded_by = NEVER;
+    else if (roster->crowded_by == NEVER)
+        roster->crowded_by = now + CROWDED_FOR;
+    return roster->crowded_by <= now;
+}
+
+void roster_back_off(struct roster *roster, const char *what, int error,
+                     int64_t now)
+{
+    if (!roster->complained)
+        log_error("cannot %s, trying again: %s", what, strerror(error));
+    roster->complained = true;
+    roster->retry = now + RETRY_AFTER;
+}

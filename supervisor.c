@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * supervisor.c - the outer loop: forks a session for each client and a worker
+ * for each command on a multipath map, notices when they end, and ends them.
+ *
+ * It must never receive a descriptor, nor own a client's socket: the last
+ * close() of what a client has queued there can block for as long as that
+ * client likes. So it is the session that accepts its client, and the
+ * supervisor waits for a byte that says so before it looks at the listener
+ * again. Nor may it wait for a session, or read the queue to the workers.
+ */
+#include "supervisor.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define FORK_CURE " (RLIMIT_NPROC, pids.max or TasksMax= allow too few)"
+
+enum { LISTENER, REPORT, QUEUE, EVENTS };
+
+/* ---- Sessions --------------------------------------------------------- */
+
+/*
+ * The child's side of the fork: turns this process into a session, whose
+ * client has its hello; or leaves with the errno that prevented it.
+ */
+static void session_begin(const struct supervisor *supervisor, unsigned place,
+                          struct server *server)
+{
+    int socket;
+    ssize_t sent;
+
+    /* It dies with the supervisor, but see client_busy(). */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+        _exit(errno);
+    if (getppid() != supervisor->pid)
+        _exit(ESRCH); /* which was gone before we asked to go with it */
+    socket = accept4(supervisor->listener->fd, NULL, NULL, SOCK_CLOEXEC);
+    if (socket < 0)
+        _exit(errno);
+    while ((sent = write(supervisor->report[1], "s", 1)) < 0 && errno == EINTR)
+        ;
+    if (sent < 0)
+        _exit(errno); /* the supervisor would wait for this byte */
+    log_syslog_renew();
+    server->listener = NULL;
+    server->roster = NULL;
+    server->used = 1;
+    client_begin(&server->clients[0], socket, &server->service,
+                 &supervisor->roster->records[place]);
+    /* The client reads its hello while we go on; we read nothing of it yet. */
+    if (!client_work(&server->clients[0]))
+        _exit(EXIT_SUCCESS);
+    munmap(supervisor->workers.suspensions,
+           supervisor->workers.slots * sizeof(struct suspension));
+    /* One by one, too, for kernels without close_range() (before 5.9). */
+    close(supervisor->listener->fd);
+    close(supervisor->report[0]);
+    close(supervisor->report[1]);
+    close(supervisor->queue[QUEUE_OUT]);
+    descriptors_close_except(socket, server->service.queue, -1);
+    if (descriptors_seal(server->service.queue) < 0)
+        _exit(EXIT_FAILURE);
+    if (supervisor->is_filtered
+        && sandbox_enter(SESSION, server->service.queue) < 0) {
+        log_error("no sandbox for a session: %s", strerror(errno));
+        _exit(EXIT_FAILURE);
+    }
+}
+
+static void session_leave(struct supervisor *supervisor, unsigned i,
+                          int64_t now)
+{
+    kill(supervisor->roster->places[i].pid, SIGTERM);
+    supervisor->roster->places[i].leave_by = now + LEAVE_WITHIN;
+}
+
+/*
+ * There is no room for another process: a client has to go, if there is more
+ * than one; but no further one if the process that has gone meanwhile made no
+ * room for us, since then it is others who fill it.
+ */
+static void make_room(struct supervisor *supervisor, const char *what,
+                      int error, int64_t now)
+{
+    struct roster *roster = supervisor->roster;
+
+    roster_back_off(roster, what, error, now);
+    if (supervisor->room == ROOM_MADE || roster_active(roster) < 2)
+        return;
+    session_leave(supervisor, roster_evict(roster), now);
+    supervisor->room = ROOM_AWAITED;
+}
+
+/*
+ * Kills the sessions that were told to leave and have not: they hang in
+ * something that is no command at a device, such as the close() of a
+ * descriptor that their client made up. Tells one to leave if there have been
+ * too many for a moment. Returns when to look again.
+ */
+static int64_t sessions_check(struct supervisor *supervisor, int64_t now)
+{
+    struct roster *roster = supervisor->roster;
+    int64_t next;
+    unsigned i;
+
+    if (roster_is_crowded(roster, now))
+        session_leave(supervisor, roster_evict(roster), now);
+    next = roster->crowded_by;
+    for (i = 0; i < roster->slots; i++) {
+        struct place *place = &roster->places[i];
+
+        if (place->pid == 0)
+            continue;
+        if (place->leave_by <= now) {
+            if (!roster->records[i].busy)
+                kill(place->pid, SIGKILL);
+            place->leave_by = now + LEAVE_WITHIN;
+        }
+        next = sooner(next, place->leave_by);
+    }
+    return next;
+}
+
+/* The end of our patience with commands in flight. */
+static void sessions_kill(const struct roster *roster)
+{
+    unsigned i, commands = 0;
+
+    for (i = 0; i < roster->slots; i++) {
+        if (roster->places[i].pid == 0)
+            continue;
+        kill(roster->places[i].pid, SIGKILL);
+        commands += roster->records[i].busy;
+    }
+    if (commands > 0)
+        log_error("%u commands did not end in time, leaving without them",
+                  commands);
+}
+
+/* ---- Children --------------------------------------------------------- */
+
+/*
+ * Children have written to the pipe: the session that was pending has its
+ * client ('s'), the worker that was pending its command ('w').
+ */
+static void reports_read(struct supervisor *supervisor)
+{
+    char bytes[16];
+    ssize_t count = read(supervisor->report[0], bytes, sizeof(bytes));
+
+    while (count-- > 0) {
+        if (supervisor->room == ROOM_ENOUGH) /* or it was made for this one */
+            supervisor->roster->complained = false;
+        supervisor->room = ROOM_ENOUGH;
+        if (bytes[count] == 'w') {
+            workers_reported(&supervisor->workers);
+        } else {
+            roster_greet(supervisor->roster, supervisor->pending);
+            supervisor->pending = NOBODY;
+        }
+    }
+}
+
+static void session_ended(struct supervisor *supervisor, unsigned i, int status,
+                          int64_t now)
+{
+    struct roster *roster = supervisor->roster;
+    const struct place *place = &roster->places[i];
+    const struct log_peer peer = roster->records[i].peer;
+    char whose[64] = " that had no client yet";
+
+    if (place->has_client)
+        snprintf(whose, sizeof(whose), " of client pid %d uid %u", peer.pid,
+                 peer.uid);
+    if (WIFSIGNALED(status) && place->leave_by == NEVER)
+        log_error("session %d%s died of signal %d%s", place->pid, whose,
+                  WTERMSIG(status),
+                  WTERMSIG(status) == SIGSYS
+                      ? ": it made a system call that the sandbox forbids, see "
+                        "the kernel's log"
+                      : "");
+    if (!place->has_client) {
+        supervisor->pending = NOBODY;
+        if (WIFEXITED(status))
+            roster_back_off(roster, "accept a new client", WEXITSTATUS(status),
+                            now);
+        else
+            roster->retry = now + SECOND / 10;
+    }
+    roster_remove(roster, i);
+}
+
+static void children_reap(struct supervisor *supervisor, int64_t now)
+{
+    struct roster *roster = supervisor->roster;
+    pid_t pid;
+    int status;
+
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        unsigned i;
+
+        reports_read(supervisor); /* its byte may be there still */
+        for (i = 0; i < roster->slots && roster->places[i].pid != pid; i++)
+            ;
+        if (i < roster->slots)
+            session_ended(supervisor, i, status, now);
+        else
+            workers_ended(&supervisor->workers, pid, status, now);
+        if (supervisor->room == ROOM_AWAITED) {
+            supervisor->room = ROOM_MADE;
+            roster->retry = now;
+            supervisor->workers.retry = now;
+        }
+    }
+}
+
+/* ---- The loop --------------------------------------------------------- */
+
+static void stop(struct supervisor *supervisor, int64_t now)
+{
+    unsigned i;
+
+    supervisor->stop_by = now + supervisor->options->stop_timeout;
+    listen_remove(supervisor->listener);
+    notify_send(supervisor->notify, "STOPPING=1");
+    for (i = 0; i < supervisor->roster->slots; i++)
+        if (supervisor->roster->places[i].pid != 0)
+            session_leave(supervisor, i, now);
+}
+
+static bool is_anybody_left(const struct supervisor *supervisor)
+{
+    unsigned i;
+
+    for (i = 0; i < supervisor->roster->slots; i++)
+        if (supervisor->roster->places[i].pid != 0)
+            return true;
+    return workers_any(&supervisor->workers);
+}
+
+/* For a command on the queue; or, with a suspension, to resume that map. */
+static void worker_start(struct supervisor *supervisor, unsigned place,
+                         struct suspension *suspension, int64_t now)
+{
+    struct workers *workers = &supervisor->workers;
+    pid_t pid;
+
+    if (place == workers->slots)
+        return;
+    pid = fork();
+    if (pid == 0)
+        worker_run(supervisor,
+                   suspension ? suspension : &workers->suspensions[place],
+                   suspension != NULL);
+    if (pid < 0)
+        make_room(supervisor, "fork for a command on a multipath map" FORK_CURE,
+                  errno, now);
+    workers_started(workers, place, pid, suspension, now);
+}
+
+/* For who is waiting at the listener. Returns true in the session. */
+static bool session_start(struct supervisor *supervisor, struct server *server,
+                          int64_t now)
+{
+    struct roster *roster = supervisor->roster;
+    unsigned place = roster_place(roster);
+    pid_t pid;
+
+    if (place == roster->slots) {
+        make_room(supervisor, "find a place for a new client", EUSERS, now);
+        return false;
+    }
+    memset(&roster->records[place], 0, sizeof(struct record));
+    roster->records[place].since = now;
+    pid = fork();
+    if (pid == 0) {
+        session_begin(supervisor, place, server);
+        return true;
+    }
+    if (pid < 0) {
+        make_room(supervisor, "fork for a new client" FORK_CURE, errno, now);
+        return false;
+    }
+    roster_enter(roster, place, pid);
+    supervisor->pending = place;
+    return false;
+}
+
+bool supervise(struct supervisor *supervisor, struct server *server)
+{
+    struct workers *workers = &supervisor->workers;
+    struct roster *roster = supervisor->roster;
+    struct pollfd fds[EVENTS] = { { .events = POLLIN },
+                                  { .events = POLLIN },
+                                  { .events = POLLIN } };
+
+    for (;;) {
+        int64_t now = clock_us(),
+                wake = sooner(supervisor->stop_by, log_check(now));
+        unsigned signals = signals_take(), place;
+        struct suspension *suspension;
+
+        reports_read(supervisor);
+        if ((signals & SIGNAL_CHILD) != 0)
+            children_reap(supervisor, now);
+        if ((signals & SIGNAL_STATUS) != 0)
+            report_totals(roster, workers_count(workers), now);
+        if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
+            stop(supervisor, now);
+        if (supervisor->stop_by != NEVER && !is_anybody_left(supervisor))
+            return false;
+        if (supervisor->stop_by <= now) {
+            sessions_kill(roster);
+            return false;
+        }
+        while ((suspension = workers_resume(workers, now, &place)) != NULL)
+            worker_start(supervisor, place, suspension, now);
+        wake = sooner(wake, workers_check(workers, now));
+        wake = sooner(wake, sessions_check(supervisor, now));
+        wake = sooner(wake, report_status(roster, now));
+        if (now < roster->retry)
+            wake = sooner(wake, roster->retry);
+
+        fds[REPORT].fd = supervisor->report[0];
+        fds[QUEUE].fd = workers->pending == 0 && now >= workers->retry
+                            ? supervisor->queue[QUEUE_OUT]
+                            : -1;
+        fds[LISTENER].fd = supervisor->pending == NOBODY && now >= roster->retry
+                                   && supervisor->stop_by == NEVER
+                               ? supervisor->listener->fd
+                               : -1;
+        events_wait(fds, EVENTS, now, wake);
+
+        if (fds[QUEUE].revents != 0)
+            worker_start(supervisor, workers_place(workers), NULL, clock_us());
+        if (fds[LISTENER].revents != 0
+            && session_start(supervisor, server, clock_us()))
+            return true;
+    }
+}
