@@ -89,9 +89,6 @@ static void client_busy(struct client *client, bool busy)
 void client_close(struct client *client)
 {
     conversation_fd_close(&client->conversation);
-    if (client->answer >= 0)
-        close(client->answer);
-    client->answer = -1;
     close(client->socket);
     client->socket = -1;
     client_busy(client, false);

@@ -136,11 +136,11 @@ EXPECTED = {
     'getrlimit descriptors_limit': {SAME: (e.EFAULT,)},
     'setrlimit descriptors_limit': {SAME: (e.EPERM, e.EINVAL)},
     'fcntl descriptor_high': {START: (e.EMFILE, e.EINVAL)},
-    'madvise server_set_up': {SAME: (e.EINVAL, e.ENOMEM)},
-    'socketpair server_set_up': {START: (e.EMFILE, e.ENFILE)},
-    'pipe2 server_set_up': {START: (e.EMFILE, e.ENFILE)},
-    'ppoll server_wait': {SAME: (e.EINTR, e.ENOMEM, e.EINVAL)},
-    'nanosleep server_wait': {SAME: (e.EINTR,)},
+    'madvise supervisor_set_up': {SAME: (e.EINVAL, e.ENOMEM)},
+    'socketpair supervisor_set_up': {START: (e.EMFILE, e.ENFILE)},
+    'pipe2 supervisor_set_up': {START: (e.EMFILE, e.ENFILE)},
+    'ppoll events_wait': {SAME: (e.EINTR, e.ENOMEM, e.EINVAL)},
+    'nanosleep events_wait': {SAME: (e.EINTR,)},
     'clock_gettime clock_us': {PERHAPS: (e.EPERM,)},
     # privdrop.c
     'syscall capabilities': {START: (e.EPERM, e.ENOSYS)},
@@ -159,14 +159,15 @@ EXPECTED = {
     'recvmsg worker_answer': {LOST: (e.EINTR, e.ENOMEM)},
     'recvmsg queue_take': {SAME: (e.EINTR, e.EAGAIN, e.ENOMEM)},
     'recvmsg work_take': {LOST: (e.EAGAIN, e.ENOMEM)},
-    'setrlimit session_begin': {CLOSED: (e.EPERM, e.EINVAL)},
+    'setrlimit descriptors_seal': {CLOSED: (e.EPERM, e.EINVAL)},
     'fstat work_do': {'5/20/00': (e.EIO,)},
+    'fstat multipath_execute_here': {'5/20/00': (e.EIO,)},
     'fcntl map_lock': {SAME: (e.EAGAIN, e.EACCES), LOST: (e.ENOLCK,)},
     'nanosleep map_lock': {SAME: (e.EINTR,)},
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
     'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
-    'kill worker_check': {SAME: (e.ESRCH, e.EPERM)},
+    'kill workers_check': {SAME: (e.ESRCH, e.EPERM)},
     # sysfs.c, multipath/map.c
     'open sysfs_slaves': {LOST: (e.ENOENT, e.EMFILE)},
     'syscall sysfs_slaves': {LOST: (e.ENOENT, e.EIO)},
@@ -191,19 +192,19 @@ EXPECTED = {
     'syscall filter_install (session)': {SAME: (e.EINVAL,),
                                          CLOSED: (e.ENOMEM, e.EACCES)},
     # session.c
-    'fork session_spawn': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    'fork session_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'prctl session_begin': {SAME: (e.EINVAL,)},
     'munmap session_begin': {SAME: (e.EINVAL,)},
     'getppid session_begin': {AGAIN: (e.ENOSYS,)},
     'accept4': {AGAIN: (e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM,
                         e.ECONNABORTED, e.EPERM)},
     'write session_begin': {SAME: (e.EINTR,), CLOSED: (e.EAGAIN, e.EPIPE)},
-    'syscall fds_close_except': {SAME: (e.ENOSYS, e.EINVAL)},
-    'read session_reported': {SAME: (e.EAGAIN, e.EINTR, SHORT)},
-    'waitpid session_reap': {SAME: (e.EINTR, e.ECHILD)},
+    'syscall descriptors_close_except': {SAME: (e.ENOSYS, e.EINVAL)},
+    'read reports_read': {SAME: (e.EAGAIN, e.EINTR, SHORT)},
+    'waitpid children_reap': {SAME: (e.EINTR, e.ECHILD)},
     'kill session_leave': {SAME: (e.ESRCH, e.EPERM)},
-    'kill session_check': {SAME: (e.ESRCH, e.EPERM)},
-    'kill session_kill_all': {SAME: (e.ESRCH, e.EPERM)},
+    'kill sessions_check': {SAME: (e.ESRCH, e.EPERM)},
+    'kill sessions_kill': {SAME: (e.ESRCH, e.EPERM)},
     # client.c
     'prctl client_busy': {SAME: (e.EINVAL,)},
     'getsockopt client_begin': {SAME: (e.EINVAL, e.ENOTCONN)},
@@ -457,7 +458,7 @@ class Run:
             stdout=subprocess.DEVNULL, stderr=self.log_write,
             preexec_fn=self.listener and self.pass_listener
             or self.scenario.preexec or None, close_fds=not self.listener)
-        ready = self.tools.where('ppoll server_wait', self.scenario)
+        ready = self.tools.where('ppoll events_wait', self.scenario)
         wait_until(lambda: process.poll() is not None
                    or not self.scenario.background and self.table.calls(ready))
         if process.poll() is None:
@@ -656,8 +657,6 @@ class Run:
         self.client.close()
         self.client = None
         self.settle()
-        if self.scenario.crowded:
-            self.evict_who_waits()
 
     def hang_without_a_word(self):
         """Main cannot tell this worker from one that takes no command."""
@@ -667,22 +666,6 @@ class Run:
             lambda c: c.read_in(self.map, READ_KEYS)))
         for n in PATHS:
             self.target.nexus(n).hold = 0
-
-    def evict_who_waits(self):
-        """Two clients have commands at a path that hangs, a third comes."""
-        hanging = contextlib.ExitStack()
-        for n in PATHS:
-            self.target.nexus(n).hold = 1
-            hanging.callback(setattr, self.target.nexus(n), 'hold', 0)
-        with hanging, Client(self.path, timeout=15) as one, \
-                Client(self.path, timeout=15) as two:
-            one.send(pr_in(READ_KEYS), [self.map])
-            two.send(pr_in(READ_KEYS), [self.map])
-            wait_until(lambda: len(self.live_children(self.main)) == 2)
-            with Client(self.path, timeout=15):
-                assert select.select([one.sock, two.sock], [], [], 15)[0]
-            hanging.close()
-            wait_until(lambda: not self.live_children(self.main))
 
     def answer_fresh(self, keys):
         with Client(self.path, timeout=15) as client:
@@ -722,7 +705,7 @@ SCENARIOS = [
     Scenario('sessions', *TWO_CLIENTS, stderr='pipe', crowded=True),
     Scenario('single process', '--max-clients=2', '--single-process',
              stderr='socket', crowded=True, single=True, preexec=few_fds,
-             only='descriptors_limit|session_|client_|server_wait|line_write|'
+             only='descriptors_limit|client_|events_wait|line_write|'
                   'clock'),
     Scenario('background', '-v', '-d', main=1, background=True, notify=True,
              stale=True, pid_file=True,
@@ -755,9 +738,9 @@ SCENARIOS = [
              broken={'open log_open': (e.ENXIO, *ONE),
                      'stat daemon_pid_file': (e.ENOENT, *ONE)}),
     Scenario('short of memory', '-v', only='nanosleep|setgroups',
-             broken={'ppoll server_wait 2': (e.ENOMEM, 2, 1),
+             broken={'ppoll events_wait 2': (e.ENOMEM, 2, 1),
                      'getgroups groups_clear': (e.EINVAL, *ONE)}),
-    Scenario('deaf sessions', *TWO_CLIENTS, crowded=True, only='session_check',
+    Scenario('deaf sessions', *TWO_CLIENTS, crowded=True, only='sessions_check',
              broken={'kill session_leave': (e.EPERM, *ONE)}),
     Scenario('multipath', '-v', mapped=True,
              only='^(?!nanosleep).*(worker|work_|map|multipath|path|sysfs|'
@@ -768,10 +751,9 @@ SCENARIOS = [
                       'open sysfs_read': {REFUSED: (e.ENOENT, e.EMFILE)},
                       'read sysfs_read': {REFUSED: (e.ENODEV, SHORT)}}),
     Scenario('multipath, one process', '-v', '--single-process',
-             '--max-clients=2', mapped=True, single=True, crowded=True,
-             only='worker_|^close client_close'),
+             mapped=True, single=True, only='execute_here'),
     Scenario('multipath, mute worker', '-v', mapped=True, mute=True,
-             only='worker_check', usual=[
+             only='workers_check', usual=[
                  'qemu-pr-helper: a command on a multipath map died of '
                  'signal 9'], broken={'write worker_run': (e.EPIPE, *ONE)}),
     Scenario('multipath, slow', '-v', mapped=True, slow=True,
@@ -784,7 +766,7 @@ SCENARIOS = [
                      'stat sysfs_has': (e.ENOENT, 14, 1),
                      'sendmsg queue_put': (e.EAGAIN, *ONE)}),
     Scenario('a command that never ends', '-v', '--stop-timeout=0',
-             hanging=True, only='session_kill_all'),
+             hanging=True, only='sessions_kill'),
     Scenario('another user', '-v', '-u', 'nobody', '-g',
              grp.getgrgid(NOBODY.pw_gid).gr_name, root=True,
              only='id_find|privdrop|bounding|groups', outcomes={
@@ -914,7 +896,7 @@ def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
         most = 4 if 'client_' in name else 2
         # How often the second is called, time tells; the others are too late
         # for a client that is closed anyway.
-        if re.search('ioctl|ppoll server_wait 1|setrlimit session_begin|'
+        if re.search('ioctl|ppoll events_wait 1|setrlimit descriptors_seal|'
                          'nanosleep|'
                      'sandbox_session|filter_install', name):
             most = 1
@@ -935,7 +917,7 @@ def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
 def test_a_session_that_dies_before_it_has_its_client(tools):
     """That is no error of accept(), nor has it a client to be named."""
     where = [(offset, 1) for offset, name in tools.program.offsets.items()
-             if name.startswith('accept4 ') and 'session_accept' not in name]
+             if name.startswith('accept4 ') and 'client_accept' not in name]
     run = Run(tools, Scenario('dying', '-v'), [(where[0], CRASH, 1, 1)]).live()
     assert tools.table.hits(where[0]) == 1
     words, = run.odd

@@ -1644,8 +1644,9 @@ def test_slaves_that_cannot_be_listed_while_suspended(run):
         lab.is_consistent = False
 
 
-def test_a_key_is_not_given_back_to_who_was_preempted_meanwhile(run):
+def test_a_key_is_not_given_back_to_who_was_preempted_meanwhile(run_one):
     """Between any two paths that a change of key goes to."""
+    run = run_one       # with --single-process the rival would have to wait
     action = ACTIONS['change the key']
     for path, keys in itertools.product(PATHS, ((NEW, KEY), (KEY, NEW))):
         with run.scenario(path, keys) as lab:
@@ -1866,10 +1867,9 @@ def test_helper_is_stopped_while_a_map_is_suspended(lab_of, mode, number):
     assert not lab.known.suspended
 
 
-@pytest.mark.parametrize('mode', MODES)
-def test_worker_is_killed_while_the_helper_stops(lab_of, mode):
+def test_worker_is_killed_while_the_helper_stops(lab_of):
     """It does not leave before the map is resumed, though not at once."""
-    lab = lab_of(mode)
+    lab = lab_of()
     action = ACTIONS[SUSPENDED]
     skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
     prepare(lab, action)
@@ -2016,9 +2016,8 @@ def test_descriptors_on_the_queue_that_linger(lab_of, room):
 
 # ---- Many at a time ---------------------------------------------------------
 
-@pytest.mark.parametrize('mode', MODES)
-def test_a_hanging_path_delays_nobody_elses_disk(lab_of, mode):
-    lab = lab_of(mode)
+def test_a_hanging_path_delays_nobody_elses_disk(lab_of):
+    lab = lab_of()
     lab.strangers_allowed = True
     lab.registered()
     for nexus in OTHERS:
