@@ -244,9 +244,10 @@ static bool client_execute(struct client *client)
     }
     if (command.status != GOOD)
         client->record->errors++;
-    if (command.status != GOOD && command.refusal != NULL
+    if (command.status != GOOD && command.refusal != NOT_REFUSED
         && !client->refusal_logged) {
-        client_warn(client, "command refused: ", command.refusal);
+        client_warn(client,
+                    "command refused: ", sg_io_refusal(command.refusal));
         client->refusal_logged = true;
     }
     protocol_reply(c, command.status, command.payload);

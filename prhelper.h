@@ -154,18 +154,36 @@ bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
-/* sg_io.c: one command on one descriptor. */
+/*
+ * sg_io.c: one command on one descriptor. Why it is not sent: the words are
+ * sg_io_refusal()'s.
+ */
+enum refusal {
+    NOT_REFUSED,
+    LIST_TOO_LONG,
+    NOT_FOR_WRITING,
+    NOT_OPEN,
+    NO_STATUS,
+    OF_PARTITION,
+    NOT_IN_SYSFS,
+    NOT_SCSI,
+    NOT_PERMITTED,
+    NOT_MAPPED,
+    NO_MULTIPATH,
+    NO_UUID,
+    NOT_SCSI_PATHS
+};
 struct pr_command {
     int fd;
     const uint8_t *cdb;
-    size_t length;       /* of data, as the CDB says */
-    uint8_t *data;       /* the parameter list, or room for the payload */
-    uint8_t *sense;      /* PROTOCOL_SENSE_SIZE bytes, always written */
-    uint8_t status;      /* result: SCSI status */
-    bool unreached;      /* result: this path to the device does not work */
-    bool is_lost;        /* result: the device may have done it even so */
-    size_t payload;      /* result: bytes of data that the device returned */
-    const char *refusal; /* result: why it was not sent, NULL: no reason */
+    size_t length;   /* of data, as the CDB says */
+    uint8_t *data;   /* the parameter list, or room for the payload */
+    uint8_t *sense;  /* PROTOCOL_SENSE_SIZE bytes, always written */
+    uint8_t status;  /* result: SCSI status */
+    bool unreached;  /* result: this path to the device does not work */
+    bool is_lost;    /* result: the device may have done it even so */
+    size_t payload;  /* result: bytes of data that the device returned */
+    uint8_t refusal; /* result: enum refusal */
 };
 
 /*
@@ -182,8 +200,9 @@ enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 bool sg_io_is_disk(const struct stat *);
 int sg_io_disk_row(unsigned number);
-void sg_io_good(struct pr_command *);
-void sg_io_refuse(struct pr_command *, const char *reason);
+enum vet sg_io_refuse(struct pr_command *, enum refusal);
+const char *sg_io_refusal(enum refusal);
+void status_set(struct pr_command *, uint8_t status);
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
@@ -360,9 +379,9 @@ void report_reply(const struct client *, const struct pr_command *,
 void report_totals(struct server *, int64_t now);
 int64_t report_status(struct server *, int64_t now);
 
-/* sandbox.c */
+/* sandbox.c. Each process may do what those before it may. */
+enum process { ABORTING, SESSION, WORKER, MAIN };
 void sandbox_main(struct server *);
-int sandbox_session(const struct server *);
-int sandbox_worker(const struct server *);
+int sandbox_enter(const struct server *, enum process);
 
 #endif

@@ -57,9 +57,6 @@
 #define ARCHITECTURE AUDIT_ARCH_PPC64LE
 #endif
 
-/* Each may do what those before it may. */
-enum process { ABORTING, SESSION, WORKER, MAIN };
-
 #ifdef ARCHITECTURE
 
 /* A system call that may be made, perhaps only with one value. */
@@ -225,9 +222,9 @@ static size_t permission_write(struct sock_filter *filter,
 }
 
 /*
- * Installs a filter: what this process may do, and what comes of the rest.
- * Numbers of another ABI (x32's have bit 30 set) are not in the table, another
- * architecture's are not looked up at all.
+ * What the process may do, and what comes of the rest. Numbers of another ABI
+ * (x32's have bit 30 set) are not in the table, another architecture's are
+ * not looked up at all.
  */
 static int filter_install(const struct server *server, enum process process)
 {
@@ -362,16 +359,10 @@ void sandbox_main(struct server *server)
 }
 
 /*
- * For a session: what main has, it has, too. Returns -1 and errno if it must
- * not serve its client.
+ * For a session or a worker: what main has, it has, too. Returns -1 and errno
+ * if it must not go on.
  */
-int sandbox_session(const struct server *server)
+int sandbox_enter(const struct server *server, enum process process)
 {
-    return server->is_filtered ? filter_install(server, SESSION) : 0;
-}
-
-/* Likewise for a worker. */
-int sandbox_worker(const struct server *server)
-{
-    return server->is_filtered ? filter_install(server, WORKER) : 0;
+    return server->is_filtered ? filter_install(server, process) : 0;
 }

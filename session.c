@@ -234,7 +234,7 @@ static void session_begin(struct server *server, struct record *record)
     descriptors.rlim_max = descriptors.rlim_cur;
     if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0)
         _exit(EXIT_FAILURE);
-    if (sandbox_session(server) < 0) {
+    if (sandbox_enter(server, SESSION) < 0) {
         log_error("no sandbox for a session: %s", strerror(errno));
         _exit(EXIT_FAILURE);
     }

@@ -25,8 +25,7 @@ struct work {
     int map;
     int answer;
     uint8_t cdb[PROTOCOL_CDB_SIZE];
-    /* From here on, the answer. A constant has one address in all of us. */
-    const char *refusal;
+    uint8_t refusal; /* from here on, the answer */
     uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
     /* As in struct conversation: some targets write more than asked for. */
@@ -130,7 +129,7 @@ static void work_do(const struct server *server, struct work *work,
     switch (sg_io_vet(&command)) {
     case VET_MAPPED:
         if (fstat(work->map, &st) < 0) {
-            sg_io_refuse(&command, "the descriptor has no status");
+            sg_io_refuse(&command, NO_STATUS);
         } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
                    && !map_lock(server->report[1], st.st_rdev,
                                 clock_us() + LOCK_WITHIN)) {
@@ -143,7 +142,7 @@ static void work_do(const struct server *server, struct work *work,
         }
         break;
     case VET_SEND:
-        sg_io_refuse(&command, "the descriptor is of no multipath map");
+        sg_io_refuse(&command, NOT_MAPPED);
         break;
     default:;
     }
@@ -152,8 +151,7 @@ static void work_do(const struct server *server, struct work *work,
     if (work->cdb[0] == PERSISTENT_RESERVE_IN)
         size += command.payload;
     close(work->map);
-    send(work->answer, (uint8_t *)work + offsetof(struct work, refusal), size,
-         MSG_DONTWAIT | MSG_NOSIGNAL);
+    send(work->answer, &work->refusal, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 /*
@@ -206,7 +204,7 @@ void worker_run(const struct server *server, struct suspension *suspension,
                     strerror(error));
     if (error != 0)
         _exit(EXIT_FAILURE);
-    if (sandbox_worker(server) < 0) {
+    if (sandbox_enter(server, WORKER) < 0) {
         log_error("no seccomp filter for a worker: %s", strerror(errno));
         _exit(EXIT_FAILURE);
     }

@@ -285,16 +285,22 @@ static void command_check(const struct pr_command *command)
         MUST(memcmp(command->data, peer.bytes, data_length()) == 0);
 }
 
+const char *sg_io_refusal(enum refusal refusal)
+{
+    MUST(refusal == NOT_SCSI);
+    return "refused";
+}
+
 enum vet sg_io_vet(struct pr_command *command)
 {
     command_check(command);
     MUST(!peer.vetted);
     peer.vetted = true;
-    command->refusal = NULL;
+    command->refusal = NOT_REFUSED;
     switch (input_number(1) % 4) {
     case 3:
         answer(command);
-        command->refusal = "refused";
+        command->refusal = NOT_SCSI;
         return VET_ANSWERED;
     case 2:
         return VET_MAPPED;
