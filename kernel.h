@@ -73,8 +73,7 @@ enum {
     LANDLOCK_READ_FILE = 1 << 2,
     LANDLOCK_READ_DIR = 1 << 3,
     LANDLOCK_REMOVE_FILE = 1 << 5,
-    LANDLOCK_IOCTL_DEV = 1 << 15,      /* 5th version of the interface */
-    LANDLOCK_BIND_AND_CONNECT_TCP = 3, /* 4th */
+    LANDLOCK_BIND_AND_CONNECT_TCP = 3, /* 4th version of the interface */
     LANDLOCK_SIGNALS = 1 << 1          /* 6th */
 };
 

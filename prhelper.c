@@ -21,7 +21,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,42 +40,26 @@ enum { HIGHEST_NUMBER = 512 };
 /* How long a client that always has a request may keep signals waiting. */
 #define SIGNALS_WITHIN (SECOND / 100)
 
-static volatile sig_atomic_t stop_wanted;
-static volatile sig_atomic_t child_ended;
-static volatile sig_atomic_t status_wanted;
+static volatile sig_atomic_t caught[32]; /* by number */
 
 static void signal_handle(int number)
 {
-    if (number == SIGCHLD)
-        child_ended = 1;
-    else if (number == SIGUSR1)
-        status_wanted = 1;
-    else
-        stop_wanted = 1;
+    caught[number] = 1;
 }
 
 /* Signals stay blocked from here on, except inside ppoll(). */
 static void signals_set_up(void)
 {
     static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1 };
-    struct sigaction action;
-    sigset_t all;
+    struct sigaction action = { .sa_handler = signal_handle };
     size_t i;
 
-    sigfillset(&all);
-    if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
-        fatal("cannot block signals: %s", strerror(errno));
-    memset(&action, 0, sizeof(action));
     sigfillset(&action.sa_mask);
-    action.sa_handler = signal_handle;
+    if (sigprocmask(SIG_SETMASK, &action.sa_mask, NULL) < 0)
+        fatal("cannot block signals: %s", strerror(errno));
     for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
         if (sigaction(handled[i], &action, NULL) < 0)
             fatal("cannot handle signals: %s", strerror(errno));
-}
-
-static int64_t sooner(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
 }
 
 static void *table(size_t size, int flags)
@@ -103,23 +86,10 @@ static int descriptors_limit(rlim_t most)
     return (int)most;
 }
 
-/*
- * Each client of --single-process takes a descriptor of the same process,
- * and may have sent another one. Returns how many clients there can be.
- */
-static unsigned clients_limit(unsigned wanted)
-{
-    enum { OTHERS = 32 };
-    int limit = (descriptors_limit(wanted * 2 + OTHERS) - OTHERS) / 2;
-
-    return limit > 0 ? (unsigned)limit : 1;
-}
-
 /* The same file, with one of the two highest numbers that there can be. */
-static int descriptor_high(int fd)
+static int descriptor_high(int fd, int limit)
 {
-    int high = fcntl(fd, F_DUPFD_CLOEXEC,
-                     descriptors_limit(HIGHEST_NUMBER + 1) - 2);
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, limit - 2);
 
     if (high < 0)
         fatal("too few descriptors, see ulimit -n: %s", strerror(errno));
@@ -129,14 +99,16 @@ static int descriptor_high(int fd)
 /*
  * The tables are sized for the most that may be, and take memory only where
  * they are used. There is room for as many sessions again as there may be
- * clients: those that were told to leave while a disk makes them hang.
+ * clients: those that were told to leave while a disk makes them hang. With
+ * --single-process each client takes a descriptor, and may have sent one.
  */
 static void server_set_up(struct server *server, const struct options *options)
 {
-    unsigned slots = options->single_process
-                         ? clients_limit(options->max_clients)
-                         : options->max_clients;
-    unsigned clients = slots;
+    enum { OTHERS = 32 };
+    bool is_single = options->single_process;
+    unsigned slots = options->max_clients, clients = 1;
+    int limit = descriptors_limit(is_single ? slots * 2 + OTHERS
+                                            : HIGHEST_NUMBER + 1);
     int low;
 
     server->options = options;
@@ -144,27 +116,29 @@ static void server_set_up(struct server *server, const struct options *options)
     server->stop_by = NEVER;
     server->status_by = NEVER;
     server->crowded_by = NEVER;
+    if (is_single)
+        slots = clients = limit > OTHERS + 2 ? (unsigned)(limit - OTHERS) / 2
+                                             : 1;
     server->max_clients = slots;
     slots = slots * 2 + 16;
     if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
         fatal("cannot make a pipe: %s", strerror(errno));
     if (socketpair(AF_UNIX,
                    SOCK_SEQPACKET | SOCK_CLOEXEC
-                       | (options->single_process ? SOCK_NONBLOCK : 0),
+                       | (is_single ? SOCK_NONBLOCK : 0),
                    0, server->queue)
         < 0)
         fatal("cannot make a queue: %s", strerror(errno));
-    if (!options->single_process) {
-        clients = 1;
+    if (!is_single) {
         server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);
         /* What a session does not see it need not have a copy of. */
         madvise(server->sessions, slots * sizeof(struct session),
                 MADV_DONTFORK);
         low = server->queue[QUEUE_IN];
-        server->queue[QUEUE_IN] = descriptor_high(low);
+        server->queue[QUEUE_IN] = descriptor_high(low, limit);
         close(low);
         if (trace_file() >= 0)
-            trace_file_set(descriptor_high(trace_file()));
+            trace_file_set(descriptor_high(trace_file(), limit));
     }
     server->slots = slots;
     server->workers = table(slots * sizeof(pid_t), MAP_PRIVATE);
@@ -174,17 +148,6 @@ static void server_set_up(struct server *server, const struct options *options)
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
     server->fds = table((clients + FDS_CLIENTS) * sizeof(struct pollfd),
                         MAP_PRIVATE);
-}
-
-/*
- * In a session the end of its client is the end of the process: an exiting
- * process does not linger in close(), whatever the client has queued.
- */
-static void server_drop(struct server *server, struct client *client)
-{
-    if (server->is_session)
-        _exit(EXIT_SUCCESS);
-    session_drop(server, client);
 }
 
 /* Begins to leave; what is in flight goes on, but for replies not read. */
@@ -217,11 +180,10 @@ static nfds_t server_interest(struct server *server, int64_t now, int64_t *wake)
     unsigned i;
 
     fds[FDS_LISTENER].fd = accepting ? server->listener.fd : -1;
-    fds[FDS_LISTENER].events = POLLIN;
     fds[FDS_REPORT].fd = server->report[0];
-    fds[FDS_REPORT].events = POLLIN;
     fds[FDS_QUEUE].fd = working ? server->queue[QUEUE_OUT] : -1;
-    fds[FDS_QUEUE].events = POLLIN;
+    for (i = 0; i < FDS_CLIENTS; i++)
+        fds[i].events = POLLIN;
     if (now < server->retry)
         *wake = sooner(*wake, server->retry);
     if (now < server->worker_retry)
@@ -243,17 +205,12 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
                         int64_t wake)
 {
     nfds_t first = server->is_session ? FDS_CLIENTS : 0;
-    struct timespec timeout, *until = NULL;
+    int64_t us = wake > now ? wake - now : 0;
+    struct timespec until = { (time_t)(us / SECOND),
+                              (long)(us % SECOND) * 1000 };
     bool interrupted = false;
     sigset_t none;
 
-    if (wake != NEVER) {
-        int64_t us = wake > now ? wake - now : 0;
-
-        timeout.tv_sec = (time_t)(us / SECOND);
-        timeout.tv_nsec = (long)(us % SECOND) * 1000;
-        until = &timeout;
-    }
     sigemptyset(&none);
     /* With something ready ppoll() lets no signal in, so now and then: */
     if (now >= server->signals_by) {
@@ -261,7 +218,9 @@ static void server_wait(struct server *server, nfds_t count, int64_t now,
         interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;
     }
     if (!interrupted
-        && ppoll(server->fds + first, count - first, until, &none) >= 0)
+        && ppoll(server->fds + first, count - first,
+                 wake == NEVER ? NULL : &until, &none)
+               >= 0)
         return;
     if (errno != EINTR) /* short of memory: do not spin */
         nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
@@ -286,15 +245,14 @@ static void server_serve(struct server *server)
         if (fds[i + FDS_CLIENTS].revents != 0
                 ? !client_work(client)
                 : client_expire(client, clock_us()))
-            server_drop(server, client);
+            session_drop(server, client);
     }
     if (fds[FDS_LISTENER].revents == 0)
         return;
     if (server->options->single_process)
         session_accept(server, clock_us());
-    else
-        session_spawn(server,
-                      clock_us()); /* the child goes on in the loop, too */
+    else /* the child goes on in the loop, too */
+        session_spawn(server, clock_us());
 }
 
 /* When stopping: is there nothing left to wait for? */
@@ -316,26 +274,17 @@ static bool server_is_done(struct server *server, int64_t now)
     return true;
 }
 
-static void clients_leave(const struct server *server)
-{
-    unsigned i;
-
-    for (i = 0; i < server->used; i++)
-        if (server->clients[i].socket >= 0)
-            client_leave(&server->clients[i]);
-}
-
 /* What only main does, between two polls. Returns when to do it again. */
 static int64_t main_check(struct server *server, int64_t now)
 {
     int64_t wake;
 
-    if (child_ended) {
-        child_ended = 0;
+    if (caught[SIGCHLD]) {
+        caught[SIGCHLD] = 0;
         session_reap(server, now);
     }
-    if (status_wanted) {
-        status_wanted = 0;
+    if (caught[SIGUSR1]) {
+        caught[SIGUSR1] = 0;
         report_totals(server, now);
     }
     wake = worker_check(server, now);
@@ -346,23 +295,27 @@ static int64_t main_check(struct server *server, int64_t now)
 
 static void loop(struct server *server)
 {
+    unsigned i;
+
     for (;;) {
         int64_t now = clock_us();
         int64_t wake = sooner(server->stop_by, log_check(now));
         nfds_t count;
 
-        if (stop_wanted && !server->stopping)
+        if ((caught[SIGTERM] || caught[SIGINT] || caught[SIGHUP])
+            && !server->stopping)
             server_stop(server, now);
         if (!server->is_session)
             wake = sooner(wake, main_check(server, now));
-        if (server->stopping && server_is_done(server, now)) {
-            clients_leave(server);
-            return;
-        }
+        if (server->stopping && server_is_done(server, now))
+            break;
         count = server_interest(server, now, &wake);
         server_wait(server, count, now, wake);
         server_serve(server);
     }
+    for (i = 0; i < server->used; i++)
+        if (server->clients[i].socket >= 0)
+            client_leave(&server->clients[i]);
 }
 
 int main(int argc, char **argv)

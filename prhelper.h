@@ -43,6 +43,11 @@ static inline int64_t clock_us(void)
     return (int64_t)now.tv_sec * SECOND + now.tv_nsec / 1000;
 }
 
+static inline int64_t sooner(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 /* For whoever has been told to leave and has no command at a device. */
 #define LEAVE_WITHIN SECOND
 
@@ -129,8 +134,7 @@ void options_parse(struct options *, int argc, char **argv);
 struct listener {
     int fd;
     const char *path; /* the name that we made, NULL: none */
-    dev_t device;     /* of that name, as it was made */
-    ino_t inode;
+    struct stat made; /* of that name; all 0: it was gone at once */
 };
 bool listen_is_activated(const struct options *);
 void listen_open(struct listener *, const char *path);
@@ -155,8 +159,8 @@ bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
 /*
- * sg_io.c: one command on one descriptor. Why it is not sent: the words are
- * sg_io_refusal()'s.
+ * sg_io.c: one command on one descriptor. Why it is not sent: the words are in
+ * sg_io_refusals[].
  */
 enum refusal {
     NOT_REFUSED,
@@ -176,14 +180,14 @@ enum refusal {
 struct pr_command {
     int fd;
     const uint8_t *cdb;
-    size_t length;   /* of data, as the CDB says */
-    uint8_t *data;   /* the parameter list, or room for the payload */
-    uint8_t *sense;  /* PROTOCOL_SENSE_SIZE bytes, always written */
-    uint8_t status;  /* result: SCSI status */
-    bool unreached;  /* result: this path to the device does not work */
-    bool is_lost;    /* result: the device may have done it even so */
-    size_t payload;  /* result: bytes of data that the device returned */
-    uint8_t refusal; /* result: enum refusal */
+    size_t length;        /* of data, as the CDB says */
+    uint8_t *data;        /* the parameter list, or room for the payload */
+    uint8_t *sense;       /* PROTOCOL_SENSE_SIZE bytes, always written */
+    uint8_t status;       /* result: SCSI status */
+    bool unreached;       /* result: this path to the device does not work */
+    bool is_lost;         /* result: the device may have done it even so */
+    size_t payload;       /* result: bytes of data that the device returned */
+    enum refusal refusal; /* result */
 };
 
 /*
@@ -201,7 +205,7 @@ void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 bool sg_io_is_disk(const struct stat *);
 int sg_io_disk_row(unsigned number);
 enum vet sg_io_refuse(struct pr_command *, enum refusal);
-const char *sg_io_refusal(enum refusal);
+extern const char *const sg_io_refusals[];
 void status_set(struct pr_command *, uint8_t status);
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
@@ -243,17 +247,13 @@ enum multipathd_said multipathd_tell(const struct multipathd *,
 enum multipathd_said multipathd_queue(const struct multipathd *,
                                       const char *command);
 
-/* multipath/actions.c, preempt.c: one command on a map; a map resumed. */
-struct suspension { /* of a map, as long as somebody must resume it */
+/* Of a multipath map, as long as somebody must resume it. */
+struct suspension {
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
     char witness[32];       /* the path that has kept its key; likewise */
     int64_t resume_by;      /* or another worker does it */
 };
-void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
-                       struct suspension *);
-void multipath_recover(const char *socket_path, struct suspension *,
-                       bool is_alone);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
@@ -261,9 +261,8 @@ void multipath_recover(const char *socket_path, struct suspension *,
  * which must not rely on it for more than fairness and statistics.
  */
 struct record {
-    struct log_peer
-        peer;      /* when it connected; pid 0: in no namespace of ours */
-    int64_t since; /* when it connected or last sent a command */
+    struct log_peer peer; /* when it connected; pid 0: of no namespace here */
+    int64_t since;        /* when it connected or last sent a command */
     unsigned long long commands;
     unsigned long long errors; /* commands that were not answered with GOOD */
     uint32_t state;            /* enum protocol_state: what it waits for */

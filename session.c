@@ -44,24 +44,15 @@ static bool same_peer(const struct record *a, const struct record *b)
     return a->peer.pid == b->peer.pid && a->peer.uid == b->peer.uid;
 }
 
-/* How many connections the peer of slot i has. */
-static unsigned peer_connections(const struct server *server, unsigned i)
-{
-    unsigned j, count = 0;
-
-    for (j = 0; j < server->slots; j++)
-        if (session_is_active(server, j)
-            && same_peer(&server->records[i], &server->records[j]))
-            count++;
-    return count;
-}
-
-static unsigned active_count(const struct server *server)
+/* Of one peer, or (NULL) of all. */
+static unsigned active_count(const struct server *server,
+                             const struct record *peer)
 {
     unsigned i, active = 0;
 
     for (i = 0; i < server->slots; i++)
-        active += session_is_active(server, i);
+        active += session_is_active(server, i)
+                  && (peer == NULL || same_peer(peer, &server->records[i]));
     return active;
 }
 
@@ -81,13 +72,15 @@ static bool goes_before(const struct server *server, const struct record *a,
 }
 
 /*
- * Returns who has to go: of the peer with the most connections, the one that
- * goes_before() its others. (Quadratic in the number of peers, but only at a
- * limit.)
+ * Returns who has to go, and logs it: of the peer with the most connections,
+ * the one that goes_before() its others. (Quadratic in the number of peers, but
+ * only at a limit.)
  */
 static unsigned victim_choose(const struct server *server)
 {
     unsigned i, victim = server->slots, most = 0;
+    unsigned clients = active_count(server, NULL);
+    struct log_peer peer;
 
     for (i = 0; i < server->slots; i++) {
         const struct record *record = &server->records[i];
@@ -98,7 +91,7 @@ static unsigned victim_choose(const struct server *server)
             continue;
         connections = victim < server->slots && same_peer(record, best)
                           ? most
-                          : peer_connections(server, i);
+                          : active_count(server, record);
         if (victim < server->slots
             && (connections < most
                 || (connections == most && !goes_before(server, record, best))))
@@ -106,19 +99,13 @@ static unsigned victim_choose(const struct server *server)
         victim = i;
         most = connections;
     }
-    return victim;
-}
-
-static void victim_log(const struct server *server, unsigned i)
-{
-    const struct log_peer peer = server->records[i].peer;
-    unsigned clients = active_count(server);
-
+    peer = server->records[victim].peer;
     *log_about() = peer;
     log_warning("%u clients: disconnecting one of pid %d uid %u",
                 clients < server->max_clients ? clients : server->max_clients,
                 peer.pid, peer.uid);
     *log_about() = (struct log_peer){ 0 };
+    return victim;
 }
 
 /*
@@ -143,10 +130,7 @@ static void session_leave(struct server *server, unsigned i, int64_t now)
 
 static void session_evict(struct server *server, int64_t now)
 {
-    unsigned victim = victim_choose(server);
-
-    victim_log(server, victim);
-    session_leave(server, victim, now);
+    session_leave(server, victim_choose(server), now);
 }
 
 /*
@@ -159,7 +143,7 @@ void session_make_room(struct server *server, const char *what, int error,
 {
     back_off(server, what, error, now);
     if (server->sessions == NULL || server->room == ROOM_MADE
-        || active_count(server) < 2)
+        || active_count(server, NULL) < 2)
         return;
     session_evict(server, now);
     server->room = ROOM_AWAITED;
@@ -194,7 +178,7 @@ void fds_close_except(int a, int b, int c)
  */
 static void session_begin(struct server *server, struct record *record)
 {
-    struct rlimit descriptors;
+    rlim_t limit = (rlim_t)server->queue[QUEUE_IN];
     int socket;
     ssize_t sent;
 
@@ -228,11 +212,9 @@ static void session_begin(struct server *server, struct record *record)
     close(server->queue[QUEUE_OUT]);
     fds_close_except(socket, server->queue[QUEUE_IN], -1);
     /* The filter tells these by number: that shall name nothing else. */
-    descriptors.rlim_cur = (rlim_t)server->queue[QUEUE_IN];
-    if (trace_file() >= 0 && trace_file() < server->queue[QUEUE_IN])
-        descriptors.rlim_cur = (rlim_t)trace_file();
-    descriptors.rlim_max = descriptors.rlim_cur;
-    if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0)
+    if (trace_file() >= 0 && (rlim_t)trace_file() < limit)
+        limit = (rlim_t)trace_file();
+    if (setrlimit(RLIMIT_NOFILE, &(struct rlimit){ limit, limit }) < 0)
         _exit(EXIT_FAILURE);
     if (sandbox_enter(server, SESSION) < 0) {
         log_error("no sandbox for a session: %s", strerror(errno));
@@ -252,8 +234,7 @@ void session_spawn(struct server *server, int64_t now)
         session_make_room(server, "find a place for a new client", EUSERS, now);
         return;
     }
-    memset(&server->records[i], 0, sizeof(server->records[i]));
-    server->records[i].since = now;
+    server->records[i] = (struct record){ .since = now };
     pid = fork();
     if (pid == 0) {
         session_begin(server, &server->records[i]);
@@ -264,8 +245,7 @@ void session_spawn(struct server *server, int64_t now)
                           now);
         return;
     }
-    server->sessions[i].pid = pid;
-    server->sessions[i].leave_by = NEVER;
+    server->sessions[i] = (struct session){ pid, NEVER };
     server->sessions_there++;
     server->pending = pid;
 }
@@ -379,7 +359,7 @@ int64_t session_check(struct server *server, int64_t now)
     int64_t next = NEVER;
     unsigned i;
 
-    if (active_count(server) <= server->max_clients)
+    if (active_count(server, NULL) <= server->max_clients)
         server->crowded_by = NEVER;
     else if (server->crowded_by == NEVER)
         server->crowded_by = now + CROWDED_FOR;
@@ -395,10 +375,9 @@ int64_t session_check(struct server *server, int64_t now)
                 kill(session->pid, SIGKILL);
             session->leave_by = now + LEAVE_WITHIN;
         }
-        if (session->leave_by < next)
-            next = session->leave_by;
+        next = sooner(next, session->leave_by);
     }
-    return server->crowded_by < next ? server->crowded_by : next;
+    return sooner(next, server->crowded_by);
 }
 
 /* The end of our patience with commands in flight. */
@@ -418,9 +397,14 @@ void session_kill_all(struct server *server)
                   commands);
 }
 
-/* With --single-process: the end of a client. */
+/*
+ * The end of a client. In a session it is the end of the process: one that
+ * exits does not linger in close(), whatever the client has queued.
+ */
 void session_drop(struct server *server, struct client *client)
 {
+    if (server->is_session)
+        _exit(EXIT_SUCCESS);
     totals_add(server, client->record);
     client_close(client);
 }
@@ -431,9 +415,8 @@ void session_accept(struct server *server, int64_t now)
     unsigned i;
     int socket;
 
-    if (active_count(server) >= server->max_clients) {
+    if (active_count(server, NULL) >= server->max_clients) {
         i = victim_choose(server);
-        victim_log(server, i);
         client_leave(&server->clients[i]);
         session_drop(server, &server->clients[i]);
     }

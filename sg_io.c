@@ -20,7 +20,6 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <unistd.h>
 
 enum { /* block majors, Documentation/admin-guide/devices.txt in the kernel */
        SCSI_DISK_MAJOR = 8, /* and 65-71, 128-135 */
@@ -87,7 +86,7 @@ enum { /* driver status, same file; 0x08 says that there is sense data */
        DRIVER_SENSE = 0x08
 };
 
-static const char *const refusals[] = {
+const char *const sg_io_refusals[] = {
     [LIST_TOO_LONG] = "the parameter list is longer than 8192 bytes",
     [NOT_FOR_WRITING] = "the descriptor is not open for writing",
     [NOT_OPEN] = "the descriptor is not open",
@@ -162,11 +161,6 @@ static enum vet refuse_as(struct pr_command *command, int error,
     outcome_set(command, errno_outcomes, error);
     command->refusal = refusal;
     return VET_ANSWERED;
-}
-
-const char *sg_io_refusal(enum refusal refusal)
-{
-    return refusals[refusal];
 }
 
 /* Which of the sixteen block majors of SCSI disks this is; -1: none. */

@@ -205,7 +205,7 @@ void multipath_execute(struct pr_command *command, dev_t device,
     command->status = map.answer.status;
     command->payload = map.answer.payload;
     memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
-    command->refusal = (uint8_t)map.refusal;
+    command->refusal = map.refusal;
     if (refusal != NOT_REFUSED)
         sg_io_refuse(command, refusal);
 }

@@ -45,7 +45,7 @@ enum {
 enum { LIST_FLAGS = 20, SPEC_I_PT = 0x08, ALL_TG_PT = 0x04, APTPL = 0x01 };
 
 enum { /* of a worker's answer, before the payload */
-       ANSWER_HEAD = 1 + 1 + PROTOCOL_SENSE_SIZE
+       ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE
 };
 
 enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
@@ -142,6 +142,12 @@ enum holder {
 /* worker.c; never returns. */
 void worker_run(const struct server *, struct suspension *, bool is_resumer)
     __attribute__((noreturn));
+
+/* actions.c, preempt.c: one command on a map; a map resumed. */
+void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
+                       struct suspension *);
+void multipath_recover(const char *socket_path, struct suspension *,
+                       bool is_alone);
 
 /* map.c: the map, its paths, and which of them may be left out. */
 enum refusal map_begin(struct map *, dev_t, const char *socket_path,

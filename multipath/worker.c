@@ -25,7 +25,7 @@ struct work {
     int map;
     int answer;
     uint8_t cdb[PROTOCOL_CDB_SIZE];
-    uint8_t refusal; /* from here on, the answer */
+    enum refusal refusal; /* from here on, the answer */
     uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
     /* As in struct conversation: some targets write more than asked for. */

@@ -102,7 +102,7 @@ int worker_ask(int queue, const struct pr_command *command)
 void worker_answer(int answer, struct pr_command *command)
 {
     struct iovec parts[4] = {
-        { .iov_base = &command->refusal, .iov_len = 1 },
+        { .iov_base = &command->refusal, .iov_len = sizeof(enum refusal) },
         { .iov_base = &command->status, .iov_len = 1 },
         { .iov_base = command->sense, .iov_len = PROTOCOL_SENSE_SIZE },
         { .iov_base = command->data, .iov_len = command->length },
@@ -189,8 +189,7 @@ int64_t worker_check(struct server *server, int64_t now)
             server->suspensions[i].resume_by = now + COMMAND_WITHIN;
             worker_start(server, place, i, now);
         }
-        if (server->suspensions[i].resume_by < next)
-            next = server->suspensions[i].resume_by;
+        next = sooner(next, server->suspensions[i].resume_by);
     }
     if (now < server->worker_retry)
         return next;

@@ -285,11 +285,7 @@ static void command_check(const struct pr_command *command)
         MUST(memcmp(command->data, peer.bytes, data_length()) == 0);
 }
 
-const char *sg_io_refusal(enum refusal refusal)
-{
-    MUST(refusal == NOT_SCSI);
-    return "refused";
-}
+const char *const sg_io_refusals[] = { [NOT_SCSI] = "refused" };
 
 enum vet sg_io_vet(struct pr_command *command)
 {
