@@ -37,9 +37,8 @@ void client_begin(struct client *client, int socket,
     socklen_t size = sizeof(peer);
 
     getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
-    memset(record, 0, sizeof(*record));
-    record->peer = (struct log_peer){ peer.pid, peer.uid };
-    record->since = clock_us();
+    *record = (struct record){ .peer = { peer.pid, peer.uid },
+                               .since = clock_us() };
     client->socket = socket;
     client->service = service;
     client->answer = -1;
@@ -232,7 +231,7 @@ static bool client_execute(struct client *client)
         .cdb = c->cdb,
         .length = protocol_data_length(c->cdb),
         .data = protocol_data(c),
-        .sense = protocol_sense(c),
+        .sense = protocol_data(c) - PROTOCOL_SENSE_SIZE,
     };
 
     client->deadline = NEVER;
@@ -244,9 +243,10 @@ static bool client_execute(struct client *client)
     }
     if (command.status != GOOD)
         client->record->errors++;
-    if (command.status != GOOD && command.refusal != NULL
+    if (command.status != GOOD && command.refusal != NOT_REFUSED
         && !client->refusal_logged) {
-        client_warn(client, "command refused: ", command.refusal);
+        client_warn(client,
+                    "command refused: ", sg_io_refusals[command.refusal]);
         client->refusal_logged = true;
     }
     protocol_reply(c, command.status, command.payload);

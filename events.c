@@ -27,16 +27,12 @@ static void signal_handle(int number)
 void signals_set_up(void)
 {
     static const int handled[] = { SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1 };
-    struct sigaction action;
-    sigset_t all;
+    struct sigaction action = { .sa_handler = signal_handle };
     size_t i;
 
-    sigfillset(&all);
-    if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
-        fatal("cannot block signals: %s", strerror(errno));
-    memset(&action, 0, sizeof(action));
     sigfillset(&action.sa_mask);
-    action.sa_handler = signal_handle;
+    if (sigprocmask(SIG_SETMASK, &action.sa_mask, NULL) < 0)
+        fatal("cannot block signals: %s", strerror(errno));
     for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
         if (sigaction(handled[i], &action, NULL) < 0)
             fatal("cannot handle signals: %s", strerror(errno));

@@ -34,8 +34,6 @@
 /* Linux 4.14 */
 #ifndef SECCOMP_RET_KILL_PROCESS
 #define SECCOMP_RET_KILL_PROCESS 0x80000000U
-#endif
-#ifndef SECCOMP_FILTER_FLAG_LOG
 #define SECCOMP_FILTER_FLAG_LOG 2
 #endif
 
@@ -46,13 +44,9 @@
 
 /* Linux 5.1, for 32 bits: times that do not end in 2038. */
 #ifdef SYS_fcntl64
-#ifndef SYS_clock_gettime64
-#define SYS_clock_gettime64 403
-#endif
-#ifndef SYS_clock_nanosleep_time64
-#define SYS_clock_nanosleep_time64 407
-#endif
 #ifndef SYS_ppoll_time64
+#define SYS_clock_gettime64 403
+#define SYS_clock_nanosleep_time64 407
 #define SYS_ppoll_time64 414
 #endif
 #endif
@@ -61,13 +55,9 @@
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
-#ifndef SYS_landlock_create_ruleset
-#define SYS_landlock_create_ruleset 444
-#endif
-#ifndef SYS_landlock_add_rule
-#define SYS_landlock_add_rule 445
-#endif
 #ifndef SYS_landlock_restrict_self
+#define SYS_landlock_create_ruleset 444
+#define SYS_landlock_add_rule 445
 #define SYS_landlock_restrict_self 446
 #endif
 
@@ -83,10 +73,8 @@ enum {
     LANDLOCK_READ_FILE = 1 << 2,
     LANDLOCK_READ_DIR = 1 << 3,
     LANDLOCK_REMOVE_FILE = 1 << 5,
-    LANDLOCK_IOCTL_DEV = 1 << 15,       /* 5th version of the interface */
-    LANDLOCK_BIND_AND_CONNECT_TCP = 3,  /* 4th */
-    LANDLOCK_ABSTRACT_SOCKETS = 1 << 0, /* 6th */
-    LANDLOCK_SIGNALS = 1 << 1
+    LANDLOCK_BIND_AND_CONNECT_TCP = 3, /* 4th version of the interface */
+    LANDLOCK_SIGNALS = 1 << 1          /* 6th */
 };
 
 struct landlock_ruleset {

@@ -190,7 +190,6 @@ void listen_open(struct listener *listener, const char *path)
 {
     struct sockaddr_un address;
     socklen_t length = protocol_address(&address, path);
-    struct stat st = { 0 };
     int tries = 100;
     bool is_shared;
 
@@ -207,10 +206,8 @@ void listen_open(struct listener *listener, const char *path)
     }
     if (listen(listener->fd, BACKLOG) < 0)
         fatal("cannot listen on %s: %s", path, strerror(errno));
-    (void)lstat(path, &st); /* if it is gone, there is none to remove */
     listener->path = path;
-    listener->device = st.st_dev;
-    listener->inode = st.st_ino;
+    (void)lstat(path, &listener->made); /* if it is gone, all 0: no file's */
 }
 
 /* Removes the name if it is still the one that listen_open() made. */
@@ -219,7 +216,8 @@ void listen_remove(const struct listener *listener)
     struct stat st;
 
     if (listener->path == NULL || lstat(listener->path, &st) < 0
-        || st.st_dev != listener->device || st.st_ino != listener->inode)
+        || st.st_dev != listener->made.st_dev
+        || st.st_ino != listener->made.st_ino)
         return;
     /* The directory may be another user's, and our power over it gone. */
     if (unlink(listener->path) < 0)
@@ -247,8 +245,6 @@ int notify_open(void)
         log_warning("NOTIFY_SOCKET is not usable: '%s'", name);
         return -1;
     }
-    if (name[0] == '@')
-        address.sun_path[0] = '\0';
     fd = unix_socket(SOCK_DGRAM);
     if (connect(fd, (const struct sockaddr *)&address, length) < 0) {
         log_warning("cannot connect to NOTIFY_SOCKET '%s': %s", name,

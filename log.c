@@ -45,17 +45,6 @@ static struct {
 /* How many warnings may a client cause in a second? */
 enum { WARNINGS_MOST = 10 };
 
-/* What systemd says of a stderr that is a stream to the journal. */
-static bool is_journal(const struct stat *st)
-{
-    const char *stream = getenv("JOURNAL_STREAM");
-    char ours[48];
-
-    snprintf(ours, sizeof(ours), "%ju:%ju", (uintmax_t)st->st_dev,
-             (uintmax_t)st->st_ino);
-    return stream != NULL && strcmp(stream, ours) == 0;
-}
-
 /*
  * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
  * description that other processes share: a pipe or a terminal is opened
@@ -64,15 +53,16 @@ static bool is_journal(const struct stat *st)
  */
 void log_open(void)
 {
-    struct stat st;
+    const char *journal = getenv("JOURNAL_STREAM"); /* systemd's word */
+    struct stat st = { 0 };
+    char ours[48];
 
-    log_state.is_socket = false;
-    log_state.is_journal = false;
-    log_state.may_block = false;
-    if (fstat(STDERR_FILENO, &st) < 0)
-        return;
+    (void)fstat(STDERR_FILENO, &st);
+    snprintf(ours, sizeof(ours), "%ju:%ju", (uintmax_t)st.st_dev,
+             (uintmax_t)st.st_ino);
     log_state.is_socket = S_ISSOCK(st.st_mode);
-    log_state.is_journal = is_journal(&st);
+    log_state.is_journal = journal != NULL && strcmp(journal, ours) == 0;
+    log_state.may_block = false;
     if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {
         int fd = open("/proc/self/fd/2",
                       O_WRONLY | O_NONBLOCK | O_NOCTTY | O_APPEND | O_CLOEXEC);
@@ -157,9 +147,7 @@ static bool rate_is_exceeded(struct log_shared *shared)
     }
     if (window == NULL)
         return shared->windows[LOG_WINDOWS - 1].warnings++ >= WARNINGS_MOST;
-    window->peer = peer;
-    window->since = now;
-    window->warnings = 1;
+    *window = (struct log_window){ peer, now, 1 };
     return false;
 }
 
@@ -211,11 +199,9 @@ static int time_write(char *line, size_t size)
 /* What comes before the text; as long as line[] has room for much more. */
 static int head_write(int file, char *line, size_t size, int level)
 {
-    int priority = level == LOG_ASKED    ? LOG_NOTICE
-                   : level == LOG_ERRORS ? LOG_ERR
-                   : level == LOG_NORMAL ? LOG_WARNING
-                                         : LOG_INFO;
-    int length = 0;
+    static const int priorities[] = { LOG_NOTICE, LOG_ERR, LOG_WARNING,
+                                      LOG_INFO };
+    int priority = priorities[level - LOG_ASKED], length = 0;
 
     if (file < 0) {
         if (log_state.is_syslog) /* RFC 3164, without what syslogd adds */

@@ -38,6 +38,11 @@ static inline int64_t clock_us(void)
     return (int64_t)now.tv_sec * SECOND + now.tv_nsec / 1000;
 }
 
+static inline int64_t sooner(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 /* For whoever has been told to leave and has no command at a device. */
 #define LEAVE_WITHIN SECOND
 
@@ -124,8 +129,7 @@ void options_parse(struct options *, int argc, char **argv);
 struct listener {
     int fd;
     const char *path; /* the name that we made, NULL: none */
-    dev_t device;     /* of that name, as it was made */
-    ino_t inode;
+    struct stat made; /* of that name; all 0: it was gone at once */
 };
 bool listen_is_activated(const struct options *);
 void listen_open(struct listener *, const char *path);
@@ -149,18 +153,36 @@ bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
-/* sg_io.c: one command on one descriptor. */
+/*
+ * sg_io.c: one command on one descriptor. Why it is not sent: the words are in
+ * sg_io_refusals[].
+ */
+enum refusal {
+    NOT_REFUSED,
+    LIST_TOO_LONG,
+    NOT_FOR_WRITING,
+    NOT_OPEN,
+    NO_STATUS,
+    OF_PARTITION,
+    NOT_IN_SYSFS,
+    NOT_SCSI,
+    NOT_PERMITTED,
+    NOT_MAPPED,
+    NO_MULTIPATH,
+    NO_UUID,
+    NOT_SCSI_PATHS
+};
 struct pr_command {
     int fd;
     const uint8_t *cdb;
-    size_t length;       /* of data, as the CDB says */
-    uint8_t *data;       /* the parameter list, or room for the payload */
-    uint8_t *sense;      /* PROTOCOL_SENSE_SIZE bytes, always written */
-    uint8_t status;      /* result: SCSI status */
-    bool unreached;      /* result: this path to the device does not work */
-    bool is_lost;        /* result: the device may have done it even so */
-    size_t payload;      /* result: bytes of data that the device returned */
-    const char *refusal; /* result: why it was not sent, NULL: no reason */
+    size_t length;        /* of data, as the CDB says */
+    uint8_t *data;        /* the parameter list, or room for the payload */
+    uint8_t *sense;       /* PROTOCOL_SENSE_SIZE bytes, always written */
+    uint8_t status;       /* result: SCSI status */
+    bool unreached;       /* result: this path to the device does not work */
+    bool is_lost;         /* result: the device may have done it even so */
+    size_t payload;       /* result: bytes of data that the device returned */
+    enum refusal refusal; /* result */
 };
 
 /*
@@ -177,8 +199,9 @@ enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 bool sg_io_is_disk(const struct stat *);
 int sg_io_disk_row(unsigned number);
-void sg_io_good(struct pr_command *);
-void sg_io_refuse(struct pr_command *, const char *reason);
+enum vet sg_io_refuse(struct pr_command *, enum refusal);
+extern const char *const sg_io_refusals[];
+void status_set(struct pr_command *, uint8_t status);
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
@@ -219,8 +242,8 @@ enum multipathd_said multipathd_tell(const struct multipathd *,
 enum multipathd_said multipathd_queue(const struct multipathd *,
                                       const char *command);
 
-/* multipath/actions.c, preempt.c: one command on a map; a map resumed. */
-struct suspension { /* of a map, as long as somebody must resume it */
+/* Of a multipath map, as long as somebody must resume it. */
+struct suspension {
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
     char witness[32];       /* the path that has kept its key; likewise */

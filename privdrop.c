@@ -45,8 +45,7 @@ static void capabilities(long number, const char *what,
         fatal("cannot %s capabilities: %s", what, strerror(errno));
 }
 
-/* Returns 0, or errno if something is left in the set. */
-static int bounding_set_empty(void)
+static bool bounding_set_empty(void)
 {
     unsigned long capability;
     int set;
@@ -54,29 +53,20 @@ static int bounding_set_empty(void)
     for (capability = 0;
          (set = prctl(PR_CAPBSET_READ, capability, 0, 0, 0)) >= 0; capability++)
         if (set > 0 && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
-            return errno;
-    return 0;
-}
-
-static int groups_clear(void)
-{
-    if (getgroups(0, NULL) == 0 || setgroups(0, NULL) == 0)
-        return 0;
-    return errno;
+            return false;
+    return true;
 }
 
 /*
  * Without -u and -g, a step that needs a capability we were not given is
  * only worth a word: to root's owner a warning, to a user no surprise.
  */
-static void step_failed(const char *step, int error, bool must)
+static void step_failed(const char *step, bool must)
 {
     if (must)
-        fatal("cannot %s: %s", step, strerror(error));
-    if (geteuid() == 0)
-        log_warning("cannot %s: %s", step, strerror(error));
-    else
-        log_verbose("cannot %s: %s", step, strerror(error));
+        fatal("cannot %s: %s", step, strerror(errno));
+    log_at(geteuid() == 0 ? LOG_NORMAL : LOG_VERBOSE, "cannot %s: %s", step,
+           strerror(errno));
 }
 
 /* (uid_t)-1 and (gid_t)-1 leave the id as it is. */
@@ -85,7 +75,6 @@ void privdrop(uid_t uid, gid_t gid)
     bool must = uid != (uid_t)-1 || gid != (gid_t)-1;
     struct __user_cap_data_struct had[2], keep[2] = { { 0 } };
     struct stat st;
-    int error;
 
     capabilities(SYS_capget, "read", had);
     keep[0].permitted = had[0].permitted & (UINT32_C(1) << CAP_SYS_RAWIO);
@@ -100,20 +89,17 @@ void privdrop(uid_t uid, gid_t gid)
                     "outside of any (in Kubernetes hostUsers: true, no "
                     "rootless podman)");
 
-    if ((error = bounding_set_empty()) != 0)
-        step_failed("empty the capability bounding set", error, must);
-    if ((error = groups_clear()) != 0)
-        step_failed("clear the supplementary groups", error, must);
+    if (!bounding_set_empty())
+        step_failed("empty the capability bounding set", must);
+    if (getgroups(0, NULL) != 0 && setgroups(0, NULL) != 0)
+        step_failed("clear the supplementary groups", must);
     if (gid != (gid_t)-1 && setresgid(gid, gid, gid) < 0)
-        fatal("cannot change the group id to %lu: %s", (unsigned long)gid,
-              strerror(errno));
-    if (uid != (uid_t)-1) {
-        if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0
+        fatal("cannot change the group id to %u: %s", gid, strerror(errno));
+    if (uid != (uid_t)-1
+        && (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0
             || setresuid(uid, uid, uid) < 0
-            || prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0)
-            fatal("cannot change the user id to %lu: %s", (unsigned long)uid,
-                  strerror(errno));
-    }
+            || prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0))
+        fatal("cannot change the user id to %u: %s", uid, strerror(errno));
     /* An empty inheritable set empties the ambient one too. */
     capabilities(SYS_capset, "drop", keep);
     if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0)

@@ -12,18 +12,20 @@
 #include <string.h>
 
 /*
- * The address of the Unix socket at path. Returns its length, or 0 if path
- * does not fit.
+ * The address of the Unix socket of that name. Returns its length, or 0 if it
+ * does not fit. One that begins with @ is abstract: a NUL, and none at its end.
  */
-socklen_t protocol_address(struct sockaddr_un *address, const char *path)
+socklen_t protocol_address(struct sockaddr_un *address, const char *name)
 {
-    size_t length = strlen(path);
+    size_t length = strlen(name);
 
     memset(address, 0, sizeof(*address));
     address->sun_family = AF_UNIX;
     if (length == 0 || length >= sizeof(address->sun_path))
         return 0;
-    memcpy(address->sun_path, path, length);
+    memcpy(address->sun_path, name, length);
+    if (name[0] == '@')
+        address->sun_path[0] = '\0';
     return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
 }
 
@@ -137,18 +139,6 @@ void protocol_sent(struct conversation *c, size_t bytes)
         frame_begin(c, PROTOCOL_HELLO_IN, PROTOCOL_HELLO_SIZE);
     else
         frame_begin(c, PROTOCOL_CDB, PROTOCOL_CDB_SIZE);
-}
-
-/* The parameter list, or the room for the payload: PROTOCOL_DATA_MAX bytes. */
-uint8_t *protocol_data(struct conversation *c)
-{
-    return c->frame + PROTOCOL_STATUS_SIZE;
-}
-
-/* Where the sense data of the reply belongs: PROTOCOL_SENSE_SIZE bytes. */
-uint8_t *protocol_sense(struct conversation *c)
-{
-    return c->frame + 8;
 }
 
 /*

@@ -102,7 +102,7 @@ static inline uint64_t be64_get(const uint8_t *bytes)
 
 /* Where a helper listens that was not told otherwise. */
 #define PROTOCOL_SOCKET LOCALSTATEDIR "/run/qemu-pr-helper.sock"
-socklen_t protocol_address(struct sockaddr_un *, const char *path);
+socklen_t protocol_address(struct sockaddr_un *, const char *name);
 
 enum protocol_state {
     PROTOCOL_HELLO_OUT,
@@ -134,8 +134,12 @@ uint8_t *protocol_rest(struct conversation *, size_t *size);
 const char *protocol_received(struct conversation *, size_t bytes, int fd);
 void protocol_sent(struct conversation *, size_t bytes);
 size_t protocol_data_length(const uint8_t *cdb);
-uint8_t *protocol_data(struct conversation *);
-uint8_t *protocol_sense(struct conversation *);
 void protocol_reply(struct conversation *, uint8_t status, size_t payload);
+
+/* The parameter list, or the room for the payload: PROTOCOL_DATA_MAX bytes. */
+static inline uint8_t *protocol_data(struct conversation *c)
+{
+    return c->frame + PROTOCOL_STATUS_SIZE;
+}
 
 #endif

@@ -588,7 +588,7 @@ static bool is_mapped(int fd, const uint8_t *cdb, const char **refusal)
 
     *refusal = mapped ? "a device-mapper device is served only if it is a "
                         "multipath map, and its name has no odd characters"
-                      : vetted.refusal;
+                      : sg_io_refusals[vetted.refusal];
     return mapped;
 }
 

@@ -27,7 +27,7 @@ enum {
 /* Name and number. Linux names disks sda to sdz, sdaa and so on. */
 static const char *device_name(char text[DEVICE_SIZE], int fd)
 {
-    char letters[8] = "", *letter = letters + sizeof(letters) - 1;
+    char name[16] = "device", letters[8] = "", *letter = &letters[7];
     unsigned family, number, index;
     bool is_block;
     struct stat st;
@@ -43,15 +43,12 @@ static const char *device_name(char text[DEVICE_SIZE], int fd)
         index = (number & 0xfff00) | (unsigned)row << 4 | (number >> 4 & 0xf);
         for (index++; index > 0; index = (index - 1) / 26)
             *--letter = (char)('a' + (index - 1) % 26);
-        snprintf(text, DEVICE_SIZE, "sd%s%.0u (%u:%u)", letter,
-                 number % PARTITIONS, family, number);
+        snprintf(name, sizeof(name), "sd%s%.0u", letter, number % PARTITIONS);
     } else if (is_block ? sysfs_has(st.st_rdev, "/dm")
                         : family == SCSI_GENERIC_MAJOR) {
-        snprintf(text, DEVICE_SIZE, "%s%u (%u:%u)", is_block ? "dm-" : "sg",
-                 number, family, number);
-    } else {
-        snprintf(text, DEVICE_SIZE, "device (%u:%u)", family, number);
+        snprintf(name, sizeof(name), "%s%u", is_block ? "dm-" : "sg", number);
     }
+    snprintf(text, DEVICE_SIZE, "%s (%u:%u)", name, family, number);
     return text;
 }
 

@@ -222,9 +222,9 @@ static size_t permission_write(struct sock_filter *filter,
 }
 
 /*
- * Installs a filter: what this process may do, and what comes of the rest.
- * Numbers of another ABI (x32's have bit 30 set) are not in the table, another
- * architecture's are not looked up at all.
+ * What the process may do, and what comes of the rest. Numbers of another ABI
+ * (x32's have bit 30 set) are not in the table, another architecture's are
+ * not looked up at all.
  */
 static int filter_install(enum process process, int queue)
 {
@@ -267,28 +267,19 @@ static int filter_install(enum process process, int queue)
 
 #endif
 
-static uint64_t landlock_files(long version)
-{
-    static const unsigned rights[] = { 0, 13, 14, 15, 15, 16 };
-
-    if (version >= (long)COUNT(rights))
-        version = (long)COUNT(rights) - 1;
-    return (UINT64_C(1) << rights[version]) - 1;
-}
-
 /*
- * Gives rights in and below a directory, the first length bytes of path. One
- * that is not there, or that we can no longer reach with the capabilities
+ * Gives rights in and below the directory that path has before its last slash.
+ * One that is not there, or that we can no longer reach with the capabilities
  * that are left, needs no rule.
  */
-static int landlock_allow(int ruleset, const char *path, int length,
-                          uint64_t rights)
+static int landlock_allow(int ruleset, const char *path, uint64_t rights)
 {
     struct landlock_path rule = { .rights = rights };
     char directory[128]; /* a socket's path is shorter */
     int result;
 
-    snprintf(directory, sizeof(directory), "%.*s", length, path);
+    snprintf(directory, sizeof(directory), "%.*s",
+             (int)(strrchr(path, '/') - path) + 1, path);
     rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (rule.directory < 0)
         return errno == ENOENT || errno == EACCES ? 0 : -1;
@@ -300,34 +291,27 @@ static int landlock_allow(int ruleset, const char *path, int length,
 
 /*
  * For all processes: to read in /sys and /dev, and to remove the socket.
- * Returns -1 and errno if that is not to be had.
+ * Returns -1 and errno if that is not to be had. (The filter knows which
+ * ioctl there is, so the right to that, of the 5th version, is not asked for.)
  */
 static int landlock_restrict(long version, const char *socket_path)
 {
     const struct landlock_ruleset refused = {
-        .files = landlock_files(version),
+        .files = (UINT64_C(1) << (version < 3 ? 12 + version : 15)) - 1,
         .network = version >= 4 ? LANDLOCK_BIND_AND_CONNECT_TCP : 0,
         .scopes = version >= 6 ? LANDLOCK_SIGNALS : 0,
     };
-    uint64_t device = LANDLOCK_READ_FILE;
-    int result = -1, ruleset;
+    int ruleset = (int)syscall(SYS_landlock_create_ruleset, &refused,
+                               sizeof(refused), 0);
+    int result = -1;
 
-    if (version >= 5)
-        device |= LANDLOCK_IOCTL_DEV;
-    ruleset = (int)syscall(SYS_landlock_create_ruleset, &refused,
-                           sizeof(refused), 0);
     if (ruleset < 0)
         return -1;
-    if (landlock_allow(ruleset, "/sys", 4,
-                       LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
+    if (landlock_allow(ruleset, "/sys/", LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
             == 0
-        && landlock_allow(ruleset, "/dev", 4, device) == 0
+        && landlock_allow(ruleset, "/dev/", LANDLOCK_READ_FILE) == 0
         && (socket_path == NULL
-            || landlock_allow(ruleset, socket_path,
-                              (int)(strrchr(socket_path, '/') - socket_path)
-                                  + 1,
-                              LANDLOCK_REMOVE_FILE)
-                   == 0))
+            || landlock_allow(ruleset, socket_path, LANDLOCK_REMOVE_FILE) == 0))
         result = (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
     close(ruleset);
     return result;

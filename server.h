@@ -39,9 +39,8 @@ int descriptors_seal(int queue);
  * supervisor, which must not rely on it for more than fairness and statistics.
  */
 struct record {
-    struct log_peer
-        peer;      /* when it connected; pid 0: in no namespace of ours */
-    int64_t since; /* when it connected or last sent a command */
+    struct log_peer peer; /* when it connected; pid 0: of no namespace here */
+    int64_t since;        /* when it connected or last sent a command */
     unsigned long long commands;
     unsigned long long errors; /* commands that were not answered with GOOD */
     uint32_t state;            /* enum protocol_state: what it waits for */

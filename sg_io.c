@@ -20,7 +20,6 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <unistd.h>
 
 enum { /* block majors, Documentation/admin-guide/devices.txt in the kernel */
        SCSI_DISK_MAJOR = 8, /* and 65-71, 128-135 */
@@ -87,7 +86,26 @@ enum { /* driver status, same file; 0x08 says that there is sense data */
        DRIVER_SENSE = 0x08
 };
 
-static void status_set(struct pr_command *command, uint8_t status)
+const char *const sg_io_refusals[] = {
+    [LIST_TOO_LONG] = "the parameter list is longer than 8192 bytes",
+    [NOT_FOR_WRITING] = "the descriptor is not open for writing",
+    [NOT_OPEN] = "the descriptor is not open",
+    [NO_STATUS] = "the descriptor has no status",
+    [OF_PARTITION] = "the descriptor is of a partition",
+    [NOT_IN_SYSFS] = "cannot tell what block device this is: it is not in "
+                     "/sys/dev/block",
+    [NOT_SCSI] = "the descriptor is not of a SCSI device",
+    [NOT_PERMITTED] = "the kernel does not let the helper send it: "
+                      "CAP_SYS_RAWIO is missing, or is that of a user "
+                      "namespace, or a security module forbids it",
+    [NOT_MAPPED] = "the descriptor is of no multipath map",
+    [NO_MULTIPATH] = "the descriptor is of a device-mapper device that is no "
+                     "multipath map",
+    [NO_UUID] = "cannot tell what device-mapper device this is",
+    [NOT_SCSI_PATHS] = "the paths of the multipath map are no SCSI disks",
+};
+
+void status_set(struct pr_command *command, uint8_t status)
 {
     command->status = status;
     command->payload = 0;
@@ -128,23 +146,21 @@ static void outcome_set(struct pr_command *command,
         status_set(command, outcome->status);
 }
 
-void sg_io_good(struct pr_command *command)
-{
-    status_set(command, GOOD);
-}
-
 /* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
-void sg_io_refuse(struct pr_command *command, const char *reason)
+enum vet sg_io_refuse(struct pr_command *command, enum refusal refusal)
 {
     sense_set(command, ILLEGAL_REQUEST, 0x20, 0x00);
-    command->refusal = reason;
+    command->refusal = refusal;
+    return VET_ANSWERED;
 }
 
-/* What SG_IO would answer for something that is no SCSI device. */
-static void not_scsi(struct pr_command *command)
+/* Answered as if SG_IO had failed so. */
+static enum vet refuse_as(struct pr_command *command, int error,
+                          enum refusal refusal)
 {
-    outcome_set(command, errno_outcomes, ENOTTY);
-    command->refusal = "the descriptor is not of a SCSI device";
+    outcome_set(command, errno_outcomes, error);
+    command->refusal = refusal;
+    return VET_ANSWERED;
 }
 
 /* Which of the sixteen block majors of SCSI disks this is; -1: none. */
@@ -175,70 +191,49 @@ static bool is_open(int fd, bool for_writing)
 }
 
 /*
- * A block device that is no whole SCSI disk. The kernel would pass SG_IO on a
- * device-mapper device or a partition (their majors are dynamic) to the LUN
- * beneath it, only because we have CAP_SYS_RAWIO: whoever has a part of a
- * LUN would reserve all of it.
- */
-static void refuse_other_block(struct pr_command *command, dev_t device)
-{
-    if (sg_io_disk_row(major(device)) >= 0 || sysfs_has(device, "/partition"))
-        sg_io_refuse(command, "the descriptor is of a partition");
-    else if (!sysfs_has(device, ""))
-        sg_io_refuse(command, "cannot tell what block device this is: "
-                              "it is not in /sys/dev/block");
-    else
-        not_scsi(command);
-}
-
-/*
  * May this command go to this descriptor? VET_MAPPED: that is up to who can
  * look into sysfs, see multipath/. VET_ANSWERED: no, and status, sense and
  * refusal say why; or there is nothing to be done.
+ *
+ * A block device must be a whole SCSI disk. The kernel would pass SG_IO on a
+ * device-mapper device or a partition (their majors are dynamic) to the LUN
+ * beneath it, only because we have CAP_SYS_RAWIO: whoever has a part of a
+ * LUN would reserve all of it.
  */
 enum vet sg_io_vet(struct pr_command *command)
 {
     bool is_in = command->cdb[0] == PERSISTENT_RESERVE_IN;
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+    bool is_block, is_disk;
     struct stat st;
 
-    command->refusal = NULL;
+    command->refusal = NOT_REFUSED;
     /* The parameter list length is bytes 5-8; what came is as bytes 7-8 say. */
-    if (is_out && (command->cdb[5] != 0 || command->cdb[6] != 0)) {
-        sense_set(command, ILLEGAL_REQUEST, 0x24, 0x00);
-        command->refusal = "the parameter list is longer than 8192 bytes";
-        return VET_ANSWERED;
-    }
-    if (!is_in && !is_open(command->fd, true)) {
-        sg_io_refuse(command, "the descriptor is not open for writing");
-        return VET_ANSWERED;
-    }
-    if (fstat(command->fd, &st) < 0) {
-        outcome_set(command, errno_outcomes, errno);
-        command->refusal = "the descriptor has no status";
-        return VET_ANSWERED;
-    }
-    if (S_ISBLK(st.st_mode) && sg_io_disk_row(major(st.st_rdev)) < 0
-        && sysfs_has(st.st_rdev, "/dm")) {
+    if (is_out && (command->cdb[5] != 0 || command->cdb[6] != 0))
+        return refuse_as(command, EINVAL, LIST_TOO_LONG);
+    if (!is_in && !is_open(command->fd, true))
+        return sg_io_refuse(command, NOT_FOR_WRITING);
+    if (fstat(command->fd, &st) < 0)
+        return refuse_as(command, errno, NO_STATUS);
+    is_block = S_ISBLK(st.st_mode);
+    is_disk = is_block && sg_io_disk_row(major(st.st_rdev)) >= 0;
+    if (is_block && !is_disk && sysfs_has(st.st_rdev, "/dm"))
         /* Nobody but us asks if the client could open what this is of. */
-        if (is_open(command->fd, false))
-            return VET_MAPPED;
-        outcome_set(command, errno_outcomes, EBADF);
-        command->refusal = "the descriptor is not open";
-        return VET_ANSWERED;
-    }
+        return is_open(command->fd, false)
+                   ? VET_MAPPED
+                   : refuse_as(command, EBADF, NOT_OPEN);
     if (!is_in && !is_out) {
-        sg_io_good(command); /* PROTOCOL_CLEANUP concerns maps only */
+        status_set(command, GOOD); /* PROTOCOL_CLEANUP concerns maps only */
         return VET_ANSWERED;
     }
     if (sg_io_is_disk(&st)
         || (S_ISCHR(st.st_mode) && major(st.st_rdev) == SCSI_GENERIC_MAJOR))
         return VET_SEND;
-    if (S_ISBLK(st.st_mode))
-        refuse_other_block(command, st.st_rdev);
-    else
-        not_scsi(command);
-    return VET_ANSWERED;
+    if (is_disk || (is_block && sysfs_has(st.st_rdev, "/partition")))
+        return sg_io_refuse(command, OF_PARTITION);
+    if (is_block && !sysfs_has(st.st_rdev, ""))
+        return sg_io_refuse(command, NOT_IN_SYSFS);
+    return refuse_as(command, ENOTTY, NOT_SCSI);
 }
 
 /* What SG_IO says, in this order: errno, host, driver, SCSI status. */
@@ -314,10 +309,7 @@ void sg_io_execute(struct pr_command *command, unsigned timeout,
         } else {
             command->unreached = errno == ENODEV || errno == ENXIO;
             if (errno == EPERM || errno == EACCES)
-                command->refusal = "the kernel does not let the helper send "
-                                   "it: CAP_SYS_RAWIO is missing, or is that "
-                                   "of a user namespace, or a security module "
-                                   "forbids it";
+                command->refusal = NOT_PERMITTED;
             outcome_set(command, errno_outcomes, errno);
         }
         sense_get(command->sense, &key, &code);

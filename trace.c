@@ -10,7 +10,6 @@
  */
 #include "prhelper.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

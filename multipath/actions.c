@@ -165,15 +165,15 @@ static void map_out(struct map *map, struct request *request)
         map_preempt(map, &key, request);
 }
 
-/* NULL: all paths are SCSI disks, by their names, which the kernel gives. */
-static const char *paths_refuse(const struct map *map)
+/* Are all paths SCSI disks, by their names, which the kernel gives? */
+static enum refusal paths_refuse(const struct map *map)
 {
     unsigned i;
 
     for (i = 0; i < map->count; i++)
         if (strncmp(map->paths[i].name, "sd", 2) != 0)
-            return "the paths of the multipath map are no SCSI disks";
-    return NULL;
+            return NOT_SCSI_PATHS;
+    return NOT_REFUSED;
 }
 
 /* Of a device-mapper device that sg_io_vet() has let pass. */
@@ -183,22 +183,22 @@ void multipath_execute(struct pr_command *command, dev_t device,
     struct request request = { .data = command->data,
                                .length = command->length };
     struct map map;
-    const char *refusal = map_begin(&map, device, socket_path, suspension);
+    enum refusal refusal = map_begin(&map, device, socket_path, suspension);
 
     command->payload = 0;
-    if (refusal == map_none && command->cdb[0] == PROTOCOL_CLEANUP) {
-        sg_io_good(command);
+    if (refusal == NO_MULTIPATH && command->cdb[0] == PROTOCOL_CLEANUP) {
+        status_set(command, GOOD);
         return;
     }
-    if (refusal == NULL && map_list(&map)) {
+    if (refusal == NOT_REFUSED && map_list(&map)) {
         refusal = paths_refuse(&map);
         memcpy(request.cdb, command->cdb, sizeof(request.cdb));
         /* This host shall know nothing of its registration any more. */
         if (command->cdb[0] == PROTOCOL_CLEANUP)
             request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
-        if (refusal == NULL && request.cdb[0] == PERSISTENT_RESERVE_IN)
+        if (refusal == NOT_REFUSED && request.cdb[0] == PERSISTENT_RESERVE_IN)
             any_send(&map, &request);
-        else if (refusal == NULL)
+        else if (refusal == NOT_REFUSED)
             map_out(&map, &request);
     }
     map_close(&map);
@@ -206,7 +206,7 @@ void multipath_execute(struct pr_command *command, dev_t device,
     command->payload = map.answer.payload;
     memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
     command->refusal = map.refusal;
-    if (refusal != NULL)
+    if (refusal != NOT_REFUSED)
         sg_io_refuse(command, refusal);
 }
 
@@ -217,7 +217,7 @@ void multipath_execute_here(struct pr_command *command, const char *socket_path)
     struct stat st;
 
     if (fstat(command->fd, &st) < 0) {
-        sg_io_refuse(command, "the descriptor has no status");
+        sg_io_refuse(command, NO_STATUS);
         return;
     }
     multipath_execute(command, st.st_rdev, socket_path, &suspension);

@@ -91,7 +91,7 @@ int worker_ask(int queue, const struct pr_command *command)
 void worker_answer(int answer, struct pr_command *command)
 {
     struct iovec parts[4] = {
-        { .iov_base = &command->refusal, .iov_len = sizeof(const char *) },
+        { .iov_base = &command->refusal, .iov_len = sizeof(enum refusal) },
         { .iov_base = &command->status, .iov_len = 1 },
         { .iov_base = command->sense, .iov_len = PROTOCOL_SENSE_SIZE },
         { .iov_base = command->data, .iov_len = command->length },

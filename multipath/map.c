@@ -214,12 +214,9 @@ void alias_renew(dev_t device, char alias[ALIAS_SIZE])
         memcpy(alias, now, sizeof(now));
 }
 
-const char map_none[] = "the descriptor is of a device-mapper device that is "
-                        "no multipath map";
-
-/* Returns NULL, or why the device is refused. Its paths are not listed yet. */
-const char *map_begin(struct map *map, dev_t device, const char *socket_path,
-                      struct suspension *suspension)
+/* Returns why the device is refused, if it is. Its paths are not listed yet. */
+enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
+                       struct suspension *suspension)
 {
     char uuid[ALIAS_SIZE + 8];
 
@@ -236,10 +233,10 @@ const char *map_begin(struct map *map, dev_t device, const char *socket_path,
         .deadline = &map->deadline,
     };
     if (!sysfs_read(device, "/dm/uuid", uuid, sizeof(uuid)))
-        return "cannot tell what device-mapper device this is";
+        return NO_UUID;
     if (strncmp(uuid, "mpath-", 6) != 0)
-        return map_none;
+        return NO_MULTIPATH;
     snprintf(map->name, sizeof(map->name), "dm-%u", minor(device));
     alias_renew(device, map->alias);
-    return NULL;
+    return NOT_REFUSED;
 }

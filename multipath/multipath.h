@@ -45,7 +45,7 @@ enum {
 enum { LIST_FLAGS = 20, SPEC_I_PT = 0x08, ALL_TG_PT = 0x04, APTPL = 0x01 };
 
 enum { /* of a worker's answer, before the payload */
-       ANSWER_HEAD = sizeof(const char *) + 1 + PROTOCOL_SENSE_SIZE
+       ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE
 };
 
 enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
@@ -107,7 +107,7 @@ struct map {
     int64_t end;   /* of all, see map_extend() */
     int64_t pause; /* us, the next one in map_wait() */
     struct answer answer;
-    const char *refusal; /* the kernel's; NULL: none */
+    enum refusal refusal; /* the kernel's */
     struct path paths[PATHS_MOST];
     unsigned count;
     bool is_lost;         /* an answer to the last command for any path */
@@ -140,9 +140,8 @@ enum holder {
 };
 
 /* map.c: the map, its paths, and which of them may be left out. */
-extern const char map_none[]; /* map_begin(): it is no multipath map */
-const char *map_begin(struct map *, dev_t, const char *socket_path,
-                      struct suspension *);
+enum refusal map_begin(struct map *, dev_t, const char *socket_path,
+                       struct suspension *);
 bool map_list(struct map *);
 void map_close(struct map *);
 bool map_wait(struct map *, int64_t deadline);

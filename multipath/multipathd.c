@@ -74,7 +74,6 @@ static int move_all(int fd, short direction, void *data, size_t size,
     return 0;
 }
 
-/* A name that begins with @ is abstract: a NUL, and no NUL at its end. */
 static int name_connect(const char *name, int64_t deadline)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
@@ -87,8 +86,6 @@ static int name_connect(const char *name, int64_t deadline)
         errno = ENAMETOOLONG;
         return -1;
     }
-    if (name[0] == '@')
-        address.sun_path[0] = '\0';
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;

@@ -203,7 +203,8 @@ void multipath_recover(const char *socket_path, struct suspension *suspension,
     struct map map;
     unsigned i;
 
-    if (map_begin(&map, suspension->device, socket_path, suspension) != NULL) {
+    if (map_begin(&map, suspension->device, socket_path, suspension)
+        != NOT_REFUSED) {
         suspension->alias[0] = '\0'; /* the map is not there any more */
         return;
     }

@@ -120,7 +120,7 @@ static enum verdict path_execute(struct map *map, struct path *path,
     sg_io_execute(&command, timeout_of(map), SG_IO_ATTENTIONS);
     verdict = verdict_of(&command);
     path->is_answered = !command.unreached && !command.is_lost;
-    if (command.refusal != NULL)
+    if (command.refusal != NOT_REFUSED)
         map->refusal = command.refusal;
     if (verdict == DONE)
         map_answer(map, GOOD);

@@ -27,8 +27,7 @@ struct work {
     int map;
     int answer;
     uint8_t cdb[PROTOCOL_CDB_SIZE];
-    /* From here on, the answer. A constant has one address in all of us. */
-    const char *refusal;
+    enum refusal refusal; /* from here on, the answer */
     uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
     /* As in struct conversation: some targets write more than asked for. */
@@ -132,7 +131,7 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
     switch (sg_io_vet(&command)) {
     case VET_MAPPED:
         if (fstat(work->map, &st) < 0) {
-            sg_io_refuse(&command, "the descriptor has no status");
+            sg_io_refuse(&command, NO_STATUS);
         } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
                    && !map_lock(supervisor->report[1], st.st_rdev,
                                 clock_us() + LOCK_WITHIN)) {
@@ -145,7 +144,7 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
         }
         break;
     case VET_SEND:
-        sg_io_refuse(&command, "the descriptor is of no multipath map");
+        sg_io_refuse(&command, NOT_MAPPED);
         break;
     default:;
     }
@@ -154,8 +153,7 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
     if (work->cdb[0] == PERSISTENT_RESERVE_IN)
         size += command.payload;
     close(work->map);
-    send(work->answer, (uint8_t *)work + offsetof(struct work, refusal), size,
-         MSG_DONTWAIT | MSG_NOSIGNAL);
+    send(work->answer, &work->refusal, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 /*

@@ -285,16 +285,18 @@ static void command_check(const struct pr_command *command)
         MUST(memcmp(command->data, peer.bytes, data_length()) == 0);
 }
 
+const char *const sg_io_refusals[] = { [NOT_SCSI] = "refused" };
+
 enum vet sg_io_vet(struct pr_command *command)
 {
     command_check(command);
     MUST(!peer.vetted);
     peer.vetted = true;
-    command->refusal = NULL;
+    command->refusal = NOT_REFUSED;
     switch (input_number(1) % 4) {
     case 3:
         answer(command);
-        command->refusal = "refused";
+        command->refusal = NOT_SCSI;
         return VET_ANSWERED;
     case 2:
         return VET_MAPPED;

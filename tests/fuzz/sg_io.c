@@ -227,7 +227,7 @@ static bool vet_check(enum vet vet)
 {
     const struct pr_command *command = system_.command;
     bool is_block = kinds[system_.kind] == S_IFBLK;
-    bool is_refused = vet == VET_ANSWERED && command->refusal != NULL;
+    bool is_refused = vet == VET_ANSWERED && command->refusal != NOT_REFUSED;
 
     if (is_out() && (system_.cdb[5] | system_.cdb[6]) != 0) {
         MUST(is_refused && made_up() == 0x52400);
@@ -239,15 +239,15 @@ static bool vet_check(enum vet vet)
     } else if (is_block && !is_disk_major() && system_.is_dm && !is_open()) {
         MUST(is_refused && made_up() == 0xb0006);
     } else if (is_block && !is_disk_major() && system_.is_dm) {
-        MUST(vet == VET_MAPPED && command->refusal == NULL);
+        MUST(vet == VET_MAPPED && command->refusal == NOT_REFUSED);
     } else if (system_.cdb[0] == 0xff) {
-        MUST(vet == VET_ANSWERED && command->refusal == NULL);
+        MUST(vet == VET_ANSWERED && command->refusal == NOT_REFUSED);
         MUST(command->status == 0 && command->payload == 0);
         MUST(zero_from(command->sense, 0, SENSE));
     } else if (is_block
                    ? is_disk_major() && system_.minor % 16 == 0
                    : kinds[system_.kind] == S_IFCHR && system_.major == 21) {
-        MUST(vet == VET_SEND && command->refusal == NULL);
+        MUST(vet == VET_SEND && command->refusal == NOT_REFUSED);
         return true;
     } else if (is_block
                && (is_disk_major() || system_.is_partition
