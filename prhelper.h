@@ -25,11 +25,6 @@
 #define SECOND INT64_C(1000000)
 #define NEVER INT64_MAX
 
-static inline int64_t sooner(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 static inline int64_t clock_us(void)
 {
     struct timespec now = { 0 };
