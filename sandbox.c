@@ -93,13 +93,13 @@ static const struct permission permissions[] = {
     /* worker_ask(): with an address these two could talk to anyone. */
     { SESSION, CALL_WITH(sendmsg, 0, QUEUE) },
     { SESSION, CALL_WITH(socketpair, 0, AF_UNIX) },
-    { SESSION, CALL(ppoll) },   /* server_wait() */
+    { SESSION, CALL(ppoll) },   /* events_wait() */
     { SESSION, CALL(recvmsg) }, /* client_receive() */
     { SESSION, CALL(close) },   /* every descriptor that came */
     { SESSION, CALL(fstat) },
     { SESSION, CALL(statx) },
     { SESSION, CALL(clock_gettime) },   /* where there is no vDSO */
-    { SESSION, CALL(clock_nanosleep) }, /* server_wait() short of memory */
+    { SESSION, CALL(clock_nanosleep) }, /* events_wait() short of memory */
     { SESSION, CALL(nanosleep) },
     { SESSION, CALL(rt_sigreturn) },
     { SESSION, CALL(restart_syscall) }, /* the kernel's own, after SIGSTOP */
@@ -114,9 +114,9 @@ static const struct permission permissions[] = {
     { WORKER, CALL(connect) },
     { WORKER, CALL(getsockopt) },
     { WORKER, CALL(recvfrom) },
-    { MAIN, CALL(wait4) },           /* session_reap() */
-    { MAIN, CALL(kill) },            /* session_leave(), session_check() */
-    { MAIN, CALL(clone) },           /* session_spawn() */
+    { MAIN, CALL(wait4) },           /* children_reap() */
+    { MAIN, CALL(kill) },            /* session_leave(), sessions_check() */
+    { MAIN, CALL(clone) },           /* session_start() */
     { MAIN, CALL(set_robust_list) }, /* fork()'s own */
     { MAIN, CALL(set_tid_address) },
     { MAIN, CALL(rt_sigprocmask) },

@@ -191,7 +191,7 @@ EXPECTED = {
     'syscall filter_install': {SAME: (e.ENOSYS, e.EACCES, e.EINVAL)},
     'syscall filter_install (session)': {SAME: (e.EINVAL,),
                                          CLOSED: (e.ENOMEM, e.EACCES)},
-    # session.c
+    # supervisor.c
     'fork session_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'prctl session_begin': {SAME: (e.EINVAL,)},
     'munmap session_begin': {SAME: (e.EINVAL,)},
