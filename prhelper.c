@@ -233,6 +233,7 @@ int main(int argc, char **argv)
     int report = -1, syslog = -1;
     bool activated;
 
+    /* Stage 1; privdrop.c has the list. */
     signal(SIGPIPE, SIG_IGN); /* a write to stderr may not work, no more */
     signal(SIGXFSZ, SIG_IGN);
     daemon_open_standard_fds();
@@ -252,16 +253,17 @@ int main(int argc, char **argv)
         listen_activated(&listener);
     else
         listen_open(&listener, options.socket_path);
+    /* Stage 2. */
     if (options.single_process) {
         roster.most = roster.slots = clients_limit(options.max_clients);
         server_set_up(&server, &roster, &options, roster.slots);
     } else {
         supervisor_set_up(&supervisor, &server, &roster, &options);
     }
-    privdrop(options.uid, options.gid);
+    privdrop(options.uid, options.gid); /* stage 3 */
     if (options.background)
         daemon_background_ready(report, syslog);
-    if (options.sandbox)
+    if (options.sandbox) /* stage 4 */
         supervisor.is_filtered = sandbox_main(listener.path,
                                               server.service.queue);
     notify_send(server.notify, "READY=1");

@@ -1,15 +1,29 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * privdrop.c - every step down, once, after the socket is bound and before
- * the first client is served.
+ * privdrop.c - the steps down in privilege, and here the third of them.
  *
- *	have:  whatever we were started with, at most root's everything
- *	keep:  CAP_SYS_RAWIO, permitted and effective, if we had it. SG_IO
- *	       lets PERSISTENT RESERVE OUT pass for no less (drivers/scsi/
- *	       scsi_ioctl.c in the kernel, scsi_cmd_allowed())
- *	lose:  all other capabilities, the way to gain any by execve (the
- *	       bounding set, no_new_privs), supplementary groups; with -u and
- *	       -g the ids; core dumps and ptrace by the same uid
+ *	stage            gives up                     may still
+ *	1 exec           nothing                      all that who started it
+ *may: main()                                      opens log, trace and PID
+ *	                                              file, binds the socket
+ *	2 descriptors.c  numbers below 512 for the    the same
+ *	                 queue and the trace file
+ *	3 privdrop()     all capabilities but CAP_    open what its user may
+ *open; SYS_RAWIO, and the way to    send SCSI commands gain any; groups, with
+ *-u and -g the ids; core dumps, ptrace by the same uid 4 sandbox_main() system
+ *calls that none of    fork the others, signal them, the processes makes; files
+ *remove its socket but those in /sys and /dev 5 a session      the listener;
+ *all numbers    serve its one client: SG_IO session_begin  from the queue's up
+ *(by      on what that sends, ask for RLIMIT_NOFILE); all calls    a worker but
+ *some 20; life after the supervisor 6 a worker       the listener; all calls
+ *but  open devices, talk to worker_run()   a session's and some 10 multipathd,
+ *for one command
+ *
+ * 5 and 6 come after 4, each in a child; with --single-process there is
+ * neither, and 4 is the last.
+ *
+ * SG_IO lets PERSISTENT RESERVE OUT pass for no less than CAP_SYS_RAWIO
+ * (drivers/scsi/scsi_ioctl.c in the kernel, scsi_cmd_allowed()).
  *
  * It must never go on with a user or group other than the one asked for,
  * nor with another capability. A step that was done for us already is no

@@ -29,8 +29,9 @@ enum { LISTENER, REPORT, QUEUE, EVENTS };
 /* ---- Sessions --------------------------------------------------------- */
 
 /*
- * The child's side of the fork: turns this process into a session, whose
- * client has its hello; or leaves with the errno that prevented it.
+ * The child's side of the fork, stage 5 of privdrop.c: turns this process into
+ * a session, whose client has its hello; or leaves with the errno that
+ * prevented it.
  */
 static void session_begin(const struct supervisor *supervisor, unsigned place,
                           struct server *server)

@@ -178,8 +178,8 @@ static void recover(const struct supervisor *supervisor,
 }
 
 /*
- * The child's side of the supervisor's fork: never returns. Somebody's map is
- * still suspended, or else there is a command on the queue.
+ * The child's side of the supervisor's fork, stage 6 of privdrop.c. Somebody's
+ * map is still suspended, or else there is a command on the queue.
  */
 void worker_run(const struct supervisor *supervisor,
                 struct suspension *suspension, bool is_resumer)
