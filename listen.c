@@ -174,10 +174,11 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
         if (!is_shared)
             fatal("cannot bind socket to %s: it exists and is no socket", path);
         snprintf(aside, sizeof(aside), "%s.%lld", path, (long long)clock_us());
+        /* Before, as whoever made it may be quicker to make the next one. */
+        log_warning("%s is no socket: renaming it to %s", path, aside);
         if (rename(path, aside) < 0 && errno != ENOENT)
             fatal("cannot rename %s, which is no socket: %s", path,
                   strerror(errno));
-        log_warning("%s was no socket: it is %s now", path, aside);
     } else if (is_alive(address, length, is_shared)) {
         fatal("cannot bind socket to %s: another process listens there", path);
     } else if (unlink(path) < 0 && errno != ENOENT) {
@@ -190,7 +191,7 @@ void listen_open(struct listener *listener, const char *path)
 {
     struct sockaddr_un address;
     socklen_t length = protocol_address(&address, path);
-    int tries = 100;
+    int tries = 1000;
     bool is_shared;
 
     if (length == 0)

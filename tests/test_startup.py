@@ -141,8 +141,8 @@ def test_what_others_put_at_the_path_does_not_keep_us(place, what, where):
     assert len(others) == (not is_socket)
     if not is_socket:
         aside = os.path.join(place.open_dir, others[0])
-        assert "%s was no socket: it is %s now" % (place.socket,
-                                                   aside) in place.log()
+        assert "%s is no socket: renaming it to %s" % (
+            place.socket, aside) in place.log()
         if what in ('file', 'directory'):
             with open(aside + '/file' * (what == 'directory')) as f:
                 assert f.read() == 'dear'
