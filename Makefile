@@ -34,9 +34,10 @@ MULTIPATH = $(addprefix multipath/,workers.c worker.c actions.c register.c \
 	preempt.c sweep.c send.c map.c multipathd.c)
 SOURCES = prhelper.c session.c client.c protocol.c sg_io.c sysfs.c options.c \
 	listen.c daemon.c privdrop.c sandbox.c report.c trace.c log.c $(MULTIPATH)
-CLIENT_SOURCES = qemu-pr-client.c check.c decode.c protocol.c sg_io.c sysfs.c \
-	multipath/multipathd.c
-HEADERS = prhelper.h protocol.h decode.h check.h kernel.h multipath/multipath.h
+CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c check.c decode.c) \
+	protocol.c sg_io.c sysfs.c multipath/multipathd.c
+HEADERS = prhelper.h protocol.h kernel.h multipath/multipath.h \
+	admin/check.h admin/decode.h
 TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.

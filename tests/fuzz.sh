@@ -59,8 +59,7 @@ build() {
         -DVERSION=\"0\" -DLOCALSTATEDIR=\"/var\"
         -fsanitize=address,undefined -fno-sanitize-recover=all
         ${fuzzer:+$fuzzer-no-link}"
-    source=$1.c
-    [ -e "$source" ] || source=multipath/$1.c
+    source=$(ls "$1.c" ./*/"$1.c" 2>/dev/null)
     # shellcheck disable=SC2086,SC2090 # lists of words
     "$CC" $flags -c -o "$program.o" "$source" &&
         objcopy --redefine-syms=tests/fuzz/calls "$program.o" &&

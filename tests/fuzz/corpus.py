@@ -184,7 +184,7 @@ LISTEN = [
 ]
 
 
-# What a disk answers, see decode.c.
+# What a disk answers, see admin/decode.c.
 def listing(action, *entries, length=None, whole=False):
     data = b''.join(entries)
     return bytes([action | whole << 7]) + struct.pack(

@@ -10,7 +10,7 @@
  */
 #include "fuzz.h"
 
-#include "../../decode.h"
+#include "../../admin/decode.h"
 
 #include <stdio.h>
 #include <stdlib.h>

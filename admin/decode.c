@@ -9,7 +9,7 @@
  * something was cut off or made no sense.
  */
 #include "decode.h"
-#include "protocol.h"
+#include "../protocol.h"
 
 #include <inttypes.h>
 

@@ -6,7 +6,7 @@
 #ifndef CHECK_H
 #define CHECK_H
 
-#include "prhelper.h"
+#include "../prhelper.h"
 
 /*
  * fd is the device; socket_path the helper's socket; the others are what READ

@@ -10,9 +10,9 @@
  * wait without a limit, or believe what the helper and the disk say about the
  * length of anything.
  */
+#include "../prhelper.h"
 #include "check.h"
 #include "decode.h"
-#include "prhelper.h"
 
 #include <ctype.h>
 #include <errno.h>
