@@ -112,15 +112,19 @@ class Multipathd:
 
     def start(self):
         """Until the map has both paths, and its checkers find them well."""
+        self.launch()
+        wait_until(lambda: os.path.exists(MAP), 'multipathd makes ' + MAP)
+        for path in PATHS:
+            self.wait_path(path, 'active ready running')
+        return self
+
+    def launch(self):
+        """Until it answers."""
         self.process = subprocess.Popen(
             ['multipathd', '-d', '-s'], stdin=subprocess.DEVNULL,
             stdout=open('/run/multipathd.log', 'ab'),
             stderr=subprocess.STDOUT)
         wait_until(self.listens, 'multipathd listens')
-        wait_until(lambda: os.path.exists(MAP), 'multipathd makes ' + MAP)
-        for path in PATHS:
-            self.wait_path(path, 'active ready running')
-        return self
 
     def listens(self):
         assert self.process.poll() is None, 'multipathd is gone'

@@ -289,11 +289,7 @@ class Multipathd(cluster.Multipathd):
         self.process = None
 
     def start(self):
-        self.process = subprocess.Popen(
-            ['multipathd', '-d', '-s'], stdin=subprocess.DEVNULL,
-            stdout=open('/run/multipathd.log', 'ab'),
-            stderr=subprocess.STDOUT)
-        wait_until(self.listens, 'multipathd listens')
+        self.launch()
         self.wait_for_all()
 
     def wait_for_all(self):
