@@ -38,7 +38,7 @@ CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c check.c decode.c) \
 	protocol.c sg_io.c sysfs.c multipath/multipathd.c
 HEADERS = prhelper.h protocol.h kernel.h multipath/multipath.h \
 	admin/check.h admin/decode.h
-TEST_SOURCES = $(wildcard tests/*.c tests/fuzz/*.c)
+TEST_SOURCES = $(wildcard tests/*/*.c)
 
 # Another build of all of it beside the usual one: see check-sanitized.
 BUILD = build
@@ -110,7 +110,7 @@ IMPATIENT = -DMULTIPATHD_TIMEOUT='(3*SECOND)'
 sim: $(BUILD)/sim/qemu-pr-helper
 
 $(BUILD)/sim/qemu-pr-helper: $(OBJECTS:$(BUILD)/multipath/multipathd.o=$(BUILD)/sim/multipath/multipathd.o) \
-		$(BUILD)/tests/sim_target.o
+		$(BUILD)/tests/lib/sim_target.o
 	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) $(LDFLAGS) -o $@ $^
 
 $(BUILD)/sim/multipath/multipathd.o: multipath/multipathd.c $(HEADERS) Makefile
@@ -118,28 +118,28 @@ $(BUILD)/sim/multipath/multipathd.o: multipath/multipathd.c $(HEADERS) Makefile
 	$(CC) $(COMPILE) $(IMPATIENT) -c -o $@ $<
 
 # gcc drops what the linker wraps in when it optimises at link time.
-$(BUILD)/static/sim/qemu-pr-helper: $(SOURCES) tests/sim_target.c $(HEADERS) \
+$(BUILD)/static/sim/qemu-pr-helper: $(SOURCES) tests/lib/sim_target.c $(HEADERS) \
 		Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -fno-lto $(IMPATIENT) $(SIMULATED:%=-Wl,--wrap=%) -o $@ \
-		$(SOURCES) tests/sim_target.c
+		$(SOURCES) tests/lib/sim_target.c
 
 # The simulated helper with every system call wrapped, so that each can be
-# made to fail: see tests/fault.c. Not optimised, so that each call stands in
+# made to fail: see tests/lib/fault.c. Not optimised, so that each call stands in
 # the function that its source has it in.
 FAULT = $(BUILD)/fault
-FAULT_OBJECTS = $(SOURCES:%.c=$(FAULT)/%.o) $(FAULT)/tests/sim_target.o \
-	$(FAULT)/tests/fault.o
+FAULT_OBJECTS = $(SOURCES:%.c=$(FAULT)/%.o) $(FAULT)/tests/lib/sim_target.o \
+	$(FAULT)/tests/lib/fault.o
 
 fault: $(FAULT)/qemu-pr-helper
 
 $(FAULT)/qemu-pr-helper: $(FAULT_OBJECTS)
-	nm $(FAULT)/tests/fault.o | sed -n 's/.* T __wrap_/-Wl,--wrap=/p' \
+	nm $(FAULT)/tests/lib/fault.o | sed -n 's/.* T __wrap_/-Wl,--wrap=/p' \
 		>$(FAULT)/wrapped
 	$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) @$(FAULT)/wrapped $(LDFLAGS) \
 		-o $@ $(FAULT_OBJECTS)
 
-$(FAULT)/tests/sim_target.o: DEFINES += \
+$(FAULT)/tests/lib/sim_target.o: DEFINES += \
 	$(foreach name,$(SIMULATED),-D__wrap_$(name)=sim_$(name))
 
 $(FAULT)/multipath/multipathd.o: DEFINES += $(IMPATIENT)
@@ -155,17 +155,17 @@ check: $(HELPER) $(CLIENT) sim fault $(if $(shell command -v $(STATIC_CC)),image
 # A virtual machine's reservations through QEMU and the helper, on a disk and
 # on a multipath map.
 check-qemu: $(HELPER)
-	tests/qemu.sh
-	tests/qemu.sh multipath
+	tests/qemu/qemu.sh
+	tests/qemu/qemu.sh multipath
 
 # libvirt's own helper for each virtual machine, beside QEMU's.
 check-libvirt: $(HELPER)
-	tests/libvirt.sh
+	tests/libvirt/libvirt.sh
 
 # A guest with a reservation moves from host to host, with the QEMU of Debian
 # sid; as root.
 check-migration: $(HELPER)
-	tests/migration.sh
+	tests/qemu/migration.sh
 
 # Multipath maps with Debian's multipathd, and mpathpersist beside the helper.
 check-multipath: $(HELPER) $(CLIENT)
@@ -177,7 +177,7 @@ check-transport: $(HELPER)
 
 # README's commands, and QEMU and multipath-tools, of another Debian; as root.
 check-debian:
-	tests/check-debian.sh $(SUITE)
+	tests/packages/check-debian.sh $(SUITE)
 
 # What a virtual machine that is not ours any more would try.
 check-hostile: sim
@@ -196,24 +196,24 @@ check-static: static $(BUILD)/static/sim/qemu-pr-helper image
 
 # The tests on an emulated aarch64 machine, with glibc and with musl.
 check-aarch64:
-	tests/aarch64.sh
+	tests/machines/aarch64.sh
 
 # Cross-built for six machines, big-endian and 32-bit ones among them, and run
 # under qemu-user.
 cross-check:
-	tests/cross.sh
+	tests/machines/cross.sh
 
 # The same bytes from the same source, and a tar file that needs no git.
 check-reproducible:
-	tests/reproducible.sh
+	tests/packages/reproducible.sh
 
 # The Debian package, into a Debian of its own and out of it; as root.
 check-deb:
-	tests/deb.sh
+	tests/packages/deb.sh
 
 # The recipes of contrib/, as far as that goes without their distributions.
 check-recipes:
-	tests/recipes.sh
+	tests/packages/recipes.sh
 
 # The tests that need no other kernel, with the sanitizers.
 SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -232,18 +232,18 @@ check-sanitized:
 # inputs for all of them, by libfuzzer or afl.
 FUZZ_ENGINE = libfuzzer
 fuzz:
-	tests/fuzz.sh replay
-	tests/fuzz.sh $(FUZZ_ENGINE)
+	tests/fuzz/fuzz.sh replay
+	tests/fuzz/fuzz.sh $(FUZZ_ENGINE)
 
 # Hundreds of clients, hostile ones among them, for SOAK_MINUTES (10). Also
 # SOAK_SEED, SOAK_OPTIONS (the helper's) and SIM_HELPER.
 soak: sim
-	tests/fetch.sh python3 python3-pytest -- \
-		sh -c 'exec "$$PYTHON" -B tests/soak.py'
+	tests/lib/fetch.sh python3 python3-pytest -- \
+		sh -c 'exec "$$PYTHON" -B tests/soak/soak.py'
 
 # What the tests execute of the two files that decide, at least 95 % of it.
 coverage: $(HELPER) $(CLIENT)
-	tests/coverage.sh
+	tests/host/coverage.sh
 
 # The sources without a word from those who read them most closely.
 LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(TEST_SOURCES)
@@ -265,29 +265,29 @@ BENCHED = ioctl fstat fstat64
 BENCH = build/bench
 bench: $(HELPER) static $(BENCH)/bench $(BENCH)/hang.so \
 		$(BENCH)/qemu-pr-helper $(BENCH)/qemu-pr-helper-static
-	tests/fetch.sh python3 -- sh -c 'exec "$$PYTHON" tests/bench.py'
+	tests/lib/fetch.sh python3 -- sh -c 'exec "$$PYTHON" tests/bench/bench.py'
 
-$(BENCH)/bench: tests/bench.c Makefile
+$(BENCH)/bench: tests/bench/bench.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(COMPILE) -o $@ $<
 
-$(BENCH)/hang.so: tests/bench_device.c Makefile
+$(BENCH)/hang.so: tests/bench/bench_device.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(COMPILE) -D__wrap_ioctl=ioctl -shared -fPIC -o $@ $<
 
-$(BENCH)/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/bench_device.o
+$(BENCH)/qemu-pr-helper: $(OBJECTS) $(BUILD)/tests/bench/bench_device.o
 	@mkdir -p $(@D)
 	$(LINK) $(BENCHED:%=-Wl,--wrap=%) -o $@ $^
 
-$(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench_device.c $(HEADERS) \
+$(BENCH)/qemu-pr-helper-static: $(SOURCES) tests/bench/bench_device.c $(HEADERS) \
 		Makefile
 	@mkdir -p $(@D)
 	$(STATIC) -fno-lto $(BENCHED:%=-Wl,--wrap=%) -o $@ $(SOURCES) \
-		tests/bench_device.c
+		tests/bench/bench_device.c
 
 # A cluster's life on a SCSI target in User-mode Linux, step by step.
 demo: $(HELPER) $(CLIENT)
-	tests/demo.sh
+	tests/demo/demo.sh
 
 # What is installed, and where to. For the static programs: PROGRAMS='
 # build/static/qemu-pr-helper build/static/qemu-pr-client'.

@@ -10,7 +10,8 @@ import os
 import struct
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'lib'))
 from prclient import (                                      # noqa: E402
     READ_KEYS, REGISTER, REPORT_CAPABILITIES, RESERVE, parameters, pr_in,
     pr_out)
