@@ -19,7 +19,7 @@ dist:
 		--prefix=$(DIST)/ -o build/$(DIST).tar HEAD
 	gzip -9nf build/$(DIST).tar
 
-## deb: a Debian package in place of QEMU's helper, in build/deb
+## deb: a Debian package instead of QEMU's, in build/deb
 DEB = build/deb/$(DIST)
 deb:
 	$(call needs,dpkg-buildpackage,dpkg-dev)

@@ -65,11 +65,14 @@ ifeq ($(T),)
 NEEDED = fault $(IMAGE)
 else
 TESTS := $(shell tests/lib/find.sh $(T))
+ifeq ($(MAKECMDGOALS)$(TESTS),check)
+$(error no such test: $(T))
+endif
 NEEDED = $(if $(filter tests/host/test_fault.py%,$(TESTS)),fault) \
 	$(if $(filter tests/kernel/test_image.py%,$(TESTS)),image)
 endif
 check: $(HELPER) $(CLIENT) sim $(NEEDED)
-	tests/run.sh $(or $(TESTS),$(if $(T),$(error no such test: $(T))))
+	tests/run.sh $(TESTS)
 
 ## check-host: the one half of it, which is tests/host
 check-host: $(HELPER) $(CLIENT) sim fault
