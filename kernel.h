@@ -5,7 +5,7 @@
  * kernel that we run on is too old for is for the caller to find out.
  *
  * It must never have a number that the headers of Linux 4.3 have, or another
- * value than newer ones: tests/test_headers.py takes those away.
+ * value than newer ones: tests/host/test_headers.py takes those away.
  */
 #ifndef KERNEL_H
 #define KERNEL_H

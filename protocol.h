@@ -6,7 +6,7 @@
  * It must never make a system call, know what a device is, or include
  * another of this program's headers: what moves the bytes is client.c, what
  * runs the command is sg_io.c. What stands above struct conversation is for
- * the helper's other end, too: qemu-pr-client.c.
+ * the helper's other end, too: admin/qemu-pr-client.c.
  *
  * Source: QEMU, docs/interop/pr-helper.rst. All integers are big-endian.
  *

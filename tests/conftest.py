@@ -1,124 +1,20 @@
-"""Fixtures: a helper process under test, and how tests find the programs.
+"""What pytest does for all tests: paths, fixtures, progress.
 
-Nothing here may depend on root, on SCSI or on a fixed path outside the
-temporary directory: each test gets its own socket and its own helper.
+Each folder beside this one holds the tests that need the same surroundings;
+what they share is in lib/. Programs under test that are not there are built
+before the first test runs, and all tests are skipped if that fails.
 """
 import os
-import re
-import signal
-import socket
-import subprocess
-import time
+import sys
 
 import pytest
 
-import sim
-from prclient import Client
+TESTS = os.path.dirname(os.path.abspath(__file__))
+# Some tests go on from those of the host.
+sys.path[:0] = [os.path.join(TESTS, 'lib'), os.path.join(TESTS, 'host')]
 
-TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BUILD = os.environ.get('BUILD', os.path.join(TOP, 'build'))
-
-
-def program(variable, default):
-    """A program under test: $variable, or the one that make built."""
-    return os.environ.get(variable, os.path.join(TOP, default))
-
-
-class Helper:
-    """One helper process and everything it left on its stderr."""
-
-    def __init__(self, directory, binary, options=(), env=None, wait=True,
-                 socket_path=None, **popen):
-        self.path = socket_path or os.path.join(directory, 'pr.sock')
-        self.log_path = os.path.join(directory, 'log')
-        self.log_file = open(self.log_path, 'ab')
-        self.process = subprocess.Popen(
-            [binary, '-k', self.path, *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=popen.pop('stderr', self.log_file), env=env, **popen)
-        self.pid = self.process.pid
-        if wait:
-            self.wait_ready()
-
-    def wait_ready(self, seconds=20):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                probe.connect(self.path)
-                probe.settimeout(seconds)
-                probe.recv(4)   # so that it has its session
-                break
-            except OSError:
-                assert self.process.poll() is None, self.log()
-                time.sleep(0.005)
-            finally:
-                probe.close()
-        else:
-            raise AssertionError('the helper does not listen: ' + self.log())
-
-    def client(self, **kwargs):
-        return Client(self.path, **kwargs)
-
-    def log(self):
-        with open(self.log_path, errors='replace') as f:
-            return f.read()
-
-    def wait_log(self, text, seconds=20):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if text in self.log():
-                return True
-            time.sleep(0.01)
-        raise AssertionError('%r is not in the log: %s' % (text, self.log()))
-
-    def crashes(self):
-        """What the log says of sessions that crashed, and of sanitizers."""
-        return [line for line in self.log().splitlines() if re.search(
-            'of signal (?!9$)|Sanitizer|runtime error', line)]
-
-    def sessions(self):
-        """The pids of the helper's children."""
-        with open('/proc/%d/task/%d/children' % (self.pid, self.pid)) as f:
-            return [int(p) for p in f.read().split()]
-
-    def open_fds(self):
-        """How many descriptors main and its sessions hold."""
-        count = 0
-        for pid in [self.pid] + self.sessions():
-            try:
-                count += len(os.listdir('/proc/%d/fd' % pid))
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-        return count
-
-    def wait_fds(self, number, seconds=20):
-        end = time.monotonic() + seconds
-        while self.open_fds() != number:
-            assert time.monotonic() < end, self.open_fds()
-            time.sleep(0.005)
-        return True
-
-    def wait_sessions(self, count, seconds=20):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if len(self.sessions()) == count:
-                return True
-            time.sleep(0.01)
-        raise AssertionError('%d sessions, not %d'
-                             % (len(self.sessions()), count))
-
-    def stop(self, sig=signal.SIGTERM, seconds=30):
-        """Send a signal and return the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(sig)
-        try:
-            return self.process.wait(seconds)
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
-            self.log_file.close()
+import sim                                                  # noqa: E402
+from helper import Helper, make_missing, program            # noqa: E402
 
 
 # What is told while the tests run: a line in the file PROGRESS for each file
@@ -129,6 +25,10 @@ def pytest_collection_modifyitems(items):
         path = item.nodeid.split('::')[0]
         counts = PROGRESS.setdefault(path, {'left': 0})
         counts['left'] += 1
+    why = make_missing()
+    if why:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 PROGRESS = {}

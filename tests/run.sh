@@ -1,17 +1,23 @@
 #!/bin/sh
-# run.sh [host] [kernel] [hostile] [multipath] [reference] [transport]
-#        [supervisors]
+# run.sh [SUITE | TEST]...
 #
-# The tests, host and kernel at the same time unless others are named: host,
-# which is tests/test_*.py, needs no root and no SCSI; kernel runs in User-mode
-# Linux, as root, what is in tests/kernel, and again the host's tests in which
-# root makes a difference; hostile is tests/hostile; multipath and reference,
-# each in a User-mode Linux, are the two files of tests/multipath; transport,
-# in one, is tests/transport, with iSCSI sessions as the paths; supervisors
-# is what is in contrib/ under systemd, OpenRC, runit and s6, there as well.
-# Ends with the line "N passed, N failed, N skipped"; see tests/summary.py for
-# what counts.  The programs under test must have been built; what the tests
-# themselves need is fetched into the build directory.
+# The tests. A SUITE is one of these, each a folder beside this file unless
+# another is named; host and kernel, at the same time, unless others are given:
+#
+#   host         needs no root and no SCSI
+#   kernel       in User-mode Linux, as root; and again the host's tests in
+#                which root makes a difference
+#   hostile      on the simulated disk
+#   multipath, reference
+#                each in a User-mode Linux, the two files of multipath/
+#   transport    in one, with iSCSI sessions as the paths
+#   supervisors  what is in contrib/ under systemd, OpenRC, runit and s6, there
+#
+# A TEST is a file of tests or one test in it, as lib/find.sh writes them
+# (tests/host/test_protocol.py::test_...), and runs as in its suite. Ends with
+# the line "N passed, N failed, N skipped"; see lib/summary.py for what counts.
+# The programs under test must have been built; what the tests themselves need
+# is fetched into the build directory.
 #
 # While they run there is a line for each file of tests that is done.
 #
@@ -24,11 +30,14 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 BUILD=${BUILD:-$top/build}
 export BUILD
 [ $# -gt 0 ] || set -- host kernel
+named=$(printf '%s\n' "$@" | sed -n '/^tests\//p')
+suites=$(printf '%s\n' "$@" | sed 's|^tests/\([^/]*\)/.*|\1|' |
+    awk '!seen[$0]++' | paste -s -d ' ')
 
 # Without the kernel of uml.sh only these run, and the others are a skip each.
-wanted=$*
-no_kernel=$("$top/tests/uml.sh" 2>&1) || wanted=$(printf '%s\n' "$@" |
-    grep -x -e host -e hostile | paste -s -d ' ')
+wanted=$suites
+no_kernel=$("$top/tests/lib/uml.sh" 2>&1) || wanted=$(echo "$suites" |
+    tr ' ' '\n' | grep -x -e host -e hostile | paste -s -d ' ')
 
 if [ -z "${RUN_FETCHED:-}" ]; then
     packages='python3 python3-pytest'
@@ -38,19 +47,19 @@ if [ -z "${RUN_FETCHED:-}" ]; then
             e2fsprogs"
         # To compare with.
         command -v qemu-pr-helper >/dev/null ||
-            "$top/tests/fetch.sh" "=qemu-system-common" || :
+            "$top/tests/lib/fetch.sh" "=qemu-system-common" || :
         ;;
     esac
     case " $wanted " in
     *' multipath '* | *' reference '*)
         packages="$packages user-mode-linux kmod mount
-            $("$top/tests/multipath/setup.sh" packages)"
+            $("$top/tests/lib/multipath.sh" packages)"
         ;;
     esac
     case " $wanted " in
     *' transport '*)
         packages="$packages user-mode-linux kmod iproute2 open-iscsi
-            $("$top/tests/multipath/setup.sh" packages)"
+            $("$top/tests/lib/multipath.sh" packages)"
         ;;
     esac
     case " $wanted " in
@@ -62,11 +71,11 @@ if [ -z "${RUN_FETCHED:-}" ]; then
     *' kernel '* | *' multipath '* | *' reference '*) minutes=6 megabytes=400 ;;
     *) minutes=5 megabytes=50 ;;
     esac
-    echo "The tests take about $minutes minutes on two processors. What they" \
-        "need and is not installed, at most $megabytes MB, is fetched into" \
-        "$BUILD and stays there."
+    [ -n "$named" ] || echo "The tests take about $minutes minutes on two" \
+        "processors. What they need and is not installed, at most" \
+        "$megabytes MB, is fetched into $BUILD and stays there."
     # shellcheck disable=SC2086 # a list of words
-    RUN_FETCHED=1 exec "$top/tests/fetch.sh" $packages -- "$0" "$@"
+    RUN_FETCHED=1 exec "$top/tests/lib/fetch.sh" $packages -- "$0" "$@"
 fi
 
 cd "$top"
@@ -75,29 +84,43 @@ export PYTHONDONTWRITEBYTECODE
 results=$BUILD/results
 mkdir -p "$results"
 
-# suite NAME TEST...: its results, log and exit status, as files: if it dies
+# tests_of NAME: those that were named, or all.
+tests_of() {
+    case $1:$named in
+    *:?*) echo "$named" | grep "^tests/$1/" ;;
+    kernel:)
+        echo tests/kernel tests/host/test_options.py \
+            tests/host/test_startup.py tests/host/test_log.py
+        ;;
+    multipath:) echo tests/multipath/test_multipathd.py ;;
+    reference:) echo tests/multipath/test_reference.py ;;
+    *) echo "tests/$1" ;;
+    esac
+}
+
+# suite NAME: its results, log and exit status, as files: if it dies
 # it must not take the other along.
 suite() {
     name=$1
-    shift
     seconds=900
     case $name in
     kernel | multipath | reference | supervisors) seconds=420 ;;
     transport) seconds=600 ;;
     esac
+    # shellcheck disable=SC2046 # a list of words
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
         -p no:cacheprovider -q --tb=short --color=no \
-        --junitxml="$results/$name.xml" "$@"
+        --junitxml="$results/$name.xml" $(tests_of "$name")
     # TMPDIR is of this machine.
     case $name in
-    kernel | supervisors) set -- UML_TIMEOUT=430 tests/uml.sh "$@" ;;
+    kernel | supervisors) set -- UML_TIMEOUT=430 tests/lib/uml.sh "$@" ;;
     multipath | reference)
-        set -- UML_TIMEOUT=430 UML_NEXUSES=3 tests/uml.sh \
-            tests/multipath/setup.sh "$@"
+        set -- UML_TIMEOUT=430 UML_NEXUSES=3 tests/lib/uml.sh \
+            tests/lib/multipath.sh "$@"
         ;;
     transport)
-        set -- UML_TIMEOUT=610 UML_NEXUSES=0 tests/uml.sh \
-            tests/multipath/setup.sh "$@"
+        set -- UML_TIMEOUT=610 UML_NEXUSES=0 tests/lib/uml.sh \
+            tests/lib/multipath.sh "$@"
         ;;
     *) set -- "TMPDIR=$temporary" "$@" ;;
     esac
@@ -111,7 +134,7 @@ suite() {
     pids="$pids $!"
 }
 
-for name; do
+for name in $suites; do
     case $name in
     host | kernel | hostile | multipath | reference | transport | \
         supervisors) ;;
@@ -141,7 +164,7 @@ ended() {
     exit 1
 }
 trap ended INT TERM HUP
-for name; do
+for name in $suites; do
     rm -f "$results/$name".*
     case " $wanted " in
     *" $name "*) ;;
@@ -157,27 +180,18 @@ export PROGRESS
 echo "running $wanted, each file of tests:"
 tail -n +1 -s 0.3 -f --pid=$$ "$PROGRESS" &
 follower=$!
-case " $wanted " in
-*' kernel '*)
-    suite kernel tests/kernel tests/test_options.py tests/test_startup.py \
-        tests/test_log.py
-    ;;
-esac
-for name in multipath reference; do
+for name in kernel multipath reference host; do
     case " $wanted " in
-    *" $name "*) suite $name tests/multipath/test_$name.py ;;
+    *" $name "*) suite $name ;;
     esac
 done
-case " $wanted " in
-*' host '*) suite host tests/test_*.py ;;
-esac
 # These want the machine for themselves.
 for name in hostile transport supervisors; do
     case " $wanted " in
     *" $name "*)
         # shellcheck disable=SC2086 # a list of words
         [ -z "$pids" ] || wait $pids || :
-        suite $name tests/$name
+        suite $name
         ;;
     esac
 done
@@ -186,5 +200,6 @@ done
 sleep 0.5
 kill "$follower" 2>/dev/null || :
 status=0
-"$PYTHON" tests/summary.py "$results" "$@" || status=$?
+# shellcheck disable=SC2086 # a list of words
+"$PYTHON" tests/lib/summary.py "$results" $suites || status=$?
 exit $status

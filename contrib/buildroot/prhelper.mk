@@ -5,9 +5,9 @@
 # directory's prhelper/. It must never be selected along with QEMU's tools,
 # which have the same file, for the target.
 #
-# Checked by tests/recipes.sh with stubs for what Buildroot defines: the
-# syntax, and that the two commands do what `make install` does. Not checked:
-# Buildroot itself.
+# Checked by tests/packages/recipes.sh with stubs for what Buildroot defines:
+# the syntax, and that the two commands do what `make install` does. Not
+# checked: Buildroot itself.
 #
 ################################################################################
 

@@ -2,8 +2,9 @@
 # in files/ beside it. It must never be installed along with QEMU's tools on
 # the target, which have the same file.
 #
-# Checked by tests/recipes.sh: the licence's checksum, and that the two tasks,
-# run by a shell with stubs, do what `make install` does. Not checked: bitbake.
+# Checked by tests/packages/recipes.sh: the licence's checksum, and that the
+# two tasks, run by a shell with stubs, do what `make install` does. Not
+# checked: bitbake.
 SUMMARY = "SCSI persistent reservations for QEMU's virtual machines"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=ead7b6c334b4097579eecbea28b119b2"

@@ -10,7 +10,8 @@ import os
 import struct
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'lib'))
 from prclient import (                                      # noqa: E402
     READ_KEYS, REGISTER, REPORT_CAPABILITIES, RESERVE, parameters, pr_in,
     pr_out)
@@ -184,7 +185,7 @@ LISTEN = [
 ]
 
 
-# What a disk answers, see decode.c.
+# What a disk answers, see admin/decode.c.
 def listing(action, *entries, length=None, whole=False):
     data = b''.join(entries)
     return bytes([action | whole << 7]) + struct.pack(

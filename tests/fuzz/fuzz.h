@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fuzz.h - what the fuzz targets share. Each target, tests/fuzz/X.c, drives
- * the helper's X.c through the function that libFuzzer calls; tests/fuzz.sh
- * has renamed the system calls of that X.c to fuzz_..., which the target
- * defines: the input decides what they answer, and the target checks what
- * they are asked for against a model of its own.
+ * fuzz.h - what the fuzz targets share. Each target, fuzz_X.c, drives the
+ * helper's X.c through the function that libFuzzer calls; fuzz.sh has renamed
+ * the system calls of that X.c to fuzz_..., which the target defines: the
+ * input decides what they answer, and the target checks what they are asked
+ * for against a model of its own.
  *
  * A target must never make the system call itself, keep anything from one
  * input to the next, or take what it expects from the source that it drives.

@@ -18,7 +18,7 @@ import time
 import pytest
 
 import sim
-from conftest import Helper, program
+from helper import Helper, program
 from launch import needs_root, wait_until  # noqa: F401 (for the cases)
 from prclient import CHECK_CONDITION, GOOD, READ_KEYS, Client, pr_in
 

@@ -1,6 +1,6 @@
 """The container image at work: the helper as KubeVirt would start it.
 
-Inside tests/uml.sh, as root, in a chroot that has what the image has, the
+Inside tests/lib/uml.sh, as root, in a chroot that has what the image has, the
 directory for the socket that KubeVirt lends, of what every container has
 /dev/null, and nothing else: no libc, no shell, no /proc, no disk. The disk
 comes as its client's descriptor. Must never be run on another machine.
@@ -18,7 +18,7 @@ import tempfile
 import pytest
 
 import prclient as pr
-from conftest import BUILD
+from helper import BUILD
 from launch import accepts, status_of, stop, wait_until
 
 IMAGE = os.path.join(BUILD, 'image.tar')
@@ -28,7 +28,7 @@ KEY = 0xc0ffee
 
 pytestmark = [
     pytest.mark.skipif(not os.path.isdir('/run/target/pr'),
-                       reason='not inside tests/uml.sh'),
+                       reason='not inside tests/lib/uml.sh'),
     pytest.mark.skipif(not os.path.exists(IMAGE),
                        reason='not installed: musl-gcc, for make image')]
 

@@ -1,6 +1,6 @@
 """The helper on a real Linux kernel with a real SCSI target (LIO).
 
-Runs as root inside tests/uml.sh, where /dev/sda and /dev/sdb (and /dev/sg0,
+Runs as root inside tests/lib/uml.sh, where /dev/sda and /dev/sdb (and /dev/sg0,
 /dev/sg1) are two I_T nexuses onto one LUN.  What the helper answers is
 compared with what the same commands get straight from the disk, and with
 what QEMU's own helper answers.
@@ -23,7 +23,7 @@ import prclient as pr
 from direct import Direct, sg_io
 
 pytestmark = pytest.mark.skipif(not os.path.isdir('/run/target/pr'),
-                                reason='not inside tests/uml.sh')
+                                reason='not inside tests/lib/uml.sh')
 
 DISKS, GENERICS = ('/dev/sda', '/dev/sdb'), ('/dev/sg0', '/dev/sg1')
 TYPES = (1, 3, 5, 6, 7, 8)

@@ -30,7 +30,7 @@ import time
 import types
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path += [TESTS, os.path.join(TESTS, 'qemu')]
+sys.path += [os.path.join(TESTS, 'lib'), os.path.join(TESTS, 'qemu')]
 
 import chain      # noqa: E402
 from chain import GOOD, GUEST_KEY, OURS, check      # noqa: E402

@@ -1,10 +1,10 @@
 """The helper and mpathpersist, the reference, take the same steps on a map.
 
-Runs as root inside tests/uml.sh and tests/multipath/setup.sh; see cluster.py
+Runs as root inside tests/lib/uml.sh and tests/lib/multipath.sh; see cluster.py
 for what is there. What the rival's nexus reads from the target, and the key
 that multipathd has, must be the same after each step. Steps at which the
-reference is known to err are not here, but in test_multipath.py, which says
-what the helper must do.
+reference is known to err are not here, but in test_multipathd.py, which
+says what the helper must do.
 
 With MULTIPATH_SUBJECT=mpathpersist the reference takes the steps twice: that
 tells whether a failure is the helper's.
@@ -19,6 +19,8 @@ import prclient as pr
 from cluster import (A, A2, ALL_REGISTRANTS, B, BOTH, CONFLICT, FAILED, FILE,
                      FIXED, GOOD, TYPES, Mpathpersist, View, direct,
                      other_than, reset, set_state, view, wait_until)
+from fixtures import (daemons, multipathd, needed, relay,    # noqa: F401
+                      rival, serve, us)
 
 
 SAME = 'same'   # the reference's versions differ: as whichever is here

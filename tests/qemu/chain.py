@@ -7,7 +7,7 @@ and beside it the rival: sg_persist on /dev/sdb, a second nexus onto the same
 LUN, without any helper.  What the guest did is always judged by what the
 rival's nexus reads from the target, never by the guest's word alone.
 
-With --multipath (and tests/multipath/setup.sh before) the guest's disk is
+With --multipath (and tests/lib/multipath.sh before) the guest's disk is
 /dev/mapper/mpatha, of the paths /dev/sda and /dev/sdb, and /dev/sdc is the
 rival's.  Every registration of the guest's must then be there twice.
 
@@ -29,7 +29,7 @@ import sys
 import time
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path += [TESTS, os.path.join(TESTS, 'multipath')]
+sys.path.append(os.path.join(TESTS, 'lib'))
 
 import cluster      # noqa: E402
 

@@ -1,7 +1,7 @@
 """What is in contrib/ under the supervisors that it is for, on a real disk.
 
-Runs as root inside tests/uml.sh. The supervisors are Debian's; those that
-tests/fetch.sh has fetched are laid over /usr and /etc as if installed, and the
+Runs as root inside tests/lib/uml.sh. The supervisors are Debian's; those that
+fetch.sh has fetched are laid over /usr and /etc as if installed, and the
 helper under test becomes /usr/bin/qemu-pr-helper. systemd is process 1 of a
 PID namespace, with units of contrib/ and empty targets and no others.
 
@@ -22,12 +22,12 @@ import time
 
 import pytest
 
-from conftest import BUILD, TOP, program
+from helper import BUILD, TOP, program
 from launch import status_of, wait_until
 from prclient import READ_KEYS, Client, Closed, GOOD, open_device
 
 pytestmark = pytest.mark.skipif(not os.path.isdir('/run/target/pr'),
-                                reason='not inside tests/uml.sh')
+                                reason='not inside tests/lib/uml.sh')
 
 SOCKET = '/run/qemu-pr-helper.sock'
 BINARY = '/usr/bin/qemu-pr-helper'

@@ -17,15 +17,11 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections import namedtuple
 
+import cluster
 import prclient as pr
-
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-                + '/multipath')
-import cluster      # noqa: E402, of the multipath tests
 from cluster import DEADLINE, ask, direct, settle, wait_until
 
 TARGET = 'iqn.2026-11.example:target'
@@ -289,11 +285,7 @@ class Multipathd(cluster.Multipathd):
         self.process = None
 
     def start(self):
-        self.process = subprocess.Popen(
-            ['multipathd', '-d', '-s'], stdin=subprocess.DEVNULL,
-            stdout=open('/run/multipathd.log', 'ab'),
-            stderr=subprocess.STDOUT)
-        wait_until(self.listens, 'multipathd listens')
+        self.launch()
         self.wait_for_all()
 
     def wait_for_all(self):

@@ -1,6 +1,6 @@
 """Reservations on multipath maps while connections of their paths fail.
 
-Runs as root inside tests/uml.sh and tests/multipath/setup.sh; see
+Runs as root inside tests/lib/uml.sh and tests/lib/multipath.sh; see
 iscsi.py for what is there. What must hold, whatever the transport does:
 a host that GOOD says is registered writes through every path that is back,
 and has one key on all of them; one that has unregistered, or that has been
@@ -20,7 +20,7 @@ import pytest
 
 import prclient as pr
 import iscsi
-from conftest import Helper, program
+from helper import Helper, program
 from iscsi import DEADLINE, View, direct, wait_until
 
 A, A2, B = 0xa11ce, 0xa11ce2, 0xb0b     # keys: ours, our next, the rival's

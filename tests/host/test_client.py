@@ -1,0 +1,815 @@
+"""qemu-pr-client: what it sends, what it says, and its exit status.
+
+The program under test is $CLIENT. It runs against the helper on the
+simulated disk, where the answer should be the truth about a disk, and
+against a Fake helper where the answer should be a lie.
+
+Nothing here may take the words that it expects from the program's source:
+they are the standard's (SPC-4), or the manual's.
+"""
+import array
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections import namedtuple
+
+import pytest
+
+from helper import program
+from launch import NOBODY, become, needs_root, wait_until
+from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
+                      TASK_SET_FULL, parameters, pr_in, pr_out)
+from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
+
+CLIENT = os.path.abspath(program('CLIENT', 'qemu-pr-client'))
+SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
+TYPES = {1: 'write-exclusive', 3: 'exclusive-access',
+         5: 'write-exclusive-registrants-only',
+         6: 'exclusive-access-registrants-only',
+         7: 'write-exclusive-all-registrants',
+         8: 'exclusive-access-all-registrants'}
+READS = ('keys', 'reservation', 'capabilities', 'status')
+
+Result = namedtuple('Result', 'status out err')
+Request = namedtuple('Request', 'cdb data fds flags')
+
+
+def run(*arguments, stdout=subprocess.PIPE, **popen):
+    """The client to its end; it must neither crash nor print nonsense."""
+    done = subprocess.run([CLIENT, *arguments], stdin=subprocess.DEVNULL,
+                          stdout=stdout, stderr=subprocess.PIPE, timeout=60,
+                          **popen)
+    result = Result(done.returncode, (done.stdout or b'').decode('ascii'),
+                    done.stderr.decode('ascii'))
+    assert not re.search('Sanitizer|runtime error', result.err), result
+    assert result.status >= 0, result
+    for text in result.out, result.err:
+        assert re.fullmatch('[ -~\n]*', text), result
+    for line in result.err.splitlines():
+        assert line.startswith('qemu-pr-client: '), result
+    return result
+
+
+@pytest.fixture
+def cluster(start, target, disks):
+    """A function that runs the client on the simulated disk, by nexus."""
+    helper = start(SIM_HELPER, env=target.env)
+
+    def client(nexus, *arguments):
+        return run('-k', helper.path, *arguments, disks.path(nexus))
+    yield client
+    assert not helper.crashes()
+
+
+class Fake:
+    """A helper that answers what it is told to, and keeps what it is asked.
+
+    Each of the answers is the bytes for one command. After the last one, or
+    a hello that is none, it leaves the client waiting, or ends the
+    connection.
+    """
+
+    def __init__(self, path, answers=(), hello=bytes(4), ends=False, delay=0):
+        self.path, self.answers, self.requests = str(path), list(answers), []
+        self.hello, self.ends, self.delay = hello, ends, delay
+        self.features = self.rest = None
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                with self.listener.accept()[0] as sock:
+                    with contextlib.suppress(EOFError, ConnectionError):
+                        self.talk(sock)
+
+    def read(self, sock, size):
+        data = sock.recv(size, socket.MSG_WAITALL)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def request(self, sock):
+        fds = array.array('i')
+        cdb, control, _, _ = sock.recvmsg(16, 1024)
+        if not cdb:
+            raise EOFError
+        for _, _, data in control:
+            fds.frombytes(data)
+        flags = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in fds]
+        for fd in fds:
+            os.close(fd)
+        length = cdb[7] << 8 | cdb[8] if cdb[0] == 0x5f else 0
+        self.requests.append(Request(cdb, self.read(sock, length) if length
+                                     else b'', len(fds), flags))
+
+    def talk(self, sock):
+        sock.sendall(self.hello)
+        if len(self.hello) == 4:
+            self.features = self.read(sock, 4)
+            while self.answers:
+                self.request(sock)
+                time.sleep(self.delay)
+                self.delay = 0
+                sock.sendall(self.answers.pop(0))
+        if not self.ends:
+            self.rest = sock.recv(1000)
+            sock.recv(1)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(20)
+
+
+@pytest.fixture
+def fake(tmp_path):
+    fakes = []
+
+    def begin(*answers, **how):
+        fakes.append(Fake(tmp_path / ('fake%d' % len(fakes)), answers, **how))
+        return fakes[-1]
+    yield begin
+    for one in fakes:
+        one.close()
+
+
+def reply(payload=b'', status=GOOD, sense=b'', size=None):
+    return (struct.pack('>II', status, len(payload) if size is None else size)
+            + sense.ljust(96, b'\0') + payload)
+
+
+def sensed(code, descriptor=False):
+    """The reply CHECK CONDITION with this sense code, '5/24/00'."""
+    key, asc, ascq = (int(part, 16) for part in code.split('/'))
+    if descriptor:
+        return reply(status=CHECK_CONDITION,
+                     sense=bytes([0x72, key, asc, ascq]))
+    return reply(status=CHECK_CONDITION, sense=failure(code)[1])
+
+
+def ask(helper, *arguments, device='/dev/null', **popen):
+    return run('-k', helper.path, *arguments, device, **popen)
+
+
+def full(key=0xa, holder=0, scope_type=0, port=1, transport=b'', length=None):
+    """A full status descriptor, SPC-4 6.15.5."""
+    return struct.pack('>Q4xBB4xHI', key, holder, scope_type, port,
+                       len(transport) if length is None else length
+                       ) + transport
+
+
+def listing(*descriptors, generation=1, length=None):
+    data = b''.join(descriptors)
+    return struct.pack('>II', generation,
+                       len(data) if length is None else length) + data
+
+
+# What is sent. ---------------------------------------------------------------
+
+@pytest.mark.parametrize('number, command', enumerate(READS))
+def test_reads_are_sent_as_qemu_sends_them(fake, number, command):
+    helper = fake(reply(status=RESERVATION_CONFLICT))
+    assert ask(helper, command).status == 24
+    assert helper.features == bytes(4)
+    assert helper.requests == [
+        (pr_in(number, 8192), b'', 1, helper.requests[0].flags)]
+    flags = helper.requests[0].flags[0]
+    assert flags & os.O_ACCMODE == os.O_RDONLY and flags & os.O_NONBLOCK
+
+
+K, N = 0x1122334455667788, 0xffeeddccbbaa9988
+KEY, TYPE = '--key=1122334455667788', '--type=6'
+NEW_KEY, VICTIM = '--new-key=0xffeeddccbbaa9988', '--victim=FFEEDDCCBBAA9988'
+
+
+@pytest.mark.parametrize('words, cdb, data', [
+    (['register', NEW_KEY], pr_out(0), parameters(0, N)),
+    (['register', KEY, NEW_KEY], pr_out(0), parameters(K, N)),
+    (['register', KEY, '--new-key=0'], pr_out(0), parameters(K, 0)),
+    (['register', NEW_KEY, '--aptpl'], pr_out(0), parameters(0, N, 1)),
+    (['register-ignore', NEW_KEY], pr_out(6), parameters(0, N)),
+    (['register-ignore', '--aptpl', NEW_KEY], pr_out(6), parameters(0, N, 1)),
+    (['reserve', KEY, TYPE], pr_out(1, 6), parameters(K)),
+    (['release', KEY, TYPE], pr_out(2, 6), parameters(K)),
+    (['clear', KEY], pr_out(3), parameters(K)),
+    (['preempt', KEY, VICTIM, TYPE], pr_out(4, 6), parameters(K, N)),
+    (['preempt', KEY, '--victim=0', TYPE], pr_out(4, 6), parameters(K, 0)),
+    (['preempt-abort', KEY, VICTIM, TYPE], pr_out(5, 6), parameters(K, N)),
+    (['preempt', KEY, NEW_KEY, TYPE], pr_out(4, 6), parameters(K, N)),
+])
+def test_commands_are_sent_once_as_qemu_sends_them(fake, disks, words, cdb,
+                                                   data):
+    helper = fake(reply())
+    assert ask(helper, *words, device=disks.path(0)) == (0, '', '')
+    assert helper.features == bytes(4)
+    assert helper.requests == [(cdb, data, 1, helper.requests[0].flags)]
+    flags = helper.requests[0].flags[0]
+    assert flags & os.O_ACCMODE == os.O_RDWR and flags & os.O_NONBLOCK
+
+
+@pytest.mark.parametrize('number', TYPES)
+def test_types_by_name_and_by_number(fake, number):
+    for word in str(number), TYPES[number]:
+        helper = fake(reply())
+        assert ask(helper, 'reserve', '--key=1', '--type', word).status == 0
+        assert helper.requests[0].cdb[2] == number
+
+
+# On a disk. ------------------------------------------------------------------
+
+def test_a_cluster_forms_and_breaks(cluster):
+    assert cluster(0, 'keys').out == 'Nobody is registered, generation 0\n'
+    assert cluster(0, 'reservation').out == 'Not reserved, generation 0\n'
+    assert cluster(0, 'status').out == 'Nobody is registered, generation 0\n'
+    ours, theirs = ['--key=aaaa', '--type=5'], ['--key=bbbb', '--type=5']
+    assert cluster(0, 'reserve', *ours).status == 24
+    assert cluster(0, 'register', '--new-key=aaaa') == (0, '', '')
+    again = cluster(0, 'register', '--new-key=cccc')
+    assert again.status == 24 and 'register-ignore' in again.err
+    assert cluster(0, 'register-ignore', '--new-key=aaaa').status == 0
+    assert cluster(0, 'reserve', *ours).status == 0
+    assert cluster(1, 'register', '--new-key=bbbb', '--aptpl').status == 0
+
+    refused = cluster(1, 'reserve', *theirs)
+    assert refused.status == 24 and refused.out == ''
+    assert refused.err.startswith(
+        'qemu-pr-client: reserve: RESERVATION CONFLICT (18)\n')
+    assert cluster(1, 'keys').out == (
+        'Registered, generation 3\n  key 0xaaaa\n  key 0xbbbb\n')
+    assert cluster(1, 'reservation').out == (
+        'Reserved, generation 3\n  key 0xaaaa, '
+        'write-exclusive-registrants-only (type 5): '
+        'only who is registered can write\n')
+    assert cluster(1, 'status').out == (
+        'Registered, generation 3\n'
+        '  key 0xaaaa, at port 1, SAS 5001405000000000, '
+        'holds write-exclusive-registrants-only (type 5)\n'
+        '  key 0xbbbb, at port 1, SAS 5001405000000001\n')
+
+    assert cluster(1, 'preempt', '--victim=aaaa', *theirs).status == 0
+    assert cluster(1, 'preempt', '--victim=aaaa', *theirs).status == 24
+    told = cluster(0, 'reserve', *ours)
+    assert told.status == 6 and 'not carried out' in told.err
+    assert 'UNIT ATTENTION, REGISTRATIONS PREEMPTED (6/2A/05)' in told.err
+    assert cluster(0, 'register', '--new-key=aaaa').status == 0
+    assert cluster(1, 'release', *theirs).status == 0
+    assert '  key 0xaaaa\n' in cluster(1, 'keys').out
+    assert cluster(1, 'clear', '--key=bbbb').status == 0
+    seen = cluster(0, 'keys')       # the helper passes over the attentions
+    assert seen.status == 0 and seen.err == ''
+    assert seen.out.startswith('Nobody is registered')
+
+
+def test_release_with_another_type(cluster):
+    cluster(0, 'register', '--new-key=1')
+    cluster(0, 'reserve', '--key=1', '--type=1')
+    done = cluster(0, 'release', '--key=1', '--type=3')
+    assert done.status == 5 and (
+        'ILLEGAL REQUEST, INVALID RELEASE OF PERSISTENT RESERVATION '
+        '(5/26/04)' in done.err)
+
+
+def test_capabilities_in_words(cluster, fake):
+    cluster(0, 'register', '--new-key=1', '--aptpl')
+    out = cluster(0, 'capabilities').out
+    assert re.search('yes +can keep .*PTPL_C', out)
+    assert re.search('yes +does so now.*PTPL_A', out)
+    assert re.search('no +.*SIP_C', out)
+    for number, name in TYPES.items():
+        assert re.search(r'yes +%s \(type %d\)' % (name, number), out)
+
+    def one(byte2=0, byte3=0, types=b'\0\0'):
+        helper = fake(reply(b'\0\x08' + bytes([byte2, byte3]) + types
+                            + b'\0\0'))
+        done = ask(helper, 'capabilities')
+        assert done.status == 0
+        return re.findall(r'yes +(?:.*\((\w+)\)|(\S+) \(type)', done.out)
+    for bit, name in [(1, 'PTPL_C'), (4, 'ATP_C'), (8, 'SIP_C'), (16, 'CRH'),
+                      (128, 'RLR_C')]:
+        assert one(byte2=bit) == [(name, '')]
+    assert one(byte3=1) == [('PTPL_A', '')]
+    for number, name in TYPES.items():
+        mask = struct.pack('<H', 1 << number)
+        assert one(0, 0x80, mask) == [('', name)]
+        assert one(0, 0, mask) == []        # not valid
+    allow = fake(reply(bytes([0, 8, 0, 0x50, 0, 0, 0, 0])))
+    assert re.search('5 +.*ALLOW COMMANDS', ask(allow, 'capabilities').out)
+
+
+# How it ends. ----------------------------------------------------------------
+
+@pytest.mark.parametrize('answer, status, words', [
+    (sensed('5/24/00'), 5, 'ILLEGAL REQUEST, INVALID FIELD IN CDB (5/24/00)'),
+    (sensed('6/29/00'), 6, 'UNIT ATTENTION, POWER ON, RESET, OR BUS DEVICE '
+                           'RESET OCCURRED (6/29/00)'),
+    (sensed('5/20/00'), 9, 'INVALID COMMAND OPERATION CODE (5/20/00)'),
+    (sensed('B/08/00'), 11, 'ABORTED COMMAND, LOGICAL UNIT COMMUNICATION '
+                            'FAILURE (B/08/00)'),
+    (sensed('B/55/AA'), 11, ': ABORTED COMMAND (B/55/AA)'),
+    (sensed('5/55/04'), 5, 'no room for another registration'),
+    (sensed('2/04/0B'), 98, 'NOT READY, LOGICAL UNIT NOT ACCESSIBLE, TARGET '
+                            'PORT IN STANDBY STATE (2/04/0B)'),
+    (sensed('0/00/00'), 98, 'NO SENSE'), (sensed('F/12/34'), 98, 'F/12/34'),
+    (reply(status=RESERVATION_CONFLICT), 24, 'RESERVATION CONFLICT (18)'),
+    (reply(status=BUSY), 26, 'BUSY (08)'),
+    (reply(status=TASK_SET_FULL), 26, 'TASK SET FULL (28)'),
+    (reply(status=0x30), 98, 'ACA ACTIVE (30)'),
+    (reply(status=0x77), 98, 'unknown status (77)'),
+    (reply(status=CHECK_CONDITION), 98, 'without sense data'),
+    (reply(status=CHECK_CONDITION, sense=b'\x7e' * 96), 98,
+     'without sense data'),
+])
+def test_how_a_command_failed(fake, answer, status, words):
+    helper = fake(answer, *[answer] * 20)
+    done = ask(helper, 'clear', '--key=1')
+    assert done.status == status and words in done.err, done
+    assert done.out == '' and len(helper.requests) == 1
+    assert ask(helper, 'keys').status == status
+    assert ask(helper, 'check').status == status
+
+
+def test_both_formats_of_sense_data(fake):
+    for first in 0x70, 0x71, 0xf0:
+        sense = bytes([first, 0, 0xe6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x2a, 3])
+        helper = fake(reply(status=CHECK_CONDITION, sense=sense))
+        assert 'UNIT ATTENTION, RESERVATIONS PREEMPTED (6/2A/03)' in ask(
+            helper, 'clear', '--key=1').err
+    for first in 0x72, 0x73, 0xf2:
+        sense = bytes([first, 0xf6, 0x2a, 4])
+        helper = fake(reply(status=CHECK_CONDITION, sense=sense))
+        assert 'UNIT ATTENTION, RESERVATIONS RELEASED (6/2A/04)' in ask(
+            helper, 'clear', '--key=1').err
+
+
+SPC = {     # SPC-4 annex F.2
+    '00/06': 'I/O PROCESS TERMINATED',
+    '05/00': 'LOGICAL UNIT DOES NOT RESPOND TO SELECTION',
+    '08/00': 'LOGICAL UNIT COMMUNICATION FAILURE',
+    '11/00': 'UNRECOVERED READ ERROR',
+    '1A/00': 'PARAMETER LIST LENGTH ERROR',
+    '20/00': 'INVALID COMMAND OPERATION CODE',
+    '24/00': 'INVALID FIELD IN CDB',
+    '26/00': 'INVALID FIELD IN PARAMETER LIST',
+    '26/04': 'INVALID RELEASE OF PERSISTENT RESERVATION',
+    '27/07': 'SPACE ALLOCATION FAILED WRITE PROTECT',
+    '29/00': 'POWER ON, RESET, OR BUS DEVICE RESET OCCURRED',
+    '29/07': 'I_T NEXUS LOSS OCCURRED',
+    '2A/03': 'RESERVATIONS PREEMPTED', '2A/04': 'RESERVATIONS RELEASED',
+    '2A/05': 'REGISTRATIONS PREEMPTED',
+    '2E/02': 'COMMAND TIMEOUT DURING PROCESSING',
+    '2F/02': 'COMMANDS CLEARED BY DEVICE SERVER',
+    '3A/00': 'MEDIUM NOT PRESENT', '44/00': 'INTERNAL TARGET FAILURE',
+    '55/04': 'INSUFFICIENT REGISTRATION RESOURCES'}
+
+
+@pytest.mark.parametrize('code', SPC)
+def test_additional_sense_in_the_standards_words(fake, code):
+    done = ask(fake(sensed('4/' + code)), 'clear', '--key=1')
+    assert 'HARDWARE ERROR, %s (4/%s)' % (SPC[code], code) in done.err
+
+
+def test_all_that_the_helper_says_by_itself_has_words(fake):
+    said = {*ERRNO_REPLIES.values(), *HOST_REPLIES.values(), 'B/00/06',
+            'B/08/00', '5/20/00', '5/24/00'}
+    for code in filter(lambda c: isinstance(c, str), said):
+        assert code.partition('/')[2] in SPC, code
+
+
+def test_a_read_passes_over_unit_attentions(fake):
+    helper = fake(sensed('6/29/00'), sensed('6/2A/03', True),
+                  reply(listing(struct.pack('>Q', 0xa))))
+    done = ask(helper, 'keys')
+    assert done.status == 0 and '  key 0xa\n' in done.out
+    assert '6/29/00' in done.err and '6/2A/03' in done.err
+    assert len(helper.requests) == 3
+    for_ever = fake(*[sensed('6/29/00')] * 50)
+    assert ask(for_ever, 'keys').status == 6
+    assert 2 < len(for_ever.requests) < 20
+
+
+# Who is registered. ----------------------------------------------------------
+
+FC = bytes(8) + bytes.fromhex('2100000e1e09ab01') + bytes(8)
+SAS = b'\x06' + bytes(3) + bytes.fromhex('5001405000000001') + bytes(12)
+
+
+def iscsi(name, form=0, length=None):
+    name += bytes(-len(name) % 4)
+    return struct.pack('>BxH', form << 6 | 5,
+                       len(name) if length is None else length) + name
+
+
+IQN = b'iqn.1994-05.com.example:a\0'
+SRP = b'\x04' + bytes(range(23))
+
+
+@pytest.mark.parametrize('transport, words', [
+    (FC, 'FC 2100000e1e09ab01'), (SAS, 'SAS 5001405000000001'),
+    (iscsi(IQN), 'iSCSI iqn.1994-05.com.example:a'),
+    (iscsi(b'iqn.a:b,i,0x00023d000001\0', 1),
+     'iSCSI iqn.a:b,i,0x00023d000001'),
+    (SRP, 'TransportID ' + SRP.hex()),
+    (b'\x45' + SAS[1:], 'iSCSI '),
+    (b'\x46' + SAS[1:], 'TransportID 46' + SAS[1:].hex()),
+    (b'\xc5' + SAS[1:], 'TransportID c5' + SAS[1:].hex()),
+    (SAS[:20], 'TransportID ' + SAS[:20].hex()),
+    (FC + bytes(4), 'TransportID ' + FC.hex() + '00000000'),
+    (b'', 'TransportID '), (b'\5\0\0', 'TransportID 050000'),
+    # lengths that lie, and a name that is none
+    (iscsi(b'ab\0', length=0xffff), 'iSCSI ab'),
+    (iscsi(b'abcd', length=2), 'iSCSI ab'),
+    (iscsi(b'abcd'), 'iSCSI abcd'), (iscsi(b'abcd', length=5), 'iSCSI abcd'),
+    (iscsi(b'a\x1b[2J\n\xe2\x80\xae\\ b'),
+     r'iSCSI a\x1b[2J\x0a\xe2\x80\xae\x5c\x20b'),
+])
+def test_who_is_registered(fake, transport, words):
+    helper = fake(reply(listing(full(0xa, 1, 0x05, 7, transport),
+                                full(0x61 << 56, 2, 0, 7, SAS),
+                                generation=9)))
+    assert ask(helper, 'status') == (
+        0, 'Registered, generation 9\n  key 0xa, at port 7, %s, holds '
+        'write-exclusive-registrants-only (type 5)\n'
+        '  key 0x6100000000000000, at all ports, SAS 5001405000000001\n'
+        % words, '')
+
+
+@pytest.mark.parametrize('scope_type, words', [
+    (0x03, 'exclusive-access (type 3)'), (0x00, 'unknown type 0'),
+    (0x0f, 'unknown type 15'),
+    (0x21, 'unknown scope 2, write-exclusive (type 1)')])
+def test_scope_and_type(fake, scope_type, words):
+    helper = fake(reply(listing(struct.pack('>Q5xBxx', 0xa, scope_type))),
+                  reply(listing(full(0xa, 1, scope_type, 1, SAS))))
+    assert '  key 0xa, ' + words in ask(helper, 'reservation').out
+    assert 'holds %s\n' % words in ask(helper, 'status').out
+
+
+def test_no_more_than_fits(fake):
+    keys = [struct.pack('>Q', n) for n in range(1, 1024)]
+    helper = fake(reply(listing(*keys)),
+                  reply(listing(*keys, length=80000)),
+                  reply(listing(*[full(n, transport=SAS) for n in
+                                  range(200)])[:8192]))
+    assert '  key 0x3ff\n' in ask(helper, 'keys').out
+    done = ask(helper, 'keys')
+    assert done.status == 0 and '  key 0x3ff\n' in done.out
+    assert 'and %d bytes that are cut off' % (80000 - 8184) in done.out
+    done = ask(helper, 'status')
+    assert done.status == 0 and '  key 0xa9,' in done.out
+    assert 'and %d bytes that are cut off' % (200 * 48 - 170 * 48) in done.out
+
+
+# Hostile disks and helpers. --------------------------------------------------
+
+LIES = [
+    ('keys', b''), ('keys', bytes(7)),
+    ('keys', listing(length=8)), ('keys', listing(length=0xffffffff)),
+    ('keys', listing(bytes(12))), ('keys', listing(bytes(8), length=9)),
+    ('keys', listing(bytes(8184), length=8183)),
+    ('reservation', bytes(4)), ('reservation', listing(bytes(15))),
+    ('reservation', listing(bytes(8), length=16)),
+    ('reservation', listing(bytes(32))),
+    ('reservation', listing(length=0xffffffff)),
+    ('capabilities', b''), ('capabilities', b'\0\x08' + bytes(5)),
+    ('capabilities', bytes(8)), ('capabilities', b'\xff' * 8192),
+    ('status', bytes(3)), ('status', listing(bytes(23))),
+    ('status', listing(full(), length=24 + 1)),
+    ('status', listing(full(length=1))),
+    ('status', listing(full(length=0xffffffff))),
+    ('status', listing(full(length=0xffffffe8))),
+    ('status', listing(full(transport=SAS, length=25))),
+    ('status', listing(full(transport=SAS), full(length=1))),
+    ('status', listing(*[full()] * 20, b'x')),
+    ('status', listing(full(length=0xfffffff0), bytes(100),
+                       length=0xfffffff0)),
+]
+
+
+@pytest.mark.parametrize('command, payload', LIES)
+def test_lengths_that_lie(fake, command, payload):
+    done = ask(fake(reply(payload)), command)
+    assert done.status == 97 and 'makes no sense' in done.err, done
+
+
+def test_what_the_disk_adds_behind_its_list_is_not_shown(fake):
+    helper = fake(reply(listing(struct.pack('>QQ', 1, 2), length=8)))
+    assert ask(helper, 'keys') == (0, 'Registered, generation 1\n  key 0x1\n',
+                                   '')
+
+
+@pytest.mark.parametrize('answer, words', [
+    (reply(bytes(8193)), '8193 bytes of data, where there may be 8192'),
+    (reply(size=0xffffffff), '4294967295 bytes'),
+    (reply(bytes(8), status=BUSY), '8 bytes of data, where there may be 0'),
+    (reply(bytes(8), status=CHECK_CONDITION, sense=failure('5/24/00')[1]),
+     'QEMU would abort'),
+    (reply(status=0x102), 'a status of 258'),
+    (reply(status=0xffffffff), 'a status of 4294967295'),
+])
+def test_replies_that_would_make_qemu_abort(fake, answer, words):
+    done = ask(fake(answer), 'keys')
+    assert done.status == 97 and words in done.err, done
+
+
+def test_a_payload_for_a_write_would_make_qemu_abort(fake):
+    done = ask(fake(reply(bytes(1))), 'clear', '--key=1')
+    assert done.status == 97 and 'where there may be 0' in done.err
+
+
+@pytest.mark.parametrize('answers, hello', [
+    ([], b''), ([], bytes(3)), ([], bytes(4)), ([b''], bytes(4)),
+    ([reply()[:103]], bytes(4)), ([reply(bytes(90))[:-1]], bytes(4))])
+def test_a_helper_that_closes(fake, answers, hello):
+    done = ask(fake(*answers, hello=hello, ends=True), 'keys')
+    assert done.status == 2 and re.search(
+        'closed the connection|Broken pipe|reset by peer', done.err), done
+
+
+def test_a_helper_that_stops(fake, tmp_path):
+    """All at once, as each takes its time."""
+    begin = time.monotonic()
+    full_backlog = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    full_backlog.bind(str(tmp_path / 'full'))
+    full_backlog.listen(0)
+    waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    waiting.connect(str(tmp_path / 'full'))
+    slow = fake(*[reply(listing())] * 9, delay=5.5)
+    slow.answers[1] = reply(b'\0\x08' + bytes(6))
+    late = ['-t', '1', 'keys', '/dev/null']
+    clients = [(subprocess.Popen([CLIENT, '-k', path, *arguments],
+                                 stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True),
+                status, words)
+               for path, arguments, status, words in [
+        (tmp_path / 'full', late, 2, 'does not accept'),
+        (fake(hello=b'').path, late, 2, 'says nothing'),
+        (fake(hello=bytes(3)).path, late, 2, 'says nothing'),
+        (fake().path, late, 33, 'may still carry'),
+        (fake(reply()[:103]).path, late, 33, 'may still carry'),
+        (fake(reply(bytes(90))[:-1]).path, late, 33, 'may still carry'),
+        (slow.path, ['check', '/dev/null'], 36, 'that is slow'),
+    ]]
+    for client, status, words in clients:
+        out, err = client.communicate(timeout=30)
+        assert client.returncode == status and words in err, (out, err)
+    assert time.monotonic() - begin > 5
+    full_backlog.close()
+    waiting.close()
+
+
+def test_a_disk_that_hangs(start, target, disks):
+    helper = start(SIM_HELPER, env=target.env)
+    with target.nexus(0).hanging():
+        done = run('-k', helper.path, '--timeout=1', 'keys', disks.path(0))
+        assert done.status == 33 and done.out == ''
+
+
+# What cannot be reached, or opened, or written. ------------------------------
+
+def test_no_helper(tmp_path):
+    path = str(tmp_path / 'sock')
+    done = run('-k', path, 'keys', '/dev/null')
+    assert done.status == 2
+    assert path in done.err and 'no helper was started' in done.err
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(path)
+    done = run('-k', path, 'check', '/dev/null')
+    assert done.status == 2 and 'has ended' in done.err and done.out == ''
+    os.chmod(path, 0)
+    done = run('-k', path, 'keys', '/dev/null',
+               preexec_fn=become(without=(1, 2)))       # CAP_DAC_*
+    assert done.status == 2 and 'Permission denied' in done.err
+
+
+@needs_root
+def test_a_stranger_does_not_get_the_device(fake):
+    """A socket's credentials are those of who called listen() last."""
+    impostor = fake(reply(listing()))
+    os.seteuid(NOBODY.pw_uid)
+    try:
+        impostor.listener.listen()
+    finally:
+        os.seteuid(0)
+    done = ask(impostor, 'keys')
+    assert done.status == 2 and 'not trusted with the device' in done.err
+    assert 'user %d' % NOBODY.pw_uid in done.err
+    assert impostor.requests == []
+
+
+def test_a_socket_by_a_relative_path(fake, tmp_path):
+    helper = fake(reply(listing()))
+    done = run('-k', os.path.basename(helper.path), 'keys', '/dev/null',
+               cwd=tmp_path)
+    assert done.status == 0
+
+
+def test_no_device(fake, tmp_path):
+    helper = fake()
+    for words in ['keys'], ['clear', '--key=1'], ['check']:
+        done = ask(helper, *words, device=str(tmp_path / 'none'))
+        assert done.status == 15 and 'No such file' in done.err
+    assert helper.requests == []
+
+
+def test_output_that_cannot_be_written(fake):
+    with open('/dev/full', 'w') as stdout:
+        done = ask(fake(reply(listing())), 'keys', stdout=stdout)
+    assert done.status == 98 and 'cannot write' in done.err
+    with open('/dev/full', 'w') as stdout:
+        assert run('--help', stdout=stdout).status == 98
+
+
+@pytest.mark.parametrize('closed', range(1, 8))
+def test_streams_that_are_closed_are_not_the_disk(fake, disks, closed):
+    def close():
+        for fd in range(3):
+            if closed >> fd & 1:
+                os.close(fd)
+
+    def content():
+        with open(disks.path(0), 'rb') as disk:
+            return disk.read(4096)
+    before = content()
+    for words, answer in ((['keys'], reply(listing())),
+                          (['clear', '--key=1'],
+                           reply(status=RESERVATION_CONFLICT))):
+        helper = fake(answer)
+        done = ask(helper, *words, device=disks.path(0), preexec_fn=close)
+        assert done.status == (24 if words[1:] else 98 if closed & 2 else 0)
+        wait_until(lambda: helper.rest is not None)
+        assert len(helper.requests) == 1 and helper.rest == b''
+    assert content() == before
+
+
+# check. ----------------------------------------------------------------------
+
+def test_check_says_that_all_is_well(cluster):
+    cluster(1, 'register', '--new-key=b0b')
+    cluster(1, 'reserve', '--key=b0b', '--type=7')
+    done = cluster(0, 'check')
+    assert done.status == 0 and done.err == ''
+    assert re.search('answers: process [1-9][0-9]* of user %d, in [0-9]+ us'
+                     % os.geteuid(), done.out)
+    assert re.search('READ KEYS takes [0-9]+ us', done.out)
+    assert '  key 0xb0b, at port 1, SAS 5001405000000001, holds ' in done.out
+    assert 'and all of these hold it' in done.out
+    assert re.search('no +does so now.*PTPL_A', done.out)
+    assert 'Nothing is wrong so far' in done.out
+
+
+def check_of(path, target):
+    """Who answers, and who made the socket if that is somebody else."""
+    done = ask(path, 'check', device=target)
+    found = re.search(r'answers: process (\d+) of user (\d+), .*\n'
+                      r'(?:The socket was made by process (\d+) of user)?',
+                      done.out)
+    return [number and int(number) for number in found.groups()]
+
+
+def test_check_names_who_answers(start, target, disks):
+    helper = start(SIM_HELPER, '--single-process', env=target.env)
+    assert check_of(helper, disks.path(0)) == [helper.pid, os.geteuid(), None]
+    helper = start(SIM_HELPER, env=target.env)
+    session, uid, maker = check_of(helper, disks.path(0))
+    assert session not in (helper.pid, os.getpid()) and uid == os.geteuid()
+    assert maker == helper.pid
+
+
+def test_check_does_not_take_a_service_manager_for_the_helper(
+        target, disks, tmp_path):
+    """Who made the socket may be systemd."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / 's'))
+    listening.listen()
+    process = subprocess.Popen(
+        ['sh', '-c', 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --single-process',
+         SIM_HELPER], env=target.env, close_fds=False,
+        preexec_fn=lambda: os.dup2(listening.fileno(), 3))
+    helper = namedtuple('Helper', 'path')(str(tmp_path / 's'))
+    try:
+        pid, uid, maker = check_of(helper, disks.path(0))
+        assert (pid, uid) == (process.pid, os.geteuid())
+        # The helper's, too, once it has called listen() by itself.
+        assert maker in (os.getpid(), None)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+        listening.close()
+
+
+def test_check_changes_nothing(cluster, target):
+    cluster(0, 'check')
+    assert target.generation == 0
+    assert target.nexus(0).cdb[0] == 0x5e
+    assert cluster(0, 'keys').out == 'Nobody is registered, generation 0\n'
+
+
+def test_check_names_what_is_refused(start):
+    done = ask(start(SIM_HELPER), 'check')
+    assert done.status == 11 and '(B/00/06)' in done.err
+    assert 'the descriptor is not of a SCSI device' in done.err
+    assert 'Nothing is wrong' not in done.out
+
+
+def test_check_wants_what_clusters_use(fake):
+    capable = b'\0\x08\0\x80\xca\x01\0\0'          # all types but 5
+    answers = [reply(p) for p in (listing(), capable, listing(), listing())]
+    done = ask(fake(*answers), 'check')
+    assert done.status == 36 and 'Nothing is wrong' not in done.out
+    assert 'write-exclusive-registrants-only' in done.err
+    answers[1] = reply(b'\0\x08' + bytes(2) + capable[4:])   # not valid
+    assert ask(fake(*answers), 'check').status == 0
+
+
+def test_check_of_a_disk_of_spc_2(fake):
+    """It has neither REPORT CAPABILITIES nor READ FULL STATUS."""
+    one = listing(struct.pack('>Q', 0xa))
+    helper = fake(reply(one), sensed('5/24/00'), reply(one), reply(listing()))
+    done = ask(helper, 'check')
+    assert done.status == 0 and '  key 0xa\n' in done.out
+    assert [r.cdb[1] for r in helper.requests] == [0, 2, 0, 1]
+
+
+@pytest.mark.parametrize('step', range(4))
+@pytest.mark.parametrize('answer, status', [
+    (reply(status=RESERVATION_CONFLICT), 24), (sensed('B/08/00'), 11),
+    (reply(bytes(3)), 97)])
+def test_check_ends_where_it_fails(fake, step, answer, status):
+    answers = [reply(p) for p in (listing(), b'\0\x08' + bytes(6), listing(),
+                                  listing())]
+    helper = fake(*answers[:step], answer, *answers[step:])
+    done = ask(helper, 'check')
+    if step == 0 and status == 97:      # the first list is not looked at
+        return
+    assert done.status == status and 'Nothing is wrong' not in done.out
+    assert len(helper.requests) == step + 1
+
+
+# The command line. -----------------------------------------------------------
+
+@pytest.mark.parametrize('arguments', [
+    [], ['keys'], ['keys', '/dev/null', '/dev/null'], ['no-such', '/dev/null'],
+    ['key', '/dev/null'], ['', '/dev/null'], ['--no-such', 'keys', '/dev/null'],
+    ['-k'], ['-k', '', 'keys', '/dev/null'],
+    ['-k', '/' + 'x' * 107, 'keys', '/dev/null'],
+    *(['-t', t, 'keys', '/dev/null'] for t in
+      ('0', '-1', '86401', '1s', '', ' 1', '99999999999999999999')),
+    *(['register', '--new-key', key, '/dev/null'] for key in
+      ('', 'x', '0x', '-1', ' 1', '1g', '0x1 ', '12345678123456789', '+1',
+       '0x10000000000000000', '00000000000000001')),
+    *(['reserve', '--key=1', '--type', type_, '/dev/null'] for type_ in
+      ('', '0', '2', '4', '9', '15', '16', '-1', '5x', 'write', 'a',
+       'write-exclusive-registrants-onl', 'WRITE-EXCLUSIVE')),
+    ['register', '/dev/null'], ['register', '--key=1', '/dev/null'],
+    ['register-ignore', '--new-key=1', '--key=1', '/dev/null'],
+    ['register', '--new-key=1', '--type=5', '/dev/null'],
+    ['register', '--new-key=1', '--victim=5', '/dev/null'],
+    ['reserve', '--key=1', '/dev/null'], ['reserve', '--type=1', '/dev/null'],
+    ['reserve', '--key=1', '--type=1', '--aptpl', '/dev/null'],
+    ['release', '--key=1', '/dev/null'], ['clear', '/dev/null'],
+    ['clear', '--key=1', '--type=1', '/dev/null'],
+    ['preempt', '--key=1', '--type=1', '/dev/null'],
+    ['preempt', '--victim=1', '--type=1', '/dev/null'],
+    ['preempt-abort', '--key=1', '--victim=1', '/dev/null'],
+    ['preempt', '--key=1', '--new-key=1', '--victim=1', '--type=1',
+     '/dev/null'],
+    ['keys', '--key=1', '/dev/null'], ['check', '--aptpl', '/dev/null'],
+    ['status', '--type=5', '/dev/null'],
+])
+def test_usage_errors(fake, arguments):
+    helper = fake()
+    if '-k' not in arguments:
+        arguments = ['-k', helper.path, *arguments]
+    done = run(*arguments)
+    assert done.status == 1 and done.out == '' and done.err != '', done
+    assert helper.features is None
+
+
+@pytest.mark.parametrize('option', ['-h', '--help', '--he'])
+def test_help(option):
+    done = run(option)
+    assert done.status == 0 and done.err == ''
+    assert '/run/qemu-pr-helper.sock' in done.out
+    for word in (*READS, *TYPES.values(), 'check', 'register',
+                 'register-ignore', 'reserve', 'release', 'clear', 'preempt',
+                 'preempt-abort', '--key', '--new-key', '--victim', '--type',
+                 '--aptpl', '--socket', '--timeout', '--version'):
+        assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), done.out
+                         ), word
+
+
+def test_version():
+    for option in '-V', '--version':
+        done = run(option)
+        assert done.status == 0 and done.err == ''
+        assert re.match(r'qemu-pr-client .*\d', done.out)

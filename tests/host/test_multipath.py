@@ -1,0 +1,2128 @@
+"""Commands on multipath maps: the whole helper, simulated disks and sysfs, and
+a multipathd of our own.
+
+ACTIONS says what each service action comes to when all is well. It has to
+come to the same through the paths that are left if others are gone: the
+kernel sends those no I/O, and multipathd has noticed (Lab.die()). What has
+been seen to go wrong on real parts has a test each; what comes of a fault at
+any step, with rivals between, is test_multipath_random.py's. After every
+scenario Lab.check() looks at what nobody may ever see: a map that stays
+suspended, some usable paths registered and others not, a key that multipathd
+has and the disk has not, a command to a disk that is no path of the map.
+
+These tests must not depend on root, SCSI or multipathd, must never take what
+they expect from the helper's source, and must not compare a time with
+anything but a multiple of many seconds.
+"""
+import contextlib
+import ctypes
+import errno
+import itertools
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+import threading
+import time
+
+import pytest
+
+import fake_multipathd as multipathd
+import sim
+from helper import Helper, program
+from launch import A_USER, lingering, no_more_processes
+from prclient import (
+    CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS_AR, GOOD, PREEMPT,
+    PREEMPT_AND_ABORT, READ_FULL_STATUS, READ_KEYS, READ_RESERVATION,
+    REGISTER, REGISTER_AND_IGNORE, REGISTER_AND_MOVE, RELEASE,
+    REPORT_CAPABILITIES, RESERVATION_CONFLICT, RESERVE, WRITE_EXCLUSIVE,
+    WRITE_EXCLUSIVE_AR, WRITE_EXCLUSIVE_RO, Closed, open_device, parameters,
+    pr_in, pr_out, sense_code)
+
+SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
+MODES = ['sessions', 'single-process']
+KEY, NEW, RIVAL = 0xa11ce, 0xa11ce2, 0xb0b
+EVER = 1 << 30
+FAST = {'SIM_SPEED': '0'}      # nobody waits: the helper's clock jumps
+CLEANUP = 0xff
+CONFLICT, LOST = 'CONFLICT', 'B/08/00'
+
+# The numbers of nexuses. The first map is of LUN 0, the second of LUN 1.
+PATHS, OTHERS, ALONE, RIVALS = (0, 1, 2), (16, 17), 40, 100
+
+
+def code(reply):
+    """GOOD, CONFLICT, or sense data; nothing else may come with it."""
+    if reply.status == CHECK_CONDITION:
+        assert reply.payload == b''
+        return sense_code(reply.sense)
+    assert not any(reply.sense)
+    return {GOOD: GOOD, RESERVATION_CONFLICT: CONFLICT}.get(
+        reply.status, 'status %02x' % reply.status)
+
+
+class Lab:
+    """A helper with two maps, a disk of a rival and one that is nobody's."""
+
+    def __init__(self, mode='sessions', options=(), env=None,
+                 is_verbose=True):
+        self.dir = tempfile.mkdtemp(prefix='prh')
+        os.chmod(self.dir, 0o755)       # for a helper of another user
+        self.target = sim.Target(os.path.join(self.dir, 'sim'))
+        self.root = sim.Root(os.path.join(self.dir, 'root'))
+        self.mpd = multipathd.Multipathd(os.path.join(self.dir, 'm'),
+                                         self.target)
+        self.mode = mode
+        if mode == 'single-process':
+            options = ('--single-process', *options)
+        self.env = dict(self.target.env, **self.root.env,
+                        MULTIPATH_SOCKET_NAME=self.mpd.address, **env or {})
+        self.helper = Helper(self.dir, SIM_HELPER,
+                             is_verbose * ('-v',) + tuple(options),
+                             env=self.env)
+        self.mpd.is_virtual = self.env.get('SIM_SPEED') == '0'
+        self.fds, self.client, self.is_broken = [], None, False
+        self.map = self.open(sim.device(os.path.join(self.dir, 'dm-0'),
+                                        sim.Root.MAJOR, 0))
+        self.other_map = self.open(sim.device(os.path.join(self.dir, 'dm-1'),
+                                              sim.Root.MAJOR, 1))
+        disks = sim.Disks(self.dir)
+        self.alone = self.open(disks.path(ALONE))
+        self.rival = self.open(disks.path(RIVALS))
+        self.helper.wait_sessions(0)    # whoever looked if it is ready
+        self.mpd.start()
+        self.reset()
+
+    def open(self, path, flags=os.O_RDWR):
+        self.fds.append(open_device(path, flags))
+        return self.fds[-1]
+
+    def close(self):
+        if self.client:
+            self.client.close()
+        for n in range(sim.NEXUSES):
+            self.nexus(n).hold = 0
+        self.mpd.stop()
+        try:
+            status = self.helper.stop()
+            assert status == 0 or self.mode == 'killed', self.helper.log()
+            assert not self.helper.crashes()
+        finally:
+            for fd in self.fds:
+                os.close(fd)
+            shutil.rmtree(self.dir)
+
+    def nexus(self, number):
+        return self.target.nexus(number)
+
+    def reset(self):
+        """Nobody is registered, all paths are fine, multipathd, too."""
+        self.mpd.reset()
+        self.wait_idle()
+        self.target.reset()
+        if self.mpd.is_virtual:     # so that the log's rate is no concern
+            self.target.script.skipped += 5000000
+        for nexus in OTHERS:
+            self.nexus(nexus).lun = 1
+        self.nexus(ALONE).lun = 2
+        for nexus in PATHS + OTHERS:        # sda and sdb are of one host
+            self.nexus(nexus).initiator = 1 + nexus // 2
+        if self.root.is_changed:
+            self.make_root()
+        else:
+            self.root.states_restore()
+        self.mpd.maps = [
+            multipathd.Map('dm-%d' % n, alias,
+                           {sim.disk_name(p): self.nexus(p) for p in paths})
+            for n, alias, paths in ((0, 'mpatha', PATHS),
+                                    (1, 'mpathb', OTHERS))]
+        self.known = self.mpd.maps[0]
+        self.dead = set()       # paths that are not usable
+        self.may_die = False    # a path that has become the holder
+        self.is_consistent = True       # when the scenario has ended
+        self.hold_is_known = True       # if multipathd has not failed at it
+        self.strangers_allowed = False
+        if self.client is None:
+            self.client = self.helper.client()
+            if self.mode == 'sessions':
+                self.helper.wait_sessions(1)
+            self.sessions = set(self.helper.sessions())
+
+    def make_root(self):
+        self.root.reset()
+        for nexus in PATHS + OTHERS:
+            self.root.disk(nexus, host=1 + nexus // 2)
+        self.root.map(0, PATHS, 'mpatha', 'mpath-36001405a')
+        self.root.map(1, OTHERS, 'mpathb', 'mpath-36001405b')
+        self.order = [PATHS[[sim.disk_name(n) for n in PATHS].index(name)]
+                      for name in os.listdir(self.root.slave(0, ''))]
+        self.root.is_changed = False
+
+    def workers(self):
+        """The pids of the processes that have a command on a map."""
+        return set(self.helper.sessions()) - self.sessions
+
+    def wait_idle(self, seconds=20):
+        """No worker is left, not even one that has answered."""
+        if self.client is None:
+            return
+        assert not self.is_broken, 'this helper has had a worker that hangs'
+        end = time.monotonic() + seconds
+        self.is_broken = True
+        sessions = self.mode == 'sessions'
+        while len(self.helper.sessions()) > sessions:
+            assert time.monotonic() < end, self.helper.log()[-2000:]
+            time.sleep(0.0005)
+        self.is_broken = False
+
+    @property
+    def lun(self):
+        return self.target.lun(0)
+
+    # ---- Beginnings -------------------------------------------------------
+    def registered(self, key=KEY, paths=PATHS):
+        for nexus in paths:
+            self.nexus(nexus).key = key
+        self.known.key = self.known.fixed or key
+        self.known.prflag = 'set'
+
+    def held(self, type_=WRITE_EXCLUSIVE, path=0):
+        self.registered()
+        self.lun.type, self.lun.holder = type_, path
+        self.known.prhold = 'set'
+
+    def rival_registered(self):
+        self.nexus(RIVALS).key = RIVAL
+
+    def rival_holds(self, type_=WRITE_EXCLUSIVE_RO):
+        self.rival_registered()
+        self.lun.type, self.lun.holder = type_, RIVALS
+
+    def die(self, path, state='offline'):
+        """The kernel has given the path up, and multipathd knows."""
+        self.root.state(path, state)
+        self.nexus(path).dm_failed = 1
+        self.dead.add(path)
+
+    def live(self, path):
+        self.root.state(path, 'running')
+        self.nexus(path).dm_failed = 0
+        self.dead.discard(path)
+
+    # ---- States -----------------------------------------------------------
+    def usable(self):
+        return [n for n in PATHS if n not in self.dead]
+
+    def keys(self):
+        """Of the usable paths."""
+        return [self.nexus(n).key for n in self.usable()]
+
+    def holder(self):
+        """(nexus, type), (None, type) if all registrants, or None."""
+        if not self.lun.type:
+            return None
+        return (None if self.lun.type >= WRITE_EXCLUSIVE_AR
+                else self.lun.holder), self.lun.type
+
+    def state(self):
+        """All that a command may change."""
+        known = self.known
+        return (self.keys(), self.holder(), self.nexus(RIVALS).key,
+                known.key, known.aptpl, known.prflag, known.prhold)
+
+    def assert_registered(self, key):
+        keys = self.keys()
+        assert keys == [key] * len(keys), 'keys %r' % keys
+        assert self.known.key == self.known.fixed or self.known.key == key
+        assert self.known.prflag == ('set' if key else 'unset')
+
+    def assert_held(self, type_, key=KEY):
+        holder = self.holder()
+        assert holder and holder[1] == type_, 'holder %r' % (holder,)
+        if type_ < WRITE_EXCLUSIVE_AR:
+            assert holder[0] in self.usable() or self.may_die, \
+                'holder %r' % (holder,)
+        self.assert_registered(key)
+        assert self.known.prhold == 'set' or not self.hold_is_known
+
+    def assert_released(self, key=KEY):
+        assert self.holder() is None, self.holder()
+        self.assert_registered(key)
+        assert self.known.prhold == 'unset' or not self.hold_is_known
+
+    def sent(self, begin=0, out=None):
+        """The commands on LUN 0, but for the rival's."""
+        return [e for e in self.target.log(begin) if e.nexus != RIVALS
+                and (out is None or (e.cdb[0] == 0x5f) == out)]
+
+    # ---- Commands ---------------------------------------------------------
+    def request(self, cdb, data=b'', fd=None):
+        return self.client.request(cdb, self.map if fd is None else fd, data)
+
+    def out(self, service_action, key=0, sa_key=0, type_=0, flags=0):
+        return code(self.client.out(self.map, service_action, key, sa_key,
+                                    type_, flags))
+
+    def check(self):
+        """What must be so whatever has happened."""
+        self.wait_idle()
+        assert not self.known.suspended, 'the map is suspended'
+        assert not self.target.strays, 'SG_IO on the map'
+        assert not self.mpd.wrong, self.mpd.wrong
+        assert not self.target.lun(1).generation \
+            and not self.target.lun(2).generation
+        allowed = set(PATHS) | {RIVALS}
+        for nexus in range(sim.NEXUSES):
+            assert nexus in allowed or self.strangers_allowed \
+                or not self.nexus(nexus).commands, 'sent to %d' % nexus
+        if not self.is_consistent:
+            return
+        keys = set(self.keys())
+        assert len(keys) <= 1, 'some paths have %r' % self.keys()
+        assert not self.keys() or self.known.key in keys \
+            or self.known.fixed or keys == {0}, 'multipathd has another key'
+        assert self.known.prflag == 'unset' or self.known.key
+
+
+# ---- What each command comes to ---------------------------------------------
+
+class Action:
+    def __init__(self, prepare, cdb, after, data=b''):
+        self.prepare, self.cdb, self.after = prepare, cdb, after
+        self.data = data
+        self.is_in = cdb[0] == 0x5e
+        self.is_register = cdb[0] == 0x5f and cdb[1] in (REGISTER,
+                                                         REGISTER_AND_IGNORE)
+
+    def run(self, lab):
+        return code(lab.request(self.cdb, self.data))
+
+
+def nothing(lab):
+    pass
+
+
+def both(*functions):
+    def do(lab):
+        for function in functions:
+            function(lab)
+    return do
+
+
+def out(prepare, service_action, after, key=0, sa_key=0, type_=0, flags=0):
+    return Action(prepare, pr_out(service_action, type_), after,
+                  parameters(key, sa_key, flags))
+
+
+def rival_is_gone(lab):
+    assert lab.nexus(RIVALS).key == 0
+
+
+def rival_stays(lab):
+    assert lab.nexus(RIVALS).key == RIVAL
+
+
+def stays(lab):
+    assert lab.holder() == (0, 1) and lab.known.prhold == 'set'
+
+
+def registered(key):
+    return lambda lab: lab.assert_registered(key)
+
+
+def held(type_, key=KEY):
+    return lambda lab: lab.assert_held(type_, key)
+
+
+def released(lab):
+    lab.assert_released()
+
+
+def nobody(lab):
+    lab.assert_registered(0)
+    assert lab.holder() is None
+    assert lab.known.prhold == 'unset' or not lab.hold_is_known
+
+
+def cleaned(lab):
+    assert lab.keys() == [0] * len(lab.keys())
+    assert lab.known.key == lab.known.fixed and lab.known.prflag == 'unset'
+
+
+ACTIONS = {
+    'register': out(nothing, REGISTER, registered(KEY), 0, KEY),
+    'register with APTPL': out(nothing, REGISTER, registered(KEY), 0, KEY,
+                               flags=1),
+    'change the key': out(Lab.registered, REGISTER, registered(NEW), KEY,
+                          NEW),
+    'change the key, holding': out(Lab.held, REGISTER, held(1, NEW), KEY,
+                                   NEW),
+    'the same key again': out(Lab.registered, REGISTER, registered(KEY), KEY,
+                              KEY),
+    'unregister': out(Lab.registered, REGISTER, nobody, KEY, 0),
+    'unregister, holding': out(both(Lab.held, Lab.rival_registered), REGISTER,
+                               both(nobody, rival_stays), KEY, 0),
+    'register and ignore': out(nothing, REGISTER_AND_IGNORE, registered(KEY),
+                               0, KEY),
+    'register and ignore, known': out(
+        both(Lab.held, Lab.rival_registered), REGISTER_AND_IGNORE,
+        both(held(1, NEW), rival_stays), 0xdead, NEW),
+    'unregister and ignore': out(Lab.registered, REGISTER_AND_IGNORE, nobody),
+    'unregister and ignore, holding': out(Lab.held, REGISTER_AND_IGNORE,
+                                          nobody),
+    'reserve': out(Lab.registered, RESERVE, held(1), KEY, 0, 1),
+    'reserve for all': out(Lab.registered, RESERVE, held(7), KEY, 0, 7),
+    'reserve again': out(Lab.held, RESERVE, both(registered(KEY), stays),
+                         KEY, 0, 1),
+    'release': out(both(Lab.held, Lab.rival_registered), RELEASE,
+                   both(released, rival_stays), KEY, 0, 1),
+    'release for all': out(lambda lab: lab.held(WRITE_EXCLUSIVE_AR), RELEASE,
+                           released, KEY, 0, 7),
+    'release nothing': out(Lab.registered, RELEASE, released, KEY, 0, 1),
+    'clear': out(both(Lab.held, Lab.rival_registered), CLEAR,
+                 both(nobody, rival_is_gone), KEY),
+    'preempt the holder': out(both(Lab.registered, Lab.rival_holds), PREEMPT,
+                              both(held(1), rival_is_gone), KEY, RIVAL, 1),
+    'preempt a registrant': out(both(Lab.held, Lab.rival_registered), PREEMPT,
+                                both(registered(KEY), stays, rival_is_gone),
+                                KEY, RIVAL, 1),
+    'preempt ourselves': out(both(Lab.held, Lab.rival_registered), PREEMPT,
+                             both(held(3), rival_stays), KEY, KEY, 3),
+    'preempt ourselves, not holding': out(
+        both(Lab.registered, Lab.rival_registered), PREEMPT,
+        both(released, rival_stays), KEY, KEY, 3),
+    'preempt all': out(both(lambda lab: lab.held(EXCLUSIVE_ACCESS_AR),
+                            Lab.rival_registered), PREEMPT,
+                       both(held(1), rival_is_gone), KEY, 0, 1),
+    'preempt and abort': out(
+        both(Lab.registered, Lab.rival_holds), PREEMPT_AND_ABORT,
+        both(held(1), rival_is_gone), KEY, RIVAL, 1),
+    'preempt and abort ourselves': out(Lab.held, PREEMPT_AND_ABORT, held(1),
+                                       KEY, KEY, 1),
+    'read keys': Action(Lab.held, pr_in(READ_KEYS), stays),
+    'read reservation': Action(Lab.held, pr_in(READ_RESERVATION), stays),
+    'report capabilities': Action(Lab.held, pr_in(REPORT_CAPABILITIES),
+                                  stays),
+    'read full status': Action(Lab.held, pr_in(READ_FULL_STATUS), stays),
+    'clean up': Action(Lab.registered, bytes([CLEANUP]) + bytes(15), cleaned),
+}
+
+NOT_READY = struct.pack('>BxB4xB4xBB4x', 0x70, 2, 10, 4, 3)
+ASLEEP = struct.pack('>BBBB4x', 0x72, 2, 4, 2)      # descriptor format
+BECOMING = struct.pack('>BxB4xB4xBB4x', 0x70, 2, 10, 4, 7)
+ATTENTION = struct.pack('>BxB4xB4xBB4x', 0x70, 6, 10, 0x29, 0)
+
+
+def senses(sense):
+    return lambda lab, n, **which: lab.nexus(n).answer(
+        2, 0, 8, sense, **which)
+
+
+def hosts(status):
+    return lambda lab, n, **which: lab.nexus(n).answer(
+        0, status, 0, **which)
+
+
+def fails(error):
+    return lambda lab, n, **which: lab.nexus(n).fail_ioctl(error, **which)
+
+
+# What makes a path unusable while commands are sent...
+FAILURES = {'host %02x' % n: hosts(n) for n in [*range(1, 0x10), 0x14, 0x15]}
+FAILURES.update({'ENODEV': fails(errno.ENODEV), 'ENXIO': fails(errno.ENXIO),
+                 'not ready': senses(NOT_READY),
+                 'not ready, descriptor format': senses(ASLEEP),
+                 'becoming ready for ever': senses(BECOMING)})
+
+
+# These may be answers that were lost.
+LOSSES = set(FAILURES) & {'host %02x' % n for n in range(3, 0x20)} - {
+    'host 04', 'host 0f'}
+
+
+# ... or before any is.
+def change_state(text):
+    return lambda lab, n, **_: lab.die(n, text)
+
+
+STATES = {'state ' + text: change_state(text)
+          for text in ('offline', 'transport-offline', 'deleted', 'cancel',
+                       'runningx')}
+
+
+class Scenarios:
+    """Runs many in a row and remembers what was wrong with which."""
+    count = 0
+
+    def __init__(self, lab):
+        self.lab, self.wrong = lab, []
+
+    @contextlib.contextmanager
+    def scenario(self, *name):
+        Scenarios.count += 1
+        self.lab.reset()
+        try:
+            yield self.lab
+            self.lab.check()
+        except (AssertionError, Closed, OSError) as error:
+            at = error.__traceback__
+            lines = []
+            while at:
+                lines.append(at.tb_lineno)
+                at = at.tb_next
+            self.wrong.append('%s: %s (lines %s)' % (
+                ', '.join(map(str, name)), str(error).split('\n')[0]
+                or type(error).__name__, lines))
+
+    def done(self):
+        if self.wrong:
+            pytest.fail('%d scenarios went wrong:\n%s' % (
+                len(self.wrong), '\n'.join(self.wrong[:20])), pytrace=False)
+
+
+@pytest.fixture(scope='module', params=MODES)
+def module_lab(request):
+    lab = Lab(request.param, env=FAST)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope='module')
+def sessions_lab():
+    lab = Lab(env=FAST)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def run(module_lab):
+    scenarios = Scenarios(module_lab)
+    yield scenarios
+    scenarios.done()
+
+
+@pytest.fixture
+def run_one(sessions_lab):
+    scenarios = Scenarios(sessions_lab)
+    yield scenarios
+    scenarios.done()
+
+
+def prepare(lab, action):
+    action.prepare(lab)
+    lab.before = lab.state()
+    return action
+
+
+def assert_unchanged(lab):
+    """But that another path of ours may be the holder."""
+    def state(keys, holder, *rest):
+        return (keys, holder and (holder[0] in lab.usable() or holder[0],
+                                  holder[1]), *rest)
+
+    assert state(*lab.state()) == state(*lab.before), '%r, not %r' % (
+        lab.state(), lab.before)
+
+
+# ---- All is well ------------------------------------------------------------
+
+@pytest.mark.parametrize('version', ['0.14', '0.9.4'])
+def test_each_action_with_all_paths(run, version):
+    for name, action in ACTIONS.items():
+        with run.scenario(version, name) as lab:
+            lab.mpd.version = version
+            lab.hold_is_known = version != '0.9.4'
+            prepare(lab, action)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+            assert len(lab.sent()) >= (1 if action.is_in else 2) \
+                or 'reserve' in name or 'clear' in name
+
+
+# ---- Dead paths -------------------------------------------------------------
+
+def test_each_action_with_one_dead_path(run_one):
+    faults = {**FAILURES, **STATES}
+    for number, ((fault, kill), (name, action)) in enumerate(
+            itertools.product(faults.items(), ACTIONS.items())):
+        if fault.startswith('host') and number % 3 and name not in (
+                'register', 'reserve', 'release', 'read keys'):
+            continue
+        path = run_one.lab.order[number % 3]
+        with run_one.scenario(name, fault, path) as lab:
+            prepare(lab, action)
+            kill(lab, path, count=EVER)
+            lab.nexus(path).dm_failed = 1
+            lab.dead = {path}
+            lab.before = lab.state()
+            assert action.run(lab) == GOOD
+            action.after(lab)
+            assert fault not in STATES or not lab.nexus(path).commands
+
+
+def test_each_action_with_two_dead_paths(run):
+    kinds = ('ENODEV', 'host 01', 'host 0f', 'not ready', 'state offline')
+    faults = {**FAILURES, **STATES}
+    pairs = itertools.cycle(itertools.permutations(kinds, 2))
+    for left, (name, action) in itertools.product(PATHS, ACTIONS.items()):
+        kind = next(pairs)
+        with run.scenario(name, 'only %d is left' % left, kind) as lab:
+            prepare(lab, action)
+            for path, fault in zip({*PATHS} - {left}, kind):
+                faults[fault](lab, path, count=EVER)
+                lab.nexus(path).dm_failed = 1
+                lab.dead.add(path)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
+def test_each_action_with_no_path_left(run):
+    kinds = itertools.cycle(itertools.permutations([*FAILURES, *STATES], 3))
+    faults = {**FAILURES, **STATES}
+    for name, action in ACTIONS.items():
+        for kind in itertools.islice(kinds, 0, 300, 100):
+            with run.scenario(name, kind) as lab:
+                prepare(lab, action)
+                for path, fault in zip(PATHS, kind):
+                    faults[fault](lab, path, count=EVER)
+                    lab.nexus(path).dm_failed = 1
+                lab.dead = set()
+                answer = action.run(lab)
+                if name == 'clean up':
+                    assert answer in (GOOD, LOST)   # no path may do I/O
+                    lab.is_consistent = False
+                    continue
+                assert answer == LOST
+                if name.startswith('reserve') and LOSSES & set(kind):
+                    lab.known.prhold = lab.before[-1]   # it may be so
+                assert_unchanged(lab)
+
+
+# ---- Trouble that passes ----------------------------------------------------
+
+def test_a_path_fails_once(run_one):
+    for path, (fault, fail), (name, action) in itertools.product(
+            PATHS, FAILURES.items(), ACTIONS.items()):
+        if fault.startswith('host') and fault not in ('host 01', 'host 07'):
+            continue
+        with run_one.scenario(name, fault, path) as lab:
+            prepare(lab, action)
+            fail(lab, path, count=1)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
+def test_the_answer_is_lost_once(run_one):
+    for place, fault, (name, action) in itertools.product(
+            range(3), ('host 03', 'host 05', 'host 07', 'host 08', 'host 0b',
+                       'host 0e'), ACTIONS.items()):
+        if place and fault != 'host 07':
+            continue        # most are decided by the first
+        with run_one.scenario(name, fault, place) as lab:
+            prepare(lab, action)
+            FAILURES[fault](lab, lab.order[place], count=1, after=True)
+            answer = action.run(lab)
+            if answer == GOOD:
+                action.after(lab)
+            else:       # not what the other paths say of it, CONFLICT
+                assert answer == LOST and not action.is_register, answer
+                lab.is_consistent = name != 'clear'
+
+
+def test_a_fixed_key_does_not_say_that_we_are_registered(run):
+    """So a failed registration ends with none, and not with that key."""
+    for name in ('register', 'register and ignore'):
+        for place in range(3):
+            with run.scenario(name, place) as lab:
+                lab.known.key = lab.known.fixed = KEY
+                action = prepare(lab, ACTIONS[name])
+                REFUSALS['5/24/00'](lab, lab.order[place], count=1,
+                                    only=action.cdb[:2])
+                assert action.run(lab) == '5/24/00'
+                assert_unchanged(lab)
+        for behaviour, effect in (('close', False), ('close', True),
+                                  ('fail', False)):
+            with run.scenario(name, behaviour, effect) as lab:
+                lab.known.key = lab.known.fixed = KEY
+                action = prepare(lab, ACTIONS[name])
+                lab.mpd.on('^setprstatus', behaviour, effect=effect)
+                assert action.run(lab) == LOST
+                assert_unchanged(lab)
+
+
+@pytest.mark.parametrize('kind', ['attention', 'becoming ready'])
+def test_trouble_that_passes_within_five_repeats(run_one, kind):
+    sense = ATTENTION if kind == 'attention' else BECOMING
+    for place, times, (name, action) in itertools.product(
+            range(3), (1, 3, 5), ACTIONS.items()):
+        if times == 5 and 'all' in name or 'ourselves' in name:
+            times = 4       # the disk itself has one more
+        with run_one.scenario(name, place, times) as lab:
+            prepare(lab, action)
+            senses(sense)(lab, lab.order[place], count=times)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
+def test_real_unit_attentions_do_not_reach_the_guest(run_one):
+    """Those that the disk has for our paths after what we or a rival did."""
+    for name, action in ACTIONS.items():
+        with run_one.scenario(name) as lab:
+            prepare(lab, action)
+            for path in PATHS:
+                lab.nexus(path).attention = (0x2a03, 0x2a04, 0x2a05, 0x2900)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
+# ---- What has been seen to go wrong -----------------------------------------
+
+# What a path may be for a while, and then it takes the command.
+def blocked_for(seconds):
+    def do(lab, n):
+        lab.nexus(n).state = sim.BLOCKED
+        later(lab, sim.STATE, n, seconds, sim.RUNNING)
+    return do
+
+
+def answers_for(seconds, **what):
+    def do(lab, n):
+        lab.nexus(n).answer(**what, count=EVER)
+        later(lab, sim.INJECT, n, seconds)
+    return do
+
+
+def later(lab, what, n, seconds, argument=0):
+    lab.target.act(what, n, at=int(lab.target.clock() + seconds * 1000000),
+                   argument=argument)
+
+
+def sense_of(key, asc, ascq):
+    return {'status': 2, 'driver_status': 8, 'sense': struct.pack(
+        '>BxB4xB4xBB4x', 0x70, key, 10, asc, ascq)}
+
+
+PASSING = {
+    'ALUA transition': answers_for(.8, **sense_of(2, 4, 0x0a)),
+    'ALUA transition, long': answers_for(20, **sense_of(2, 4, 0x0a)),
+    'becoming ready': answers_for(.8, **sense_of(2, 4, 1)),
+    'an operation is in progress': answers_for(10, **sense_of(2, 4, 7)),
+    'unit attentions': answers_for(3, **sense_of(6, 0x29, 0)),
+    'BUSY': answers_for(3, status=8), 'TASK SET FULL': answers_for(3,
+                                                                   status=0x28),
+    'REQUEUE': answers_for(2, host_status=0xd),
+    'BUS BUSY': answers_for(2, host_status=2),
+    'SOFT ERROR': answers_for(2, host_status=0xb),
+    'two transient errors': lambda lab, n: lab.nexus(n).answer(
+        host_status=0xb, count=2),
+    'blocked': blocked_for(2), 'blocked, long': blocked_for(25)}
+ALL_PATHS = ('register', 'register and ignore', 'change the key',
+             'change the key, holding', 'unregister', 'unregister, holding',
+             'preempt ourselves')
+
+
+@pytest.mark.parametrize('name', ALL_PATHS)
+def test_a_path_in_transition_is_waited_for(run_one, name):
+    """The kernel sends it I/O in the next moment, and multipathd has seen no
+    event, after which it would register it."""
+    for path, (kind, begin) in itertools.product((0, 2), PASSING.items()):
+        with run_one.scenario(name, kind, path) as lab:
+            action = prepare(lab, ACTIONS[name])
+            begin(lab, path)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+            assert not lab.target.script.stuck
+
+
+@pytest.mark.parametrize('name', ALL_PATHS)
+def test_nothing_is_done_while_a_path_stays_in_transition(run_one, name):
+    """It is not changed on one path and, for long, not on the other."""
+    for path, (kind, begin) in itertools.product((0, 1, 2), {
+            'blocked': blocked_for(300),
+            'transition': answers_for(300, **sense_of(2, 4, 0x0a)),
+            'BUSY': answers_for(300, status=8)}.items()):
+        with run_one.scenario(name, kind, path) as lab:
+            action = prepare(lab, ACTIONS[name])
+            begin(lab, path)
+            clock, at = lab.target.clock(), len(lab.helper.log())
+            assert action.run(lab) == LOST
+            assert 20 < (lab.target.clock() - clock) / 1000000 < 62
+            assert_unchanged(lab)
+            lab.wait_idle()
+            assert re.search('nothing was done, as %s' % sim.disk_name(path),
+                             lab.helper.log()[at:])
+            assert not lab.target.script.stuck, 'sent into a stopped queue'
+
+
+def test_what_one_path_can_do_does_not_wait_for_the_other(run_one):
+    """To fence somebody is not delayed by a path that is blocked."""
+    for name, path in itertools.product(
+            ('reserve', 'preempt the holder', 'preempt a registrant',
+             'preempt and abort', 'read keys'), PATHS):
+        with run_one.scenario(name, path) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.nexus(path).state = sim.BLOCKED
+            clock = lab.target.clock()
+            assert action.run(lab) == GOOD
+            assert lab.target.clock() - clock < 5000000
+            action.after(lab)
+
+
+@pytest.mark.parametrize('name', ALL_PATHS)
+def test_a_path_that_fails_commands_but_is_active_is_not_left_out(run_one,
+                                                                  name):
+    for path, kind in itertools.product(PATHS, ('ENODEV', 'host 01',
+                                                'not ready', 'offline')):
+        with run_one.scenario(name, path, kind) as lab:
+            action = prepare(lab, ACTIONS[name])
+            if kind == 'offline':
+                lab.root.state(path, kind)
+            else:
+                FAILURES[kind](lab, path, count=EVER)
+            at = len(lab.helper.log())
+            assert action.run(lab) == LOST
+            assert_unchanged(lab)
+            lab.wait_idle()
+            assert 'nothing was done, as ' + sim.disk_name(path) \
+                in lab.helper.log()[at:]
+
+
+@pytest.mark.parametrize('name', ALL_PATHS)
+def test_a_path_that_cannot_be_opened_is_not_left_out(run_one, name):
+    """libvirt's /dev, or a container's, may lack it: that is our problem."""
+    for path, error in itertools.product(PATHS, (
+            errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENXIO, None)):
+        with run_one.scenario(name, path, error) as lab:
+            action = prepare(lab, ACTIONS[name])
+            nexus = lab.nexus(path)
+            nexus.open_errno, nexus.open_other = error or 0, (
+                0 if error else OTHERS[0])
+            lab.root.is_changed |= error is None
+            at = len(lab.helper.log())
+            assert action.run(lab) == LOST
+            assert_unchanged(lab)
+            lab.wait_idle()
+            why = os.strerror(error) if error else 'disk'
+            if error == errno.EMFILE:
+                why += '|No file descriptors available'     # musl's
+            # Or, on a machine that is very busy, the session gave up.
+            assert re.search('%s.*(%s)|map hangs' % (sim.disk_name(path), why),
+                             lab.helper.log()[at:]), lab.helper.log()[at:]
+            assert not nexus.commands and not lab.nexus(OTHERS[0]).commands
+
+
+def test_an_unregistration_is_never_undone(run_one):
+    """multipathd does not answer; meanwhile a rival reserves and releases."""
+    for name, behaviour in itertools.product(
+            ('unregister', 'unregister, holding', 'unregister and ignore'),
+            ('hang', 'close', 'fail', 'timeout')):
+        with run_one.scenario(name, behaviour) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.rival_registered()
+            lab.mpd.on('^unsetprstatus', behaviour)
+            assert action.run(lab) == LOST
+            lab.wait_idle()
+            assert lab.keys() == [0, 0, 0] and lab.holder() is None
+            assert not any(e.sa_key for e in lab.sent(out=True)
+                           if e.key != e.sa_key)
+            lab.is_consistent = False
+
+
+@pytest.mark.parametrize('name', ['preempt ourselves',
+                                  'preempt ourselves, not holding',
+                                  'preempt and abort ourselves'])
+def test_who_was_preempted_while_an_answer_was_lost_stays_out(run_one, name):
+    """There is no path left that could say that nobody was faster."""
+    action = ACTIONS[name]
+    for host, step in itertools.product((3, 7, 0xe), range(4)):
+        with run_one.scenario(name, host, step) as lab:
+            prepare(lab, action)
+            lab.rival_registered()
+            lab.nexus(lab.order[0]).answer(
+                host_status=host, after=True, only=tuple(action.cdb[:2]))
+            preempts = lab.target.act(PREEMPT, RIVALS, sim.HIT + step,
+                                      key=KEY, argument=5)
+            answer = action.run(lab)
+            lab.wait_idle()
+            lab.is_consistent = False
+            if not preempts.done_at or preempts.status:
+                continue        # there was nothing to preempt
+            assert lab.keys() == [0, 0, 0], answer
+
+
+@pytest.mark.parametrize('version', ['0.9.4', '0.14'])
+@pytest.mark.parametrize('hold', ['unknown', 'set', 'unset'])
+def test_another_host_holds_with_our_key(run_one, version, hold):
+    """As after a live migration: all our paths work, so it is not us."""
+    for name in ('release', 'change the key', 'unregister',
+                 'register and ignore, known', 'unregister and ignore'):
+        for dead in ((), (1,)) if hold == 'unset' and version != '0.9.4' \
+                else ((),):
+            with run_one.scenario(name, dead) as lab:
+                action = ACTIONS[name]
+                lab.registered()
+                lab.mpd.version = version
+                lab.strangers_allowed = True
+                lab.nexus(RIVALS).key = KEY     # the twin
+                lab.lun.type, lab.lun.holder = 1, RIVALS
+                lab.known.prhold = hold     # its guess, after a restart
+                for path in dead:
+                    lab.die(path)
+                assert action.run(lab) == GOOD
+                lab.wait_idle()
+                assert lab.holder() == (RIVALS, 1)
+                assert lab.nexus(RIVALS).key == KEY
+                keys = {'release': KEY, 'change the key': NEW,
+                        'register and ignore, known': NEW}.get(name, 0)
+                assert set(lab.keys()) == {keys}
+                assert not lab.mpd.texts('suspend')
+
+
+def test_recovered_error_is_good(run_one):
+    for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
+        with run_one.scenario(name, path) as lab:
+            prepare(lab, action)
+            lab.nexus(path).answer(**sense_of(1, 0x17, 1), count=EVER,
+                                   after=True)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
+@pytest.mark.parametrize('sense', [(5, 0x25, 0), (5, 0x94, 1)])
+def test_an_unmapped_path_is_left_out_if_multipathd_has_failed_it(run_one,
+                                                                  sense):
+    for path, failed, name in itertools.product(PATHS, (1, 0), ALL_PATHS):
+        with run_one.scenario(name, path, failed) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.nexus(path).answer(**sense_of(*sense), count=EVER)
+            lab.nexus(path).dm_failed = failed
+            at = len(lab.helper.log())
+            answer = action.run(lab)
+            lab.wait_idle()
+            assert sim.disk_name(path) in lab.helper.log()[at:]
+            if failed:
+                lab.dead = {path}
+                assert answer == GOOD
+                action.after(lab)
+            else:
+                assert answer == LOST
+                assert_unchanged(lab)
+
+
+@pytest.mark.parametrize('name', [*ALL_PATHS, 'reserve', 'release', 'clear',
+                                  'read keys', 'preempt the holder'])
+def test_two_hanging_paths_of_three(run_one, name):
+    """The command ends in a minute, the suspension in seconds."""
+    for left, does in itertools.product(PATHS, (0, 1)):
+        with run_one.scenario(name, left, does) as lab:
+            action = prepare(lab, ACTIONS[name])
+            for path in {*PATHS} - {left}:
+                lab.nexus(path).delay_ms = 300000
+                lab.nexus(path).hang_after = does
+            clock = lab.target.clock()
+            action.run(lab)
+            lab.wait_idle()
+            assert lab.target.clock() - clock < 65 * 1000000
+            for begin, end in lab.known.suspensions:
+                assert end - begin < 20 * 1000000
+            lab.is_consistent = False
+
+
+def test_a_map_that_is_not_resumed_holds_up_nobody_for_long(run_one):
+    for behaviour in ('hang', 'timeout', 'fail', 10):
+        with run_one.scenario(behaviour) as lab:
+            action = prepare(lab, ACTIONS['preempt ourselves'])
+            lab.mpd.on('^resume', behaviour)
+            clock = lab.target.clock()
+            assert action.run(lab) == LOST
+            assert lab.target.clock() - clock < 62 * 1000000
+            lab.wait_idle()
+            assert 'dmsetup resume mpatha' in lab.helper.log()
+            lab.mpd.rules.clear()
+            wait_until(lambda: not lab.known.suspended)
+
+
+def test_without_a_reservation_key_the_setting_is_named(run):
+    for name in 'register', 'register and ignore':
+        with run.scenario(name) as lab:
+            lab.known.fixed = None
+            action = prepare(lab, ACTIONS[name])
+            at = len(lab.helper.log())
+            assert action.run(lab) == LOST
+            assert lab.keys() == [0, 0, 0]
+            lab.wait_idle()
+            assert 'reservation_key file' in lab.helper.log()[at:]
+
+
+def test_multipathds_timeout_is_neither_yes_nor_no(run_one):
+    """It is busy: asked again, as long as there is time."""
+    for name, action in ACTIONS.items():
+        if action.is_in:
+            continue
+        with run_one.scenario(name) as lab:
+            prepare_dead(lab, action, SUSPENDING.get(name, ()))
+            lab.mpd.on('', 'timeout', count=3)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
+def test_who_reads_while_multipathd_is_silent_is_not_held_up(run_one):
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.mpd.on('', 'hang')
+        clock = lab.target.clock()
+        assert ACTIONS['read keys'].run(lab) == GOOD
+        assert lab.target.clock() - clock < 5000000 and not lab.mpd.commands
+
+
+# ---- The disk says no -------------------------------------------------------
+
+REFUSALS = {'5/24/00': senses(struct.pack('>BxB4xB4xBB4x', 0x70, 5, 10, 0x24,
+                                          0)),
+            '4/44/00': hosts(0x10), '7/27/07': hosts(0x12)}
+
+
+def test_the_disk_refuses(run_one):
+    """On one path: that is the answer, and a new key is taken away again, a
+    key that was given up stays so, and nothing of ours is in its place."""
+    for (answer, refuse), (name, action) in itertools.product(
+            REFUSALS.items(), ACTIONS.items()):
+        several = action.is_register or 'release' in name
+        for place in range(3 if several else 1):
+            with run_one.scenario(name, answer, place) as lab:
+                path = lab.order[place]
+                prepare(lab, action)
+                # What the helper makes up it tries with ALL_TG_PT, too.
+                count = 1 + (name == 'clean up' and answer == '5/24/00')
+                refuse(lab, path, count=count,
+                       only=(0x5f, REGISTER_AND_IGNORE) if name == 'clean up'
+                       else (action.cdb[0], action.cdb[1]))
+                got = action.run(lab)
+                if got == GOOD and (action.is_register
+                                    or name.startswith('release')):
+                    action.after(lab)   # one that it made itself
+                    continue
+                assert got == answer or got == LOST and (
+                    'unregister' in name or name == 'clean up')
+                if not action.is_register and name != 'clean up':
+                    assert_unchanged(lab)
+                    continue
+                lab.is_consistent = False
+                assert set(lab.keys()) <= {lab.before[0][0], 0}
+                assert 'unregister' in name or name == 'clean up' \
+                    or lab.known.key == lab.before[0][0]
+
+
+def test_wrong_key(run):
+    for name, action in ACTIONS.items():
+        if action.cdb[0] != 0x5f or action.cdb[1] == REGISTER_AND_IGNORE:
+            continue
+        with run.scenario(name) as lab:
+            prepare(lab, action)
+            data = struct.pack('>Q', 0xbad) + action.data[8:]
+            assert code(lab.request(action.cdb, data)) == CONFLICT
+            assert_unchanged(lab)
+            if not action.is_register:
+                assert not lab.sent(out=True)
+
+
+def test_not_registered(run):
+    for name, action in ACTIONS.items():
+        if action.cdb[0] != 0x5f or action.is_register:
+            continue
+        with run.scenario(name) as lab:
+            lab.rival_holds()
+            lab.before = lab.state()
+            assert action.run(lab) == CONFLICT
+            assert_unchanged(lab)
+
+
+def test_a_rival_has_preempted_us(run):
+    """multipathd believes that we are registered, the disk knows better."""
+    for name, action in ACTIONS.items():
+        if action.cdb[0] != 0x5f or action.cdb[1] == REGISTER_AND_IGNORE:
+            continue
+        with run.scenario(name) as lab:
+            lab.registered()
+            for path in PATHS:
+                lab.nexus(path).key = 0
+            lab.rival_holds()
+            lab.before = lab.state()
+            data = struct.pack('>Q', KEY) + action.data[8:]
+            assert code(lab.request(action.cdb, data)) == CONFLICT
+            assert_unchanged(lab)
+
+
+def test_a_rival_holds(run):
+    for name, type_ in (('reserve', 1), ('reserve', 3), ('reserve', 5)):
+        with run.scenario(name, type_) as lab:
+            lab.registered()
+            lab.rival_holds(WRITE_EXCLUSIVE)
+            lab.before = lab.state()
+            assert lab.out(RESERVE, KEY, 0, type_) == CONFLICT
+            assert_unchanged(lab)
+            assert all(lab.nexus(n).commands for n in PATHS)
+    for dead in ((), (0,), (0, 1)):
+        with run.scenario('release', dead) as lab:
+            lab.registered()
+            lab.rival_holds(WRITE_EXCLUSIVE)
+            for path in dead:
+                lab.die(path)
+            lab.before = lab.state()
+            assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+            assert_unchanged(lab)
+
+
+def test_one_path_has_another_key(run):
+    """The other paths decide; it gets the key."""
+    for path, name in itertools.product(PATHS, ('change the key',
+                                                'the same key again',
+                                                'unregister')):
+        for stray in (0, 0x57a1e) if name != 'unregister' else (0,):
+            with run.scenario(name, path, stray) as lab:
+                action = prepare(lab, ACTIONS[name])
+                lab.nexus(path).key = stray
+                assert action.run(lab) == GOOD
+                action.after(lab)
+    for path in PATHS:
+        with run.scenario('register', path) as lab:
+            lab.nexus(path).key = KEY
+            assert ACTIONS['register'].run(lab) == GOOD
+            lab.assert_registered(KEY)
+
+
+# ---- The holding path is dead -----------------------------------------------
+
+def test_type_mismatch_is_never_a_reason_to_preempt(run):
+    for dead in ((), (0,)):
+        with run.scenario(dead) as lab:
+            lab.held(WRITE_EXCLUSIVE)
+            lab.dead = set(dead)
+            for path in dead:
+                lab.die(path)
+            lab.before = lab.state()
+            answer = lab.out(RELEASE, KEY, 0, WRITE_EXCLUSIVE_RO)
+            assert answer == (CONFLICT if dead else '5/26/04')
+            assert_unchanged(lab)
+            assert not lab.mpd.texts('suspend')
+
+
+@pytest.mark.parametrize('hold, answer', [('unset', GOOD), ('unknown', LOST),
+                                          ('fail', LOST), ('cut', LOST),
+                                          ('0.9.4', LOST)])
+def test_release_when_multipathd_does_not_know_us_as_the_holder(run, hold,
+                                                                answer):
+    with run.scenario() as lab:
+        lab.held()
+        if hold in ('fail', 'cut'):
+            lab.mpd.on('getprhold', hold, effect=hold == 'cut')
+        else:
+            lab.known.prhold = hold
+        if hold == '0.9.4':
+            lab.mpd.version, lab.known.prhold = hold, 'unknown'
+        lab.die(0)
+        lab.dead = {0}
+        lab.before = lab.state()
+        assert lab.out(RELEASE, KEY, 0, 1) == answer
+        assert_unchanged(lab)
+        assert not lab.mpd.texts('suspend')
+
+
+@pytest.mark.parametrize('hold', ['set', 'unset', 'unknown'])
+def test_reserve_again_through_another_path(run, hold):
+    """GOOD only where multipathd, and the disk, say that it is ours."""
+    cases = {(KEY, 1, 1): hold == 'set', (KEY, 3, 1): False,
+             (RIVAL, 1, 1): False, (KEY, 1, 5): False}
+    for (key, held_type, type_), good in cases.items():
+        with run.scenario(hold, key, held_type, type_) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.lun.type = held_type
+            lab.lun.holder = RIVALS if key == RIVAL else 0
+            lab.known.prhold = hold
+            lab.die(0)
+            lab.before = lab.state()
+            answer = lab.out(RESERVE, KEY, 0, type_)
+            assert answer == (GOOD if good else CONFLICT) or (
+                hold, key, answer) == ('unknown', KEY, LOST)
+            assert_unchanged(lab)
+
+
+# ---- multipathd fails -------------------------------------------------------
+
+def prepare_dead(lab, action, dead):
+    prepare(lab, action)
+    for path in dead:
+        lab.die(path)
+    lab.before = lab.state()
+
+
+# As 'release' and so on, but the path that holds the reservation is dead.
+SUSPENDING = {'preempt ourselves': (), 'preempt all': (),
+              'preempt ourselves, not holding': (),
+              'preempt and abort ourselves': (), 'release': (0,),
+              'unregister, holding': (0,),
+              'unregister and ignore, holding': (0,)}
+
+
+@pytest.mark.parametrize('way', ['absent', 'not root', 'deny', 'fail',
+                                 'close', 'timeout', 'usage', 'garbage',
+                                 'length huge', 'backlog full'])
+def test_without_multipathd_nothing_is_reserved(way):
+    """But what reads works."""
+    lab = Lab(env={**FAST, **({'SIM_PEER_UID': '1000'} if way == 'not root'
+                              else {})})
+    run = Scenarios(lab)
+    fillers = []
+    if way in ('absent', 'backlog full'):
+        lab.mpd.stop()
+    if way == 'backlog full':
+        lab.mpd.start(backlog=0)
+        for _ in range(2):
+            fillers.append(socket.socket(socket.AF_UNIX))
+            fillers[-1].setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                fillers[-1].connect(lab.mpd.address)
+    try:
+        for name, action in ACTIONS.items():
+            if way == 'backlog full' and name not in (
+                    'register', 'read keys'):
+                continue        # takes its time
+            with run.scenario(way, name):
+                prepare(lab, action)
+                if way in ('deny', 'fail', 'close', 'timeout', 'usage',
+                           'garbage', 'length huge'):
+                    lab.mpd.on('', way)
+                assert action.run(lab) == (GOOD if action.is_in else LOST)
+                assert_unchanged(lab)
+                assert not lab.sent(out=True) and not lab.mpd.wrong
+                assert way != 'not root' or not lab.mpd.commands
+        if way == 'not root':
+            assert 'multipathd' in lab.helper.log()
+    finally:
+        for filler in fillers:
+            filler.close()
+        lab.close()
+    run.done()
+
+
+def test_a_key_of_multipathds_configuration(run):
+    for name, action in ACTIONS.items():
+        with run.scenario(name) as lab:
+            lab.known.key = lab.known.fixed = KEY
+            prepare(lab, action)
+            answer = action.run(lab)
+            if action.is_register and NEW in struct.unpack_from(
+                    '>QQ', action.data):
+                assert answer == LOST
+                assert_unchanged(lab)
+            else:
+                assert answer == GOOD
+                action.after(lab)
+
+
+def test_the_order_of_things(run):
+    """multipathd hears of the key before the disk, and of the registration
+    after it; the preemption of ourselves is between suspend and resume."""
+    for name, action in ACTIONS.items():
+        if action.is_in:
+            continue
+        with run.scenario(name) as lab:
+            prepare_dead(lab, action, SUSPENDING.get(name, ()))
+            assert action.run(lab) == GOOD
+            lab.wait_idle()
+            events = list(lab.target.log())
+            registers = [i for i, e in enumerate(events) if e.cdb[0] == 0x5f
+                         and e.cdb[1] in (REGISTER, REGISTER_AND_IGNORE)
+                         and e.key != e.sa_key]     # those are proofs
+            preempts = [i for i, e in enumerate(events) if e.cdb[0] == 0x5f
+                        and e.cdb[1] in (PREEMPT, PREEMPT_AND_ABORT)]
+            times = {c.text.split()[0]: c.events for c in lab.mpd.commands}
+            if 'setprkey' in times and registers:
+                assert times['setprkey'] <= min(registers)
+            if 'setprstatus' in times and registers:
+                assert times['setprstatus'] > max(registers)
+            if action.is_register:
+                assert times.keys() & {'setprstatus', 'unsetprstatus'}
+                looks = [i for i, e in enumerate(events) if e.cdb[0] == 0]
+                assert max(looks[:len(lab.usable())]) < min(registers or [EVER])
+            assert ('suspend' in times) == (name in SUSPENDING)
+            if name in SUSPENDING:
+                restored = [i for i in registers if events[i].sa_key == KEY]
+                assert times['suspend'] <= min(preempts)
+                # Who unregisters sends another, for the path that is gone.
+                assert max(preempts[:1] + restored) < times['resume']
+
+
+def test_how_long_a_command_may_take(run):
+    """Less than a minute, and less than ten seconds while suspended."""
+    for name, dead in SUSPENDING.items():
+        with run.scenario(name) as lab:
+            prepare_dead(lab, ACTIONS[name], dead)
+            assert ACTIONS[name].run(lab) == GOOD
+            assert all(1000 <= e.timeout < 60000 for e in lab.sent())
+            begin, end = (
+                [c.events for c in lab.mpd.commands if c.text.startswith(t)][0]
+                for t in ('suspend', 'resume'))
+            events = list(lab.target.log())[begin:end]
+            assert len(events) >= len(lab.usable())
+            assert all(1000 <= e.timeout <= 10000 for e in events)
+
+
+def test_what_multipathd_is_told(run):
+    for name, texts in {
+            'register': ['getprkey map dm-0', 'setprkey map dm-0 key a11ce'],
+            'register with APTPL': ['getprkey map dm-0',
+                                    'setprkey map dm-0 key a11ce:aptpl'],
+            'reserve': ['getprkey map dm-0', 'getprhold map dm-0',
+                        'setprhold map dm-0'],
+            'release': ['getprkey map dm-0', 'unsetprhold map dm-0']}.items():
+        with run.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            assert action.run(lab) == GOOD
+            assert [t.replace('key 0x', 'key ')
+                    for t in lab.mpd.texts()[:len(texts)]] == texts
+            if action.is_register:
+                assert sorted(lab.known.pathlist.split()) == ['8:0', '8:16',
+                                                              '8:32']
+                assert lab.known.aptpl == (name != 'register')
+    with run.scenario('pathlist without the dead') as lab:
+        lab.die(1)
+        lab.dead = {1}
+        assert ACTIONS['register'].run(lab) == GOOD
+        assert sorted(lab.known.pathlist.split()) == ['8:0', '8:32']
+        lab.live(1)
+        lab.known.path_returns('sdb')
+        lab.dead = set()
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.001)
+
+
+# ---- What sysfs says --------------------------------------------------------
+
+def assert_refused(lab, answer='5/20/00'):
+    """Neither a disk nor multipathd hears of it; CLEANUP is no reservation,
+    and is answered with GOOD by what is no map."""
+    for cdb, data in ((pr_in(READ_KEYS), b''), (
+            pr_out(REGISTER_AND_IGNORE), parameters(0, KEY))):
+        assert code(lab.request(cdb, data)) == answer
+    assert not lab.target.events and not lab.mpd.commands
+    lab.is_consistent = False
+
+
+@pytest.mark.parametrize('uuid', [
+    'LVM-x', 'part1-mpath-36001405a', 'CRYPT-LUKS2-mpath-x', 'mpath',
+    'MPATH-x', ' mpath-x', 'xmpath-36001405a', ''])
+def test_other_device_mapper_devices_are_refused(run, uuid):
+    with run.scenario() as lab:
+        lab.root.write(lab.root.of_map(0, 'dm/uuid'), uuid + '\n')
+        assert_refused(lab)
+        assert code(lab.request(bytes([CLEANUP]) + bytes(15))) == GOOD
+        assert not lab.target.events and not lab.mpd.commands
+
+
+@pytest.mark.parametrize('file', ['dm/uuid', 'dm/name'])
+@pytest.mark.parametrize('what', ['missing', 'empty', 'directory', 'too long',
+                                  'NUL', 'no end'])
+def test_odd_files_of_a_map(run, file, what):
+    with run.scenario() as lab:
+        path = lab.root.of_map(0, file)
+        os.unlink(path)
+        if what == 'directory':
+            os.mkdir(path)
+        elif what != 'missing':
+            lab.root.write(path, {
+                'empty': b'', 'too long': b'mpath-' + b'a' * 5000 + b'\n',
+                'NUL': b'mpath-\0a\n', 'no end': b'mpath-36001405a'}[what])
+        if what == 'no end':        # may be good enough, but only one way
+            answer = code(lab.request(pr_in(READ_KEYS)))
+            assert answer in (GOOD, '5/20/00')
+        elif file == 'dm/name':
+            assert_not_suspended(lab)
+        else:
+            assert_refused(lab)
+
+
+def assert_not_suspended(lab):
+    """As multipathd cannot be told its name; all else works."""
+    assert ACTIONS['register'].run(lab) == GOOD
+    lab.assert_registered(KEY)
+    for name in 'reserve', 'release', 'change the key', 'read keys':
+        action = ACTIONS[name]
+        key = struct.pack('>Q', KEY)
+        assert code(lab.request(action.cdb, key + action.data[8:]
+                                if action.data else b'')) == GOOD
+    lab.held()
+    lab.before = lab.state()
+    assert ACTIONS['preempt ourselves'].run(lab) == LOST
+    assert_unchanged(lab)
+    assert not lab.mpd.texts('suspend')
+
+
+@pytest.mark.parametrize('alias', [
+    'a b', 'a"b', "a'b", 'a\\b', 'a\tb', 'a\x01b', 'a\x7fb', 'a\nb', 'a\x80b',
+    'mpatha" key "', 'a' * 600, 'a/b', ' ', '', 'mpatha ', '\x1b[31m', '\xff'])
+def test_alias_that_is_no_word_for_multipathd(run, alias):
+    with run.scenario() as lab:
+        lab.root.write(lab.root.of_map(0, 'dm/name'),
+                       alias.encode('latin-1') + b'\n')
+        begin = len(lab.helper.log())
+        assert_not_suspended(lab)
+        lab.wait_idle()
+        assert 'give it an alias' in lab.helper.log()[begin:]
+
+
+@pytest.mark.parametrize('alias', ['a', 'mpath-1.2:3_4', 'a' * 127,
+                                   '36001405a', 'x' * 64, '@%+,=~#'])
+def test_alias_that_is_one(run, alias):
+    with run.scenario() as lab:
+        lab.root.write(lab.root.of_map(0, 'dm/name'), alias + '\n')
+        lab.known.alias = alias
+        action = prepare(lab, ACTIONS['preempt ourselves'])
+        assert action.run(lab) == GOOD
+        action.after(lab)
+        assert 'suspend map ' + alias in lab.mpd.texts()
+
+
+def another_device(lab, nexus, major, minor):
+    sim.device(lab.root.node(nexus), major, minor)
+
+
+def path_that_is_no_disk(lab, nexus, number):
+    """But for that, sysfs has it as a path of this map."""
+    another_device(lab, nexus, *number)
+    os.symlink('%d:%d' % sim.disk_number(nexus), lab.root.block(number)[:-1])
+
+
+def not_a_device(lab, nexus):
+    with open(lab.root.node(nexus), 'w') as f:
+        f.write('x')
+
+
+def a_fifo(lab, nexus):
+    os.unlink(lab.root.node(nexus))
+    os.mkfifo(lab.root.node(nexus))
+
+
+def without(name):
+    return lambda lab, nexus: os.unlink(lab.root.of_disk(nexus, name))
+
+
+# What makes a slave of the map one that no command may be sent to.
+STRANGERS = {
+    'the disk of another map': lambda lab, n: another_device(
+        lab, n, *sim.disk_number(OTHERS[0])),
+    'a disk of nobody': lambda lab, n: another_device(
+        lab, n, *sim.disk_number(ALONE)),
+    'a disk that sysfs lacks': lambda lab, n: another_device(lab, n, 8, 240),
+    'a partition': lambda lab, n: another_device(
+        lab, n, sim.disk_number(n)[0], sim.disk_number(n)[1] + 1),
+    'an NVMe disk': lambda lab, n: another_device(lab, n, 259, 0),
+    'an NVMe path': lambda lab, n: path_that_is_no_disk(lab, n, (259, 0)),
+    'a partition of a path': lambda lab, n: path_that_is_no_disk(
+        lab, n, (sim.disk_number(n)[0], sim.disk_number(n)[1] + 1)),
+    'a map': lambda lab, n: another_device(lab, n, 253, 1),
+    'a regular file': not_a_device,
+    'a FIFO': a_fifo,
+    'no holders link': lambda lab, n: os.unlink(lab.root.holder(0, n)),
+    'the holder is another map': lambda lab, n: os.rename(
+        lab.root.holder(0, n), lab.root.of_disk(n, 'holders/dm-1')),
+    'the holder has a longer name': lambda lab, n: os.rename(
+        lab.root.holder(0, n), lab.root.of_disk(n, 'holders/dm-00')),
+    'no state': lambda lab, n: os.unlink(
+        lab.root.of_disk(n, 'device/state')),
+    'no device': lambda lab, n: os.unlink(lab.root.of_disk(n, 'device')),
+    'a loop of links': lambda lab, n: (
+        os.unlink(lab.root.node(n)),
+        os.symlink(sim.disk_name(n), lab.root.node(n))),
+}
+
+
+@pytest.mark.parametrize('kind', STRANGERS)
+def test_slave_that_is_no_path(run_one, kind):
+    """No command is sent to it, whatever its name. But the kernel may send
+    I/O to the path that has that name: so nothing is done that all must do,
+    unless dm has failed it."""
+    for path, name in itertools.product((0, 1), (
+            'register', 'change the key', 'read keys', 'unregister, holding',
+            'preempt ourselves', 'reserve', 'clear')):
+        with run_one.scenario(kind, path, name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            STRANGERS[kind](lab, path)
+            begin = len(lab.helper.log())
+            answer = action.run(lab)
+            lab.wait_idle()
+            if name == 'clear':     # of which that path need not know
+                assert answer in (GOOD, LOST)
+                lab.is_consistent = False
+            elif action.is_in or name == 'reserve':
+                assert answer == GOOD
+                action.after(lab)
+            else:
+                assert answer == LOST
+                assert_unchanged(lab)
+                assert re.search('nothing was done.*' + sim.disk_name(path),
+                                 lab.helper.log()[begin:])
+            assert not lab.nexus(path).commands
+        with run_one.scenario(kind, path, name, 'failed') as lab:
+            action = prepare(lab, ACTIONS[name])
+            STRANGERS[kind](lab, path)
+            lab.nexus(path).dm_failed = 1
+            lab.dead = {path}
+            assert action.run(lab) == GOOD
+            action.after(lab)
+            assert not lab.nexus(path).commands
+
+
+def test_slaves_of_odd_names(run):
+    for name in ('dm-7', 'sd a', 'x' * 100, 'a"b', 'nvme0n1', 'sda1', '.sda',
+                 'loop0', 'sd\x1b'):
+        with run.scenario(name) as lab:
+            os.symlink('../../8:0', lab.root.slave(0, name))
+            answer = ACTIONS['register'].run(lab)
+            assert answer == ('5/20/00' if name in (
+                'dm-7', 'nvme0n1', 'loop0', '.sda') else LOST)
+            assert lab.keys() == [0, 0, 0]
+            assert not any(name in text for text in lab.mpd.texts())
+
+
+def test_no_slaves(run):
+    for how in ('none', 'no directory', 'a file'):
+        for name in ('register', 'read keys', 'reserve', 'release', 'clear'):
+            with run.scenario(how, name) as lab:
+                action = prepare(lab, ACTIONS[name])
+                directory = lab.root.of_map(0, 'slaves')
+                if how == 'none':
+                    for path in PATHS:
+                        lab.root.leave(0, path)
+                else:
+                    shutil.rmtree(directory)
+                if how == 'a file':
+                    lab.root.write(directory, '')
+                assert action.run(lab) == LOST
+                assert_unchanged(lab)
+
+
+def test_many_slaves(run_one):
+    """And a pathlist that does not fit into one command to multipathd."""
+    more = [*range(20, 40), *range(RIVALS + 1, sim.NEXUSES)]
+    for version in ('0.14', '0.9.4'):
+        with run_one.scenario(version) as lab:
+            lab.mpd.version = version
+            lab.strangers_allowed = True
+            for nexus in more:
+                lab.root.disk(nexus)
+                lab.root.join(0, nexus)
+                lab.known.paths[sim.disk_name(nexus)] = lab.nexus(nexus)
+            assert ACTIONS['register'].run(lab) == GOOD
+            lab.assert_registered(KEY)
+            assert {lab.nexus(n).key for n in more} == {KEY}
+            assert lab.out(RESERVE, KEY, 0, 1) == GOOD
+            assert lab.client.keys(lab.map) == [KEY] * (3 + len(more))
+            if version == '0.9.4':
+                continue
+            dead = lab.lun.holder
+            lab.die(dead)
+            assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+            assert lab.holder() is None
+            assert {lab.nexus(n).key for n in more + list(PATHS)
+                    if n != dead} == {KEY}
+            assert lab.known.prflag == 'set'
+
+
+def test_too_many_slaves(run):
+    """More than there is room for: it is not done by halves."""
+    with run.scenario() as lab:
+        for number in range(300):
+            os.symlink('../../8:0', lab.root.slave(0, 'sdx%d' % number))
+        assert ACTIONS['register'].run(lab) == LOST
+        assert not lab.sent(out=True)
+
+
+# ---- What changes under our hands -------------------------------------------
+
+def turn(lab, action, path, service_action):
+    """How many commands the path gets before the first of that kind, if
+    nothing is wrong."""
+    lab.reset()
+    prepare(lab, action)
+    assert action.run(lab) == GOOD
+    lab.wait_idle()
+    sent = [e.cdb[:2] for e in lab.sent() if e.nexus == path]
+    lab.reset()
+    return sent.index(bytes((0x5f, service_action)))
+
+
+def while_at_the_disk(lab, action, path, skip, change):
+    """change() happens while a command of the action is at the disk."""
+    nexus = lab.nexus(path)
+    with nexus.hanging(skip):
+        lab.client.send(action.cdb, [lab.map])
+        if action.data:
+            lab.client.sock.sendall(action.data)
+        nexus.wait_held()
+        change()
+    return code(lab.client.reply())
+
+
+def test_path_that_leaves_the_map_between_two_commands(run):
+    """No command is sent to it any more."""
+    for name in ('register', 'release', 'preempt ourselves', 'clear'):
+        with run.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            first, second, third = lab.order
+            commands = []
+
+            def change():
+                lab.root.leave(0, second)
+                another_device(lab, second, *sim.disk_number(ALONE))
+                commands.append(lab.nexus(second).commands)
+            lab.dead = {second}
+            answer = while_at_the_disk(lab, action, first, 0, change)
+            assert answer == GOOD
+            if lab.holder() is None or lab.holder()[0] != second:
+                action.after(lab)
+            lab.wait_idle()
+            assert lab.nexus(second).commands == commands[0]
+
+
+def test_path_that_comes_while_registering(run):
+    """It is registered by us, or by multipathd, which knows the key."""
+    for name in ('register', 'register and ignore', 'change the key'):
+        with run.scenario(name) as lab:
+            lab.strangers_allowed = True
+            action = prepare(lab, ACTIONS[name])
+            while_at_the_disk(lab, action, lab.order[2], 0, lambda: (
+                lab.root.disk(50), lab.root.join(0, 50)))
+            action.after(lab)
+            assert lab.nexus(50).key == lab.known.key
+
+
+def test_path_that_comes_while_releasing(run):
+    """multipathd has registered it; our preemption takes that from it."""
+    with run.scenario() as lab:
+        lab.strangers_allowed = True
+        action = prepare(lab, ACTIONS['release'])
+        lab.die(0)
+        lab.dead = {0}
+
+        def change():
+            lab.root.disk(50)
+            lab.root.join(0, 50)
+            lab.nexus(50).key = KEY
+        alive = [path for path in lab.order if path != 0]
+        assert while_at_the_disk(lab, action, alive[1], 0, change) == GOOD
+        action.after(lab)
+        assert lab.nexus(50).key == KEY
+
+
+def test_slaves_that_cannot_be_listed_while_suspended(run):
+    """Who knows if another path has lost its key? Those known get theirs."""
+    with run.scenario() as lab:
+        action = ACTIONS['preempt ourselves']
+        skip = turn(lab, action, lab.order[0], PREEMPT)
+        prepare(lab, action)
+        slaves = lab.root.of_map(0, 'slaves')
+        assert while_at_the_disk(
+            lab, action, lab.order[0], skip,
+            lambda: os.rename(slaves, slaves + 'x')) == LOST
+        assert lab.holder() in ((0, 1), (lab.order[0], 3))
+        assert not lab.known.suspended
+        lab.is_consistent = False
+
+
+def test_a_key_is_not_given_back_to_who_was_preempted_meanwhile(run_one):
+    """Between any two paths that a change of key goes to."""
+    run = run_one       # with --single-process the rival would have to wait
+    action = ACTIONS['change the key']
+    for path, keys in itertools.product(PATHS, ((NEW, KEY), (KEY, NEW))):
+        with run.scenario(path, keys) as lab:
+            skip = turn(lab, action, path, REGISTER)
+            prepare(lab, action)
+            lab.rival_registered()
+            with lab.helper.client() as rival:
+                answer = while_at_the_disk(
+                    lab, action, path, skip, lambda: [
+                        rival.out(lab.rival, PREEMPT, RIVAL, key, 5)
+                        for key in keys])
+            assert answer in (CONFLICT, LOST)
+            assert lab.keys() == [0, 0, 0]
+            lab.is_consistent = False
+
+
+def test_a_reservation_that_was_taken_over_is_ours_in_the_end(run):
+    """Although a path did not get its key back."""
+    with run.scenario() as lab:
+        lab.registered()
+        lab.rival_registered()
+        lab.lun.type = WRITE_EXCLUSIVE_AR
+        lab.is_consistent = False
+        REFUSALS['5/24/00'](lab, lab.order[2], count=EVER,
+                            only=(0x5f, REGISTER_AND_IGNORE))
+        assert lab.out(PREEMPT, KEY, 0, WRITE_EXCLUSIVE) in (LOST, '5/24/00')
+        assert lab.holder() == (lab.order[0], WRITE_EXCLUSIVE)
+        assert lab.known.prhold == 'set'
+
+
+def test_path_that_returns_is_registered_by_multipathd(run):
+    """As long as we are registered, with the key that we have by then."""
+    with run.scenario() as lab:
+        lab.die(1)
+        lab.dead = {1}
+        for step, key in (((REGISTER, 0, KEY), KEY),
+                          ((REGISTER, KEY, NEW), NEW),
+                          ((RESERVE, NEW, 0, 1), NEW),
+                          ((CLEAR, NEW), 0)):
+            assert lab.out(*step) == GOOD
+            lab.known.path_returns('sdb')
+            assert lab.nexus(1).key == key
+            lab.nexus(1).key = 0
+
+
+def test_alias_that_changes_while_suspended(run_one):
+    """What was suspended is resumed by the name it was suspended by."""
+    with run_one.scenario() as lab:
+        action = prepare(lab, ACTIONS['preempt ourselves'])
+        while_at_the_disk(lab, action, lab.order[0], 1, lambda: lab.root.write(
+            lab.root.of_map(0, 'dm/name'), 'other\n'))
+        lab.wait_idle()
+        assert lab.mpd.texts('resume') == ['resume map mpatha']
+
+
+# ---- Parameters -------------------------------------------------------------
+
+def test_allocation_lengths(run):
+    """Never more than was asked for, and the same beginning."""
+    with run.scenario() as lab:
+        lab.held()
+        for action in (READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES,
+                       READ_FULL_STATUS):
+            whole = lab.client.read_in(lab.map, action)
+            direct = lab.client.read_in(lab.rival, action)
+            assert whole == direct and whole.status == GOOD
+            for length in (0, 1, 4, 7, 8, 9, 23, 24, 100, 4096, 8192):
+                reply = lab.client.read_in(lab.map, action, length)
+                assert reply == (GOOD, bytes(96), whole.payload[:length])
+        assert code(lab.request(pr_in(9))) == '5/24/00'
+
+
+def test_parameter_lists_that_are_refused(run):
+    for name, action in ACTIONS.items():
+        if action.cdb[0] != 0x5f:
+            continue
+        for length in (0, 1, 8, 16, 23):
+            with run.scenario(name, length) as lab:
+                prepare(lab, action)
+                cdb = pr_out(action.cdb[1], action.cdb[2] & 15, length)
+                assert code(lab.request(cdb, action.data[:length])) \
+                    == '5/1A/00'
+                assert_unchanged(lab)
+                assert not lab.target.events
+    for service_action in (REGISTER_AND_MOVE, 8, 9, 31):
+        with run.scenario(service_action) as lab:
+            lab.held()
+            lab.before = lab.state()
+            assert lab.out(service_action, KEY, NEW) == '5/24/00'
+            assert_unchanged(lab)
+            assert not lab.target.events
+    for name in ('register', 'reserve'):
+        with run.scenario('longer', name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            cdb = pr_out(action.cdb[1], action.cdb[2] & 15, 28)
+            assert code(lab.request(cdb, action.data + bytes(4))) == '5/1A/00'
+            assert_unchanged(lab)
+
+
+def test_spec_i_pt_is_sent_once(run):
+    for dead in (None, 0, 1, 2):
+        with run.scenario(dead) as lab:
+            lab.strangers_allowed = True
+            if dead is not None:
+                lab.die(dead)
+                lab.dead = {dead}
+            ids = sim.transport_id(200) + sim.transport_id(201)
+            data = parameters(0, KEY, 8) + struct.pack('>I', len(ids)) + ids
+            assert code(lab.request(pr_out(REGISTER, length=len(data)),
+                                    data)) == GOOD
+            lab.assert_registered(KEY)
+            assert lab.nexus(200).key == lab.nexus(201).key == KEY
+            lists = [(e.flags & 8, e.cdb[8]) for e in lab.sent(out=True)]
+            usable = len(lab.usable())
+            assert lists[:usable] == [(8, len(data))] + [(0, 24)] * (
+                usable - 1)
+
+
+def test_all_tg_pt_registers_the_other_paths_of_a_host(run):
+    """sda and sdb are of host 1, sdc is of host 2."""
+    for dead, flags in itertools.product((None, 0, 1, 2), (4, 5)):
+        with run.scenario(dead, flags) as lab:
+            if dead is not None:
+                lab.die(dead)
+            for key, new in (0, KEY), (KEY, NEW), (NEW, 0):
+                assert lab.out(REGISTER, key, new, flags=flags) == GOOD
+                lab.assert_registered(new)
+
+
+def test_read_only_descriptor(run):
+    with run.scenario() as lab:
+        lab.held()
+        lab.before = lab.state()
+        fd = lab.open(os.path.join(lab.dir, 'dm-0'), os.O_RDONLY)
+        for action in ACTIONS.values():
+            answer = code(lab.request(action.cdb, action.data, fd=fd))
+            assert answer == (GOOD if action.is_in else '5/20/00')
+        assert_unchanged(lab)
+        assert not lab.sent(out=True) and not lab.mpd.commands
+
+
+def test_clean_up(run):
+    cdb = bytes([CLEANUP]) + bytes(15)
+    with run.scenario() as lab:
+        lab.held()
+        lab.rival_registered()
+        assert code(lab.request(cdb)) == GOOD
+        cleaned(lab)
+        assert lab.nexus(RIVALS).key == RIVAL
+        assert code(lab.request(cdb)) == GOOD       # as often as one likes
+    with run.scenario('on anything else') as lab:
+        for fd in (lab.rival, lab.open(os.devnull),
+                   lab.open(os.path.join(lab.dir, 'log'), os.O_RDWR)):
+            assert code(lab.request(cdb, fd=fd)) == GOOD
+        read_only = lab.open(os.path.join(lab.dir, 'disk40'), os.O_RDONLY)
+        assert code(lab.request(cdb, fd=read_only)) == '5/20/00'
+        assert not lab.target.commands() and not lab.mpd.commands
+
+
+def test_features(module_lab):
+    for requested, works in ((0, True), (1, True), (2, False), (3, False),
+                             (1 << 31, False), (1 << 24, False)):
+        with module_lab.helper.client(hello=False) as client:
+            assert client.read(4) == bytes([0, 0, 0, 1])
+            client.send(struct.pack('>I', requested))
+            if works:
+                assert client.read_in(module_lab.rival,
+                                      READ_KEYS).status == GOOD
+            else:
+                assert client.closed()
+
+
+# ---- Life and death ---------------------------------------------------------
+
+@pytest.fixture
+def lab_of(request):
+    """Labs of a test's own."""
+    labs = []
+
+    def make(*args, **kwargs):
+        labs.append(Lab(*args, **kwargs))
+        return labs[-1]
+    yield make
+    for lab in labs:
+        lab.close()
+
+
+def send(client, action, fd):
+    client.send(action.cdb, [fd])
+    if action.data:
+        client.sock.sendall(action.data)
+
+
+SUSPENDED = 'preempt and abort ourselves'
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT,
+                                    signal.SIGHUP])
+def test_helper_is_stopped_while_a_map_is_suspended(lab_of, mode, number):
+    """The command ends as if nothing was, and then the helper does."""
+    lab = lab_of(mode)
+    action = ACTIONS[SUSPENDED]
+    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
+    prepare(lab, action)
+    nexus = lab.nexus(lab.order[1])
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        assert lab.known.suspended
+        for pid in [lab.helper.pid] + lab.helper.sessions():
+            os.kill(pid, number)
+        time.sleep(0.3)
+        assert lab.helper.process.poll() is None and lab.known.suspended
+    assert code(lab.client.reply()) == GOOD
+    assert lab.helper.process.wait(20) == 0
+    action.after(lab)
+    assert not lab.known.suspended
+
+
+def test_worker_is_killed_while_the_helper_stops(lab_of):
+    """It does not leave before the map is resumed, though not at once."""
+    lab = lab_of()
+    action = ACTIONS[SUSPENDED]
+    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
+    prepare(lab, action)
+    nexus = lab.nexus(lab.order[1])
+    lab.mpd.on('resume', 'fail', count=1)
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        worker, = lab.workers()
+        lab.helper.process.terminate()
+        time.sleep(0.1)
+        kill(worker)
+        assert code(lab.client.reply()) == LOST
+    assert lab.helper.process.wait(20) == 0
+    assert not lab.known.suspended
+    assert len(lab.mpd.texts('resume')) == 2
+
+
+def test_resumer_is_killed_too(lab_of):
+    """And the next one; main starts another until the map is resumed."""
+    lab = lab_of()
+    action = prepare(lab, ACTIONS[SUSPENDED])
+
+    def behaviour(command):
+        kill(command.pid)
+        return 'close'
+    lab.mpd.on('resume', behaviour, count=3)
+    assert action.run(lab) == LOST
+    wait_until(lambda: not lab.known.suspended and not lab.workers())
+    assert len(lab.mpd.texts('resume')) == 4
+    assert 'suspended' in lab.helper.log()
+
+
+@pytest.mark.parametrize('who', ['session', 'client'])
+def test_worker_goes_on_without_its(lab_of, who):
+    """It does what it has begun, and nobody else is the worse for it."""
+    lab = lab_of()
+    for name in ('register', 'release', SUSPENDED):
+        lab.reset()
+        action = ACTIONS[name]
+        prepare_dead(lab, action, SUSPENDING.get(name, ()))
+        path = next(n for n in lab.order if n not in lab.dead)
+        nexus = lab.nexus(path)
+        with nexus.hanging():
+            send(lab.client, action, lab.map)
+            nexus.wait_held()
+            session, = lab.sessions
+            if who == 'session':
+                kill(session)
+                with pytest.raises(Closed):
+                    lab.client.reply()
+            lab.client.close()
+            wait_until(lambda: session not in lab.helper.sessions()
+                       or who == 'client')
+        lab.sessions = set()
+        wait_until(lambda: not lab.workers())
+        action.after(lab)
+        lab.client = None
+        lab.known.suspended = lab.known.suspended and pytest.fail('suspended')
+        lab.helper.wait_sessions(0)
+
+
+def test_main_is_killed_while_a_map_is_suspended(lab_of):
+    """The worker is nobody's child then, and ends what it has begun."""
+    lab = lab_of('sessions')
+    action = ACTIONS[SUSPENDED]
+    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
+    prepare(lab, action)
+    nexus = lab.nexus(lab.order[1])
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        worker, = lab.workers()
+        kill(lab.helper.pid)
+        lab.helper.process.wait(20)
+    lab.mode = 'killed'
+    wait_until(lambda: not os.path.exists('/proc/%d' % worker)
+               or not lab.known.suspended)
+    wait_until(lambda: lab.keys() == [KEY] * 3)
+    action.after(lab)
+
+
+@pytest.mark.skipif(os.geteuid() != 0,
+                    reason='other processes of this user come and go')
+def test_command_is_carried_out_although_no_process_can_be_forked(lab_of):
+    """Who has the most connections makes room, and that is said once, or
+    again after there has been room in between."""
+    lab = lab_of(options=A_USER)
+    others = [lab.helper.client() for _ in range(10)]
+    lab.helper.wait_sessions(11)
+    no_more_processes(lab.helper)
+    start = time.monotonic()
+    lab.client.read_in(lab.other_map, READ_KEYS)
+    for _ in range(3):
+        assert lab.client.read_in(lab.map, READ_KEYS).status == GOOD
+    assert time.monotonic() - start < 5
+    assert lab.helper.log().count('cannot fork') in (1, 2)
+    assert others[0].closed()
+    others[-1].read_in(lab.map, READ_KEYS)
+    for client in others:
+        client.close()
+    lab.helper.wait_sessions(1)
+
+
+def queue_of(lab):
+    """The sessions' end of the queue to the workers."""
+    number, = (int(fd) for fd in os.listdir('/proc/%d/fd' % lab.helper.pid)
+               if int(fd) > 500)
+    pidfd = os.pidfd_open(lab.helper.pid)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, number, 0)
+    os.close(pidfd)
+    if fd < 0:
+        pytest.skip('pidfd_getfd: ' + os.strerror(ctypes.get_errno()))
+    return socket.socket(fileno=fd)
+
+
+@pytest.mark.parametrize('room', ['room for them', 'no room for them'])
+def test_descriptors_on_the_queue_that_linger(lab_of, room):
+    """As code in a session could send them: commands on maps go on."""
+    lab = lab_of()
+    used = {int(fd) for fd in os.listdir('/proc/%d/fd' % lab.helper.pid)}
+    limits = resource.prlimit(lab.helper.pid, resource.RLIMIT_NOFILE)
+    if room != 'room for them':         # the kernel closes what is too many
+        free = sorted(set(range(len(used) + 3)) - used)
+        resource.prlimit(lab.helper.pid, resource.RLIMIT_NOFILE,
+                         (free[2], limits[1]))
+    with queue_of(lab) as queue:
+        ours, theirs = socket.socketpair()
+        sender, receiver = lingering()
+        with ours, theirs, sender, receiver:
+            os.kill(lab.helper.pid, signal.SIGSTOP)
+            socket.send_fds(queue, [b'.'],
+                            [lab.map, theirs.fileno(), sender.fileno()])
+            sender.close()          # the queue's is the last reference now
+            os.kill(lab.helper.pid, signal.SIGCONT)
+            start = time.monotonic()
+            if room != 'room for them':
+                wait_until(lab.workers)
+            resource.prlimit(lab.helper.pid, resource.RLIMIT_NOFILE, limits)
+            assert lab.client.read_in(lab.map, READ_KEYS).status == GOOD
+            assert time.monotonic() - start < 20
+    lab.wait_idle()
+
+
+# ---- Many at a time ---------------------------------------------------------
+
+def test_a_hanging_path_delays_nobody_elses_disk(lab_of):
+    lab = lab_of()
+    lab.strangers_allowed = True
+    lab.registered()
+    for nexus in OTHERS:
+        lab.nexus(nexus).key = NEW
+    lab.mpd.maps[1].key = NEW
+    begin = time.monotonic()
+    with lab.nexus(lab.order[0]).hanging():
+        with lab.helper.client() as waiting, lab.helper.client() as other:
+            waiting.send(pr_in(READ_KEYS), [lab.map])
+            lab.nexus(lab.order[0]).wait_in_flight(1)
+            for _ in range(20):
+                assert other.read_in(lab.rival, READ_KEYS).status == GOOD
+                assert other.keys(lab.other_map) == [NEW, NEW]
+                assert other.out(lab.other_map, RESERVE, NEW, 0,
+                                 1).status == GOOD
+            assert time.monotonic() - begin < 10
+            lab.nexus(lab.order[0]).hold = 0
+            assert waiting.reply().status == GOOD
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_many_clients_on_two_maps(lab_of, mode):
+    """Commands on one map follow one another; on two they do not mix."""
+    lab = lab_of(mode)
+    lab.strangers_allowed = True
+    lab.is_consistent = False
+    wrong = []
+
+    def work(number, fd, base):
+        try:
+            with lab.helper.client() as client:
+                for i in range(8):
+                    key = base + number * 100 + i
+                    reply = client.out(fd, REGISTER_AND_IGNORE, 0, key)
+                    assert code(reply) == GOOD
+                    # Who reads does not wait for a change of another's.
+                    keys = client.keys(fd)
+                    assert {k // 10000 for k in keys} == {base // 10000}, keys
+        except Exception as error:      # pylint: disable=broad-except
+            wrong.append(repr(error))
+    threads = [threading.Thread(target=work, args=(n, *where))
+               for n in range(6)
+               for where in ((lab.map, 10000), (lab.other_map, 20000))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong, wrong
+    lab.wait_sessions = None
+    for lun, paths in ((0, PATHS), (1, OTHERS)):
+        sent = [e for e in lab.target.log() if e.lun == lun
+                and e.cdb[:2] == bytes((0x5f, REGISTER_AND_IGNORE))]
+        assert len(sent) == 6 * 8 * len(paths)
+        for i in range(0, len(sent), len(paths)):
+            group = sent[i:i + len(paths)]
+            assert len({e.sa_key for e in group}) == 1, 'two at a time'
+            assert {e.nexus for e in group} == set(paths)
+
+
+def test_as_many_commands_as_clients(lab_of):
+    """Reading waits for nobody, and nobody is refused."""
+    lab = lab_of(options=('--max-clients=40',))
+    lab.registered()
+    clients = [lab.helper.client() for _ in range(39)]
+    with lab.nexus(lab.order[0]).hanging():
+        for client in clients:
+            client.send(pr_in(READ_KEYS), [lab.map])
+        lab.nexus(lab.order[0]).wait_in_flight(len(clients))
+    for client in clients:
+        assert client.reply().status == GOOD
+        client.close()
+
+
+# ---- Which socket is multipathd's -------------------------------------------
+
+@pytest.mark.parametrize('where', ['/run', 'beside', 'abstract', '@given'])
+def test_where_multipathd_is_looked_for(where):
+    lab = Lab()
+    try:
+        names = {'/run': lab.root.path('run/multipathd.socket'),
+                 'beside': os.path.join(lab.dir, 'multipathd.socket'),
+                 'abstract': '@' + lab.root.directory,
+                 '@given': '@prhelper-test-%d' % os.getpid()}
+        lab.mpd.stop()
+        lab.mpd.address = names[where]
+        lab.client.close()
+        lab.client = None
+        assert lab.helper.stop() == 0
+        env = dict(lab.env, MULTIPATH_SOCKET_NAME=names[where])
+        if where != '@given':
+            del env['MULTIPATH_SOCKET_NAME']
+        lab.helper = Helper(lab.dir, SIM_HELPER, ('-v',), env=env)
+        lab.helper.wait_sessions(0)
+        lab.mpd.start()
+        run = Scenarios(lab)
+        for name in ('register', 'release'):
+            with run.scenario(where, name):
+                action = prepare(lab, ACTIONS[name])
+                assert action.run(lab) == GOOD
+                action.after(lab)
+        run.done()
+    finally:
+        lab.close()
+
+
+def test_number_of_scenarios(capsys):
+    with capsys.disabled():
+        print('\nmultipath: %d scenarios' % Scenarios.count)

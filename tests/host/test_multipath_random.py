@@ -1,0 +1,976 @@
+"""Random commands on a multipath map, with rivals that act between any two
+steps of them, paths and a multipathd that misbehave, and workers that die;
+and a model of what must be so after each.
+
+To its guest a map is one disk. So whatever has happened meanwhile, there must
+be a point in time at which that one disk could have carried out the command
+(if the answer is an error: or not at all), so that all that others have been
+told, and what is so in the end, has come of it: Disk is that disk, and
+Case.explanations() are those points. A path counts if the kernel would send
+I/O to it: its disk is running or blocked, and dm has not failed it. The rest
+is about time (SIM_SPEED=0: it is not spent), what multipathd knows, and the
+log. test_multipath.py says what each command comes to when nothing is wrong.
+
+The cases are the same in each run; RANDOM_SEED is another first one,
+RANDOM_COMMANDS how many there are (otherwise as many as take less than a
+minute), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed
+with its number and its story;
+`PYTHONPATH=tests/lib python3 tests/host/test_multipath_random.py NUMBER`
+shows what was sent and logged, too.
+
+It must not make a device do what no device does, such as to execute a command
+and then say that it did not.
+"""
+import errno
+import itertools
+import os
+import random
+import re
+import select
+import signal
+import sys
+import time
+
+import sim
+from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_KEYS,
+                      REGISTER, REGISTER_AND_IGNORE, RELEASE, RESERVE,
+                      CHECK_CONDITION, parameters, pr_in, pr_out, sense_code)
+from sim import (BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK, OFFLINE, OPEN,
+                 RUNNING, STATE, TRANSPORT_OFFLINE)
+from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS,
+                            PATHS, RIVAL, RIVALS, Lab, code as code_of)
+
+SEED = int(os.environ.get('RANDOM_SEED', 0))
+COMMANDS = int(os.environ.get('RANDOM_COMMANDS', 0)) or 3000
+SECONDS = 0 if 'RANDOM_COMMANDS' in os.environ else 45
+FINDS = int(os.environ.get('RANDOM_FINDS', 10))
+SECOND = 1000000
+DEADLINE, SUSPENDED = 75 * SECOND, 20 * SECOND      # 60 and 15, and a margin
+TYPES = (1, 3, 5, 6, 7, 8)
+REGISTERS = (REGISTER, REGISTER_AND_IGNORE)
+PREEMPTS = (PREEMPT, PREEMPT_AND_ABORT)
+NAMES = ('REGISTER', 'RESERVE', 'RELEASE', 'CLEAR', 'PREEMPT',
+         'PREEMPT AND ABORT', 'REGISTER AND IGNORE')
+PR_OUT = 0x5f, None
+APTPL, ALL_TG_PT = 1, 4
+AGAIN = 0xa11ce3
+TWIN = 101          # another host, to which our guest has or had migrated
+US, THEM, HOST = 'us', 'the rival', 'the twin'
+WHO = {RIVALS: THEM, TWIN: HOST, **{path: US for path in PATHS}}
+
+
+def code(reply):
+    """Data are of no interest."""
+    if reply.status == CHECK_CONDITION:
+        return sense_code(reply.sense)
+    return code_of(reply)
+
+
+# ---- The one disk -----------------------------------------------------------
+
+class Disk:
+    """What a guest thinks that it has, and three who share it."""
+
+    def __init__(self, keys, holder, type_):
+        self.keys, self.holder, self.type = dict(keys), holder, type_
+
+    def copy(self):
+        return Disk(self.keys, self.holder, self.type)
+
+    @property
+    def reservation(self):
+        if not self.type:
+            return None
+        return self.type, None if self.type >= 7 else self.holder
+
+    def holds(self, who):
+        return self.type and self.keys[who] and (self.type >= 7
+                                                 or self.holder == who)
+
+    def drop(self, who):
+        was_held = self.holds(who)
+        self.keys[who] = 0
+        if was_held and (self.type < 7 or not any(self.keys.values())):
+            self.type = 0
+
+    def out(self, who, action, key, sa_key, type_, again=False):
+        """again: who preempts itself without holding is registered again."""
+        if action in REGISTERS:
+            if action == REGISTER and key != self.keys[who]:
+                return CONFLICT
+            if sa_key:
+                self.keys[who] = sa_key
+            else:
+                self.drop(who)
+            return GOOD
+        if not self.keys[who] or key != self.keys[who]:
+            return CONFLICT
+        if action == RESERVE:
+            if self.type and not (self.holds(who) and self.type == type_):
+                return CONFLICT
+            if not self.type:
+                self.type, self.holder = type_, who
+        elif action == RELEASE:
+            if self.holds(who) and self.type != type_:
+                return '5/26/04'
+            if self.holds(who):
+                self.type = 0
+        elif action == CLEAR:
+            self.keys, self.type = dict.fromkeys(self.keys, 0), 0
+        else:
+            return self.preempt(who, sa_key, type_, again)
+        return GOOD
+
+    def preempt(self, who, key, type_, again):
+        is_all = self.type >= 7
+        if not key and not is_all:
+            return '5/26/00'
+        takes = self.type and (not key if is_all
+                               else self.keys[self.holder] == key)
+        hit = [w for w, k in self.keys.items() if k and key in (0, k)]
+        if not hit:
+            return CONFLICT
+        for w in hit:
+            if w == who and (takes or not key):
+                continue
+            if takes:
+                self.keys[w] = 0
+            else:
+                self.drop(w)
+        if again and not self.keys[who]:
+            self.keys[who] = key
+        if takes:
+            self.type, self.holder = type_, who
+        return GOOD
+
+
+# ---- What goes wrong --------------------------------------------------------
+
+def sense(key, asc, ascq):
+    return bytes([0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0,
+                  0, 0])
+
+
+SENSES = {'transition': sense(2, 4, 0x0a), 'becoming ready': sense(2, 4, 1),
+          'in progress': sense(2, 4, 7), 'standby': sense(2, 4, 0x0b),
+          'unavailable': sense(2, 4, 0x0c), 'unmapped': sense(5, 0x25, 0),
+          'recovered': sense(1, 0x17, 1), 'attention': sense(6, 0x2a, 6)}
+# Host statuses after which a command is sent again by whoever is patient.
+TRANSIENT = (2, 3, 5, 7, 8, 0xb, 0xc, 0xd, 0xe)
+LOST_BY = (3, 5, 7, 8, 0xb, 0xe)        # these may have been carried out
+GONE = (1, 0xf)
+
+
+PATH, MULTIPATHD, RIVAL_ACTS, DIES = ('path_fails', 'multipathd_fails',
+                                      'rival_acts', 'worker_dies')
+TROUBLES = [(), (PATH,), (PATH,), (PATH, PATH), (MULTIPATHD,), (RIVAL_ACTS,),
+            (RIVAL_ACTS, RIVAL_ACTS), (PATH, RIVAL_ACTS), (PATH, RIVAL_ACTS),
+            (PATH, PATH, RIVAL_ACTS), (MULTIPATHD, RIVAL_ACTS),
+            (MULTIPATHD, RIVAL_ACTS), (PATH, MULTIPATHD), (DIES,),
+            (DIES, RIVAL_ACTS), (PATH, DIES), (PATH, MULTIPATHD, RIVAL_ACTS)]
+
+
+class Case:
+    """One command; what was done to it is in story."""
+
+    def __init__(self, lab, seed):
+        self.lab, self.rng, self.story = lab, random.Random(seed), []
+        self.target, self.seed = lab.target, seed
+        lab.is_consistent = False       # that is for us to say
+        self.is_benign, self.gone, self.is_killed = True, set(), False
+        self.is_left = False    # suspended, and nobody is there to resume it
+        self.is_keyless = self.is_silent = self.is_slow = False
+        self.unopened, self.acts = set(), []
+        self.base = self.target.clock()
+        self.is_aimed = self.rng.random() < .4
+        self.beginning()
+        self.choose()
+        if self.is_aimed:
+            self.rng.choice((self.answer_is_lost, self.answer_is_lost,
+                             self.multipathd_fails, self.multipathd_fails,
+                             self.worker_dies))()
+            self.rival_acts()
+        else:
+            for what in self.rng.choice(TROUBLES):
+                getattr(self, what)()
+        self.multipathd_remembers()
+        self.command()
+
+    def tell(self, what):
+        self.story.append(what)
+
+    def act(self, what, nexus, step=0, after=0, **more):
+        """after: seconds after the command has begun."""
+        return self.target.act(what, nexus, step, 0 if step else int(
+            self.base + after * SECOND), **more)
+
+    def step(self):
+        return self.rng.randint(1, self.rng.choice((8, 14, 14, 30)))
+
+    def nexus(self, n):
+        return self.lab.nexus(n)
+
+    # ---- Before -----------------------------------------------------------
+    def beginning(self):
+        lab, rng = self.lab, self.rng
+        if rng.random() < .3:
+            lab.mpd.version = '0.9.4'
+            self.tell('0.9.4')
+        name = rng.choice(('nobody', 'registered', 'registered', 'fenced',
+                           'held', 'held', 'held', 'rival holds', 'twin',
+                           'twin holds', 'twin is left')
+                          + 6 * self.is_aimed * ('held',))
+        if name != 'nobody':
+            lab.registered()
+        if self.is_aimed or rng.random() < .7:
+            lab.rival_registered()
+        if name == 'held':
+            lab.held(rng.choice(TYPES), rng.choice(PATHS))
+            if rng.random() < .15:
+                lab.known.prhold = rng.choice(('unknown', 'unset'))
+                self.tell('prhold ' + lab.known.prhold)
+        elif name in ('fenced', 'twin is left'):
+            for path in PATHS:
+                self.nexus(path).key = 0
+        if name in ('fenced', 'rival holds'):
+            lab.rival_holds(rng.choice(TYPES))
+        if name.startswith('twin'):
+            self.nexus(TWIN).key = KEY
+        if name == 'twin holds':
+            lab.lun.type, lab.lun.holder = rng.choice(TYPES), TWIN
+            if rng.random() < .3:       # as its guess is after a restart
+                lab.known.prhold = 'set'
+                self.tell('prhold guessed')
+        if rng.random() < .1:
+            lab.known.fixed = KEY
+            lab.known.key = KEY
+            self.tell('fixed key')
+        self.target.script.multipathd_key = \
+            lab.known.key if lab.known.prflag == 'set' else 0
+        self.tell(name)
+        self.beginning_is = name
+
+    def multipathd_remembers(self):
+        """What is neither on the disk nor with multipathd nobody can know."""
+        known = self.lab.known
+        if self.gone and self.beginning_is == 'twin holds' \
+                and known.prhold == 'set':
+            known.prhold = 'unknown'
+        if self.lab.lun.holder in self.gone and self.beginning_is == 'held' \
+                and known.prhold == 'unset':
+            known.prhold = 'unknown'
+
+    def path_fails(self):
+        rng = self.rng
+        path = rng.choice(PATHS)
+        kind = rng.choice(('sense', 'sense', 'sense', 'host', 'host', 'host',
+                           'status', 'state', 'state', 'blocked', 'blocked',
+                           'open', 'hang', 'slow'))
+        getattr(self, 'path_' + kind)(path, self.nexus(path))
+
+    def inject(self, path, kind, durations, what, can_last=True, after=False):
+        """For a few commands, or some time; from the beginning or later."""
+        rng = self.rng
+        only = rng.choice((None, None, PR_OUT, PR_OUT, (0x5f, self.action),
+                           (0x5f, self.action), (0x5f, REGISTER_AND_IGNORE)))
+        count = rng.choice((1, 1, 2, 3))
+        seconds = rng.choice(durations) if can_last \
+            and rng.random() < .6 else None
+        begin = self.step() if rng.random() < .4 else 0
+        n = self.nexus(path)
+        n.answer(**what, only=only, count=EVER if seconds else count,
+                 after=after)
+        if begin:
+            n.inject_ready, n.inject_count = n.inject_count, 0
+            self.act(INJECT, path, begin, argument=1)
+        if seconds and seconds != EVER:
+            self.act(INJECT, path, 0, seconds)
+        if (seconds or 0) > 5 or seconds is None and kind in GONE:
+            self.is_benign = False
+        self.tell('%s: %s%s%s, %s%s' % (
+            sim.disk_name(path), kind, ' after it is done' if after else '',
+            {None: '', PR_OUT: ' to PR OUT'}.get(
+                only, ' to ' + NAMES[only[1] or 0] if only else ''),
+            'for ever' if seconds == EVER else '%g s' % seconds if seconds
+            else '%d times' % count,
+            ' from step %d' % begin if begin else ''))
+
+    def path_sense(self, path, n):
+        kind = self.rng.choice(('transition', 'transition', 'becoming ready',
+                                'in progress', 'standby', 'unmapped',
+                                'recovered', 'attention'))
+        what = {'status': 2, 'driver_status': 8, 'sense': SENSES[kind]}
+        if kind in ('standby', 'unavailable', 'unmapped'):
+            n.answer(**what, count=EVER)
+            n.dm_failed = self.rng.random() < .7
+            self.is_benign &= bool(n.dm_failed)
+            self.gone.add(path)
+            self.tell('%s: %s%s' % (sim.disk_name(path), kind,
+                                    ', failed in dm' if n.dm_failed else ''))
+        else:
+            self.inject(path, kind, (.3, 3, 20, 100, EVER), what,
+                        kind not in ('recovered', 'attention'),
+                        kind == 'recovered')
+
+    def path_host(self, path, n):
+        host = self.rng.choice(3 * TRANSIENT + GONE)
+        after = host in LOST_BY and self.rng.random() < .5
+        if host in LOST_BY or host in GONE:
+            self.is_benign = False      # may be an answer that is lost
+        self.inject(path, 'host %02x' % host, (.3, 3, 20, EVER),
+                    {'host_status': host}, not after, after)
+
+    def answer_is_lost(self):
+        """To the command itself, most often the first time it is sent."""
+        path = self.lab.order[self.rng.choice((0, 0, 1, 2))]
+        host, self.is_benign = self.rng.choice(LOST_BY), False
+        after = self.rng.random() < .75
+        self.nexus(path).answer(host_status=host, after=after,
+                                only=(0x5f, self.action))
+        self.tell('%s: host %02x%s, %s' % (
+            sim.disk_name(path), host, ' after it is done' if after else '',
+            NAMES[self.action]))
+
+    def path_status(self, path, n):
+        status = self.rng.choice((0x08, 0x28))
+        self.is_benign &= status == 0x08
+        self.inject(path, 'status %02x' % status, (.3, 3, 20), {
+            'status': status})
+
+    def path_state(self, path, n):
+        rng = self.rng
+        state = rng.choice((OFFLINE, TRANSPORT_OFFLINE))
+        n.state, n.dm_failed = state, rng.random() < .6
+        text = '%s: %s, failed in dm' % (sim.disk_name(path),
+                                         sim.STATES[state])
+        if not n.dm_failed:     # at most max_polling_interval
+            seconds = rng.choice((1, 5, 20))
+            self.act(DM, path, 0, seconds, argument=1)
+            text += ' after %d s' % seconds
+        self.gone.add(path)
+        if rng.random() < .4:
+            step = self.step()
+            self.act(STATE, path, step, argument=RUNNING)
+            text += ', running at step %d' % step
+            self.is_benign = False
+            if n.dm_failed:
+                step += rng.choice((0, 1, 3, 10))
+                self.act(DM, path, step, argument=0)
+                text += ', taken back at step %d' % step
+        self.tell(text)
+
+    def path_blocked(self, path, n):
+        rng = self.rng
+        text = sim.disk_name(path) + ': blocked'
+        seconds = rng.choice((.5, 3, 3, 10, 25, 50, EVER))
+        if rng.random() < .5:
+            n.state = BLOCKED
+        else:
+            step = self.step()
+            self.act(STATE, path, step, argument=BLOCKED)
+            text += ' at step %d' % step
+            self.is_benign, seconds = False, min(seconds, 50)
+            if rng.random() < .7:       # what was under way has been lost
+                n.answer(host_status=0xe, count=1, after=rng.random() < .5)
+                n.inject_ready, n.inject_count = 1, 0
+                self.act(INJECT, path, step, argument=1)
+                text += ', TRANSPORT_DISRUPTED'
+        if seconds != EVER:
+            state = rng.choice((RUNNING, RUNNING, TRANSPORT_OFFLINE))
+            self.act(STATE, path, 0, seconds, argument=state)
+            text += ', %s after %g s' % (sim.STATES[state], seconds)
+            if state != RUNNING:
+                self.gone.add(path)
+                late = rng.choice((0, 1, 20))
+                self.act(DM, path, 0, seconds + late, argument=1)
+                text += ', failed in dm after %g s' % (seconds + late)
+        if seconds > 5:
+            self.is_benign = False
+        self.tell(text)
+
+    def path_open(self, path, n):
+        self.is_benign = False
+        self.unopened.add(path)
+        error = self.rng.choice((errno.ENOENT, errno.EACCES, errno.EMFILE,
+                                 errno.ENXIO, None))
+        if error is None:
+            n.open_other = OTHERS[0]
+            self.tell(sim.disk_name(path) + ': the node of another disk')
+        else:
+            n.open_errno = error
+            self.tell('%s: %s at open' % (sim.disk_name(path),
+                                          errno.errorcode[error]))
+
+    def path_hang(self, path, n):
+        self.is_benign = False
+        if self.rng.random() < .4:
+            other = self.rng.choice([p for p in PATHS if p != path])
+            self.nexus(other).delay_ms = 300000
+            self.tell(sim.disk_name(other) + ': hangs, too')
+        n.hang_after = self.rng.random() < .5
+        text = sim.disk_name(path) + ': hangs'
+        if self.rng.random() < .6:
+            n.delay_ms = 300000
+        else:
+            step = self.step()
+            self.act(DELAY, path, step, argument=300000)
+            text += ' at step %d' % step
+        self.tell(text + n.hang_after * ', but does it')
+
+    def path_slow(self, path, n):
+        n.delay_ms = self.rng.choice((500, 2000, 6000))
+        self.is_benign &= n.delay_ms < 1000
+        self.tell('%s: %d ms' % (sim.disk_name(path), n.delay_ms))
+
+    def multipathd_fails(self):
+        rng, mpd = self.rng, self.lab.mpd
+        how = rng.choice(('fail', 'empty', 'NULs', 'deny', 'timeout',
+                          'timeout', 'usage', 'cut', 'garbage', 'close',
+                          'hang', 'slow', 'slow', 'dead', 'no key',
+                          'restart', 'restart'))
+        if how == 'no key':
+            self.is_benign, self.is_keyless = False, True
+            self.lab.known.fixed = None
+            self.tell('no reservation_key')
+            return
+        behaviour = rng.choice((2, 6, 11, 15, 30)) if how == 'slow' else how
+        pattern = rng.choice(('', 'prkey', 'paths', 'prstatus', 'prstatus')
+                             if self.action in REGISTERS else
+                             ('', 'prkey', 'prhold', 'suspend|resume'))
+        skip, count = rng.randrange(6 if pattern == '' else 2), 1
+        if how == 'restart':
+            pattern, behaviour = '', self.restart
+            skip = rng.randrange(8)
+        effect = how in ('empty', 'NULs', 'cut', 'garbage', 'close', 'hang') \
+            and rng.random() < .5
+        if how == 'dead' or how != 'restart' and rng.random() < .2:
+            count = EVER
+            behaviour = 'close' if how == 'dead' else behaviour
+            self.is_silent = pattern in ('', 'suspend|resume')
+        mpd.on(pattern, behaviour, count=count, skip=skip, effect=effect)
+        self.is_benign &= how == 'slow' and behaviour < 3
+        self.is_slow = pattern in ('', 'suspend|resume')
+        self.tell('multipathd, "%s": %s%s%s%s' % (
+            pattern, how, ' %d s' % behaviour if how == 'slow' else '',
+            ' after %d' % skip if skip else '',
+            ', always' if count == EVER else '') + effect * ', but does it')
+
+    def restart(self, _):
+        """What multipathd 0.13 and later finds out when it starts: from its
+        file the key, from the disk if that is registered and if it holds."""
+        known, lun = self.lab.known, self.lab.lun
+        keys = [self.nexus(n).key for n in WHO]
+        known.prflag = 'set' if known.key in keys and known.key else 'unset'
+        known.prhold = 'set' if lun.type and known.key and (
+            lun.type >= 7 or self.nexus(lun.holder).key == known.key) \
+            else 'unset'
+        return 'close'
+
+    def rival_acts(self):
+        """As fence_scsi does, or Windows: look, preempt, reserve, go. Or as
+        the host does that our guest has migrated to, with our key."""
+        rng = self.rng
+        self.is_benign = False
+        is_twin = rng.random() < .25
+        nexus, key = (TWIN, KEY) if is_twin else (RIVALS, RIVAL)
+        ways = [(PREEMPT,), (PREEMPT, RESERVE), (PREEMPT, RESERVE, RELEASE),
+                (REGISTER_AND_IGNORE, PREEMPT), (LOOK, RESERVE),
+                (LOOK, RESERVE, RELEASE), (RESERVE,), (RESERVE, RELEASE),
+                (LOOK,), (CLEAR,), (REGISTER_AND_IGNORE, RESERVE),
+                (PREEMPT, PREEMPT), (PREEMPT_AND_ABORT,), (0xff,)]
+        if is_twin:
+            ways = [(REGISTER_AND_IGNORE, RESERVE), (RESERVE,), (RELEASE,),
+                    (REGISTER_AND_IGNORE, PREEMPT), (0xff,),
+                    (RESERVE, RELEASE), (REGISTER_AND_IGNORE,)]
+        # Soon after something has gone wrong, or at any step.
+        step = HIT + rng.randint(0, 3 if self.is_killed else 5) \
+            if self.is_aimed else self.step()
+        if self.is_aimed:
+            ways += 4 * ways[:3] if not is_twin else []
+        type_ = rng.choice(TYPES)
+        told = []
+        for what in rng.choice(ways):
+            told.append('%s at step %s%d' % (
+                {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
+                or NAMES[what], '+' if step >= HIT else '', step % HIT))
+            if what == LOOK:
+                self.act(LOOK, nexus, step)
+            elif what == 0xff:
+                self.act(REGISTER_AND_IGNORE, nexus, step)
+            elif what == REGISTER_AND_IGNORE:
+                self.act(what, nexus, step, key=key)
+            elif what in PREEMPTS and is_twin:
+                self.act(what, nexus, step, key=KEY, argument=type_)
+            else:
+                self.act(what, nexus, step, argument=type_)
+            step += rng.choice((0, 1, 1, 2, 4))
+        self.tell('%s: %s, type %d' % (WHO[nexus], ', '.join(told), type_))
+
+    def worker_dies(self):
+        self.is_killed, self.is_benign = True, False
+        step = self.rng.randint(3, 10) if self.is_aimed else self.step()
+        self.act(KILL, PATHS[0], step)
+        self.tell('killed at step %d' % step)
+
+    # ---- The command ------------------------------------------------------
+    def choose(self):
+        rng, lab = self.rng, self.lab
+        is_in = self.beginning_is not in ('nobody', 'fenced', 'twin is left')
+        self.action = rng.choice(
+            5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,) if not is_in
+            and rng.random() < .8 else 5 * (REGISTER,)
+            + 2 * (REGISTER_AND_IGNORE,) + 2 * (RELEASE, RESERVE) + (CLEAR,)
+            + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
+        self.key = KEY if is_in or self.action not in REGISTERS else 0
+        if rng.random() < .05:
+            self.key = NEW
+        self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
+        self.is_in, self.is_cleanup = False, False
+        if rng.random() < .06:
+            self.is_in = rng.random() < .5
+            self.is_cleanup = not self.is_in
+            self.action = REGISTER_AND_IGNORE
+        if self.action in REGISTERS and self.sa_key == RIVAL:
+            self.sa_key = 0
+        if self.action in PREEMPTS and rng.random() < .5:
+            self.sa_key = self.key
+        if self.is_cleanup:
+            self.sa_key = 0
+        self.flags = rng.choice(9 * (0,) + (APTPL, ALL_TG_PT)) \
+            if self.action in REGISTERS else 0
+        self.type = rng.choice(TYPES)
+        if lab.lun.type and rng.random() < .85:
+            self.type = lab.lun.type
+
+    def command(self):
+        lab = self.lab
+        self.first = {path: self.nexus(path).key for path in PATHS}
+        self.was_holder = lab.lun.holder if lab.lun.type else None
+        self.disk = self.now(US, max(self.first.values()))
+        log_begin = os.path.getsize(lab.helper.log_path)
+        self.begin = self.target.clock()
+        self.answer = self.send()
+        self.seconds = (self.end - self.begin) / SECOND
+        self.wait_idle()
+        with open(lab.helper.log_path, errors='replace') as log:
+            log.seek(log_begin)
+            self.log = log.read()
+        self.tell('%s %x %x type %d%s: %s after %.1f s' % (
+            'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
+            else NAMES[self.action], self.key, self.sa_key, self.type,
+            {APTPL: ', APTPL', ALL_TG_PT: ', ALL_TG_PT'}.get(self.flags, ''),
+            'GOOD' if self.answer == GOOD else self.answer, self.seconds))
+
+    def send(self):
+        """And kill the worker if that is due."""
+        lab, script = self.lab, self.target.script
+        if self.is_in:
+            lab.client.send(pr_in(READ_KEYS), [lab.map])
+        elif self.is_cleanup:
+            lab.client.send(bytes([CLEANUP]) + bytes(15), [lab.map])
+        else:
+            lab.client.send(pr_out(self.action, self.type), [lab.map])
+            lab.client.sock.sendall(parameters(self.key, self.sa_key,
+                                                self.flags))
+        end = time.monotonic() + 30
+        while not select.select([lab.client.sock], [], [], .002)[0]:
+            self.kill()
+            assert time.monotonic() < end, 'no answer: %r' % self.story
+        self.end = self.target.clock()
+        reply = lab.client.reply()
+        answer = code(reply)
+        while script.killed:        # it has died in what came after
+            self.kill()
+        return answer
+
+    def kill(self):
+        if self.target.script.killed:
+            for pid in self.lab.workers():
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(.002)
+            self.target.script.killed = 0
+
+    def wait_idle(self):
+        """Main has a suspended map resumed by another worker, a bit later."""
+        end = time.monotonic() + 10 * (not self.is_left)
+        self.lab.wait_idle()
+        while self.lab.known.suspended and not self.is_silent \
+                and time.monotonic() < end:
+            time.sleep(.01)
+        self.is_left = self.lab.known.suspended and not self.is_silent
+        self.lab.wait_idle()
+
+    # ---- What is so now ---------------------------------------------------
+    def now(self, who, key):
+        lun = self.lab.lun
+        return Disk({US: key, THEM: self.nexus(RIVALS).key,
+                     HOST: self.nexus(TWIN).key},
+                    WHO.get(lun.holder), lun.type)
+
+    def changes(self, path, what):
+        return [a for a in self.done() if a.nexus == path and a.what == what]
+
+    def done(self):
+        script = self.target.script
+        actions = [self.target.action(i) for i in range(script.actions)]
+        return [a for a in actions if a.done_at]
+
+    def is_live(self, path):
+        """Would the kernel send I/O to it, and could we know?"""
+        n = self.nexus(path)
+        if n.state not in (RUNNING, BLOCKED) or n.dm_failed:
+            return False
+        since = max([a.done_at for what in (STATE, DM)
+                     for a in self.changes(path, what)
+                     if a.argument == 0] or [0])
+        if self.changes(path, DM) and since > self.lab.mpd.shown \
+                and self.end - since < 20 * SECOND and self.lab.mpd.shown:
+            return False
+        return not since or n.looked > since \
+            or self.end - since > 20 * SECOND
+
+    # ---- What must be so --------------------------------------------------
+    def explanations(self):
+        """Where the command may have been carried out: the answer and the
+        disk at the end, None: not at all."""
+        acts = sorted((a for a in self.done() if a.what <= LOOK),
+                      key=lambda a: a.done_at)
+        ways = [self.action]
+        if self.action in REGISTERS and not self.sa_key \
+                and self.answer != GOOD:
+            ways.append(RELEASE)        # what may have come before the error
+        for action in ways:
+            yield from self.ways(acts, action)
+
+    def ways(self, acts, action):
+        """After an error all its keys may have been taken off, later on."""
+        ends = [None, *range(len(acts) + 1)]
+        for at, again, off in itertools.product(
+                ends, (False, True) if action in PREEMPTS else (False,),
+                (None,) if self.answer == GOOD else ends):
+            disk, answer = self.disk.copy(), None
+            for i in range(len(acts) + 1):
+                if i == at:
+                    type_ = self.type if action == self.action else disk.type
+                    answer = disk.out(US, action, self.key, self.sa_key,
+                                      type_, again)
+                    if self.is_out(disk):
+                        answer = GOOD
+                if i == off:
+                    disk.drop(US)
+                if i < len(acts) and not self.is_as_seen(disk, acts[i]):
+                    break
+            else:
+                yield answer, disk
+
+    def is_out(self, disk):
+        """Who has lost to somebody what it gives up may hear GOOD."""
+        return not disk.keys[US] and (
+            self.action == RELEASE and self.answer == GOOD
+            or self.action == REGISTER and not self.sa_key
+            and self.answer == GOOD and self.key == self.disk.keys[US])
+
+    def is_as_seen(self, disk, act):
+        if not act.seen and self.action not in PREEMPTS \
+                and act.nexus == RIVALS \
+                and any(key in (KEY, NEW) for key in disk.keys.values()):
+            return False        # it has read the keys before
+        if act.what == LOOK:
+            return True
+        answer = disk.out(WHO[act.nexus], act.what, act.own, act.key,
+                          act.argument)
+        if act.what in PREEMPTS and (self.is_fenced or self.is_half_done(act)):
+            return True
+        return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
+
+    def wrong(self):
+        """The rules that are broken."""
+        names = ('is_explained', 'is_known', 'is_resumed', 'is_in_time',
+                 'is_logged', 'is_undone', 'works', 'goes_on')
+        if self.is_in:
+            names = 'is_read', 'is_in_time'
+        return [name for name in names if not getattr(self, name)()]
+
+    def is_hit(self):
+        return any(act.what in (CLEAR, *PREEMPTS) and not act.status
+                   for act in self.done())
+
+    def is_half_done(self, act):
+        """It has met a new key of ours, and there will be an error."""
+        return self.answer not in (GOOD, CONFLICT) and act.key == self.sa_key \
+            and act.key and self.action in REGISTERS
+
+    def is_explained(self):
+        """Rules 1 to 4."""
+        self.is_fenced = self.is_hit() and not any(
+            self.nexus(path).key for path in PATHS)
+        found = list(self.explanations())
+        seen = self.now(US, None)
+        keys = {path: self.nexus(path).key for path in PATHS}
+        live = [path for path in PATHS if self.is_live(path)]
+        self.tell('keys %s, %s; live %s' % (
+            ' '.join('%x' % key for key in keys.values()), seen.reservation,
+            live))
+        if self.answer == GOOD \
+                or self.answer == CONFLICT and not self.is_fenced:
+            return any(
+                answer == self.answer and self.others_are(disk, seen)
+                and (disk.reservation == seen.reservation
+                     or self.is_left_behind(seen, keys, live))
+                and all(keys[path] == disk.keys[US] if path in live
+                        else keys[path] in (0, self.first[path],
+                                            disk.keys[US]) for path in PATHS)
+                for answer, disk in found)
+        gone = {act.key for act in self.done() if not act.status
+                and act.what in (CLEAR, *PREEMPTS)}
+        allowed = {0, *(disk.keys[US] for _, disk in found)} - (
+            gone - {0, *self.first.values()})
+        return all(keys[path] in allowed or keys[path] == self.first[path]
+                   and (path not in live or not gone & {0, keys[path]})
+                   for path in PATHS) and any(
+            self.others_are(disk, seen)
+            and (disk.reservation == seen.reservation
+                 or not seen.reservation and disk.holds(US))
+            for _, disk in found)
+
+    def is_left_behind(self, seen, keys, live):
+        """Who unregisters cannot take along a path that is gone, which goes
+        on to hold what all registrants hold: nobody but the disk could tell it
+        from another host with the same key."""
+        return seen.type >= 7 and self.action in REGISTERS \
+            and not self.sa_key and any(
+                key for path, key in keys.items() if path not in live)
+
+    def others_are(self, disk, seen):
+        """A path that is gone loses its reservation by a preemption only, of
+        all that have its key."""
+        return disk.keys[THEM] == seen.keys[THEM] and (
+            disk.keys[HOST] == seen.keys[HOST]
+            or self.was_holder in self.gone and not seen.keys[HOST])
+
+    def is_known(self):
+        """Rules 1 and 2: what multipathd will do with paths to come."""
+        known = self.lab.known
+        if self.answer != GOOD:
+            return True
+        if self.action == CLEAR or self.action in REGISTERS \
+                and not self.sa_key:
+            return known.prflag == 'unset' or not known.key
+        return self.action not in REGISTERS or (
+            known.key == self.sa_key and known.prflag == 'set')
+
+    def is_resumed(self):
+        """Rule 5."""
+        known = self.lab.known
+        if known.suspended and self.is_silent:
+            return 'dmsetup resume' in self.log
+        most = SUSPENDED + self.target.script.excused \
+            + 30 * SECOND * self.is_slow
+        return not known.suspended and all(
+            end - begin < most for begin, end in known.suspensions)
+
+    def is_in_time(self):
+        """Rule 6."""
+        script = self.target.script
+        return self.end - self.begin < DEADLINE + script.excused \
+            and not script.stuck
+
+    def is_logged(self):
+        """Rule 7."""
+        log = re.sub('.*, sd[a-z]+: 5[ef].*\n', '', self.log)
+        if 'messages' in log and 'suppressed' in log:
+            return True
+        if self.answer == LOST and not self.is_killed:
+            if not re.search('dm-0|mpatha', log):
+                return False
+            if self.action in REGISTERS and len(self.story) == 4 and not all(
+                    re.search(r'\b%s\b' % sim.disk_name(path), log)
+                    for path in self.unopened):
+                return False
+            return not self.is_keyless or self.action not in REGISTERS \
+                or 'reservation_key' in log or not self.sa_key \
+                or any(re.match('sd.:', line) for line in self.story)
+        if self.answer == GOOD and self.action in REGISTERS \
+                and not self.is_hit():
+            return all(self.nexus(path).key == self.sa_key
+                       or re.search(r'\b%s\b' % sim.disk_name(path), log)
+                       for path in PATHS)
+        if self.answer == GOOD and self.action in PREEMPTS \
+                and not self.is_hit():
+            return all(self.nexus(path).key or not self.first[path]
+                       or re.search(r'\b%s\b' % sim.disk_name(path), log)
+                       for path in PATHS) or not any(
+                self.nexus(path).key for path in PATHS)
+        return True
+
+    def is_undone(self):
+        """A new key is everywhere or nowhere, if it can be taken away."""
+        paths = [self.nexus(path) for path in PATHS if self.is_live(path)]
+        return self.answer == GOOD or self.action not in REGISTERS \
+            or self.sa_key in (0, *self.first.values()) or self.is_killed \
+            or self.seconds > 30 or self.is_silent \
+            or any(n.inject_count or n.state or n.delay_ms or n.open_errno
+                   or n.open_other for n in paths) \
+            or len({n.key == self.sa_key for n in paths}) < 2
+
+    def is_read(self):
+        """By one path that works, and nothing has been changed by it."""
+        paths = [self.nexus(path) for path in PATHS]
+        clean = not any(self.changes(path, what) for path in PATHS
+                        for what in (STATE, OPEN, DELAY))
+        return self.answer == GOOD or self.is_killed or not clean \
+            or str(self.answer).startswith('status') or all(
+            n.inject or n.state or n.delay_ms or n.open_errno or n.open_other
+            for n in paths)
+
+    def goes_on(self):
+        """After an error, when all is well again, the guest repeats."""
+        known = self.lab.known
+        if self.answer in (GOOD, CONFLICT) or known.fixed != 0 \
+                or self.lab.helper.process.poll() is not None:
+            return True
+        self.lab.mpd.rules = []
+        for path in PATHS:
+            n = self.nexus(path)
+            n.inject_count = n.state = n.delay_ms = n.open_errno = 0
+            n.open_other = n.dm_failed = 0
+        self.acts, self.target.script.actions = self.done(), 0
+        self.action, self.sa_key, self.key = REGISTER_AND_IGNORE, AGAIN, 0
+        self.is_in = self.is_cleanup = self.flags = False
+        self.is_killed = self.is_silent = False
+        for _ in range(5):      # somebody may have to resume the map first
+            self.wait_idle()
+            answer = self.send()
+            if answer == GOOD:
+                break
+            time.sleep(.1)
+        self.wait_idle()
+        keys = [self.nexus(path).key for path in PATHS]
+        self.tell('again: %s, keys %s' % (answer, keys))
+        return answer == GOOD and known.key == AGAIN \
+            and known.prflag == 'set' and set(keys) == {AGAIN}
+
+    def works(self):
+        """What is no fault, or soon over, must not cost the guest anything."""
+        if not self.is_benign or self.gone == set(PATHS):
+            return True
+        if self.was_holder in (*self.gone, TWIN) and self.gone:
+            return True
+        if self.lab.known.fixed and self.action in REGISTERS:
+            return True
+        answers = {answer for answer, _ in self.explanations()
+                   if answer is not None}
+        return self.answer in answers
+
+
+def fast_lab():
+    return Lab(env={'SIM_SPEED': '0'}, is_verbose=False)
+
+
+class Run:
+    """Cases, one after the other, and what was wrong."""
+
+    def __init__(self):
+        self.lab, self.finds = fast_lab(), []
+
+    def close(self):
+        self.lab.reset()
+        self.lab.close()
+
+    def case(self, seed):
+        lab = self.lab
+        if any(lab.nexus(n).open_other for n in PATHS):
+            lab.root.is_changed = True
+        lab.reset()
+        self.target_is_later()
+        case = Case(lab, seed)
+        wrong = case.wrong()
+        if lab.known.suspended:
+            lab.mpd.rules, case.is_silent = [], False
+            case.wait_idle()
+        try:
+            lab.check()
+        except AssertionError as error:
+            wrong.append(str(error).split('\n', maxsplit=1)[0])
+        if wrong:
+            self.finds.append((seed, wrong, case.story))
+        return case, wrong
+
+    def target_is_later(self):
+        """So that the log's rate is none of its concern."""
+        self.lab.target.script.skipped += 5 * SECOND
+
+    def run(self, seeds):
+        end = time.monotonic() + SECONDS
+        for seed in seeds:
+            self.case(seed)
+            if len(self.finds) >= FINDS \
+                    or SECONDS and time.monotonic() > end:
+                break
+        return self.finds
+
+
+def told(find):
+    seed, wrong, story = find
+    return '%d: %s\n    %s' % (seed, ', '.join(wrong), '\n    '.join(story))
+
+
+def test_what_must_be_so_after_random_commands():
+    run = Run()
+    try:
+        finds = run.run(range(SEED, SEED + COMMANDS))
+    finally:
+        run.close()
+    assert not finds, '%d finds\n%s' % (len(finds),
+                                        '\n'.join(map(told, finds)))
+
+
+def is_reading_first(lab):
+    lab.reset()
+    lab.registered()
+    lab.mpd.on('', 'hang', count=1)
+    lab.client.send(pr_out(REGISTER), [lab.map])
+    lab.client.sock.sendall(parameters(KEY, NEW))
+    end = time.monotonic() + 20
+    while not lab.mpd.commands:
+        assert time.monotonic() < end, 'nothing for multipathd'
+        time.sleep(.01)
+    with lab.helper.client() as reader:
+        assert reader.read_in(lab.map, READ_KEYS).status == GOOD
+        is_first = not select.select([lab.client.sock], [], [], 0)[0]
+    lab.mpd.reset()
+    lab.client.reply()
+    return is_first
+
+
+def test_reading_waits_for_no_other_command():
+    """Unless this machine is so slow that the other has given up."""
+    lab = Lab()
+    try:
+        assert any(is_reading_first(lab) for _ in range(5))
+    finally:
+        lab.close()
+
+
+def show(seeds):
+    run = Run()
+    try:
+        for seed in seeds:
+            case, wrong = run.case(seed)
+            print(told((seed, wrong, case.story)))
+            for event in run.lab.target.log():
+                print('    %s %s %x %x errno %d host %02x status %02x' % (
+                    sim.disk_name(event.nexus), event.cdb[:3].hex(),
+                    event.key, event.sa_key, event.error, event.host_status,
+                    event.status))
+            print(case.log)
+            print('   ', '\n    '.join(run.lab.mpd.texts()))
+            for act in case.acts or case.done():
+                print('    %d by %d at step %d, key %x: status %02x' % (
+                    act.what, act.nexus, act.done_step, act.key, act.status))
+    finally:
+        run.close()
+
+
+if __name__ == '__main__':
+    show(map(int, sys.argv[1:]))
