@@ -31,7 +31,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     answer = map->answer;
     if (!is_lost && answer.status != GOOD)
         hold_settle(map, was, false);
-    if (path == NULL && map->left_out > 0 && !is_lost && was != FLAG_UNSET) {
+    if (path == NULL && map->left_out > 0 && was != FLAG_UNSET) {
         if (!reservation_read(map, &reservation))
             return;
         if (reservation.is_held && reservation.key == key->value

@@ -1008,6 +1008,90 @@ def test_who_reads_while_multipathd_is_silent_is_not_held_up(run_one):
         assert lab.target.clock() - clock < 5000000 and not lab.mpd.commands
 
 
+@pytest.mark.parametrize('type_', [WRITE_EXCLUSIVE_AR, EXCLUSIVE_ACCESS_AR])
+def test_what_a_rival_reserves_after_our_release_stays(run_one, type_):
+    """He is a registrant, too, and may do so before the answer is there."""
+    for step, lost in itertools.product(range(1, 14), (False, True)):
+        with run_one.scenario(step, lost) as lab:
+            lab.held(type_)
+            lab.rival_registered()
+            lab.is_consistent = False
+            if lost:
+                lab.nexus(lab.order[0]).answer(
+                    host_status=7, after=True, only=(0x5f, RELEASE))
+            reserves = lab.target.act(RESERVE, RIVALS, step, argument=type_)
+            lab.out(RELEASE, KEY, 0, type_)
+            lab.wait_idle()
+            assert [event.cdb[1:3] for event in lab.sent(out=True)].count(
+                bytes([RELEASE, type_])) <= 1
+            assert not reserves.done_at or lab.holder() == (None, type_) \
+                or step < 5     # it was ours still
+
+
+def test_release_of_another_type_than_is_held(run_one):
+    """The disk decides by what is there."""
+    for held_, type_ in itertools.product((1, 3, 7, 8), repeat=2):
+        with run_one.scenario(held_, type_) as lab:
+            lab.held(held_, lab.order[2])
+            answer = lab.out(RELEASE, KEY, 0, type_)
+            if held_ == type_:
+                assert answer == GOOD
+                lab.assert_released()
+            else:
+                assert answer in ('5/26/04', CONFLICT)
+                lab.assert_held(held_)
+
+
+def test_multipathd_registers_a_path_while_we_unregister(run_one):
+    """With the key it had so far, whatever key the guest names."""
+    for place, key, action in itertools.product(
+            range(3), (0, NEW), (REGISTER, REGISTER_AND_IGNORE)):
+        with run_one.scenario(place, key, action) as lab:
+            lab.registered(key, PATHS)
+            lab.known.key = KEY
+
+            def returns(_):
+                lab.known.path_returns(sim.disk_name(lab.order[place]))
+
+            # It is told only what comes after the paths.
+            lab.mpd.on('^unsetprkey', returns, count=1)
+            assert lab.out(action, key, 0) == GOOD
+            nobody(lab)
+
+
+def test_a_path_that_dm_has_failed_is_asked_last(run_one):
+    """It may hang, and what it has lost the others cannot tell."""
+    for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
+        if action.is_register or name == 'clean up':
+            continue
+        with run_one.scenario(name, path) as lab:
+            prepare(lab, action)
+            lab.nexus(path).delay_ms = 300000
+            lab.nexus(path).hang_after = 1
+            lab.nexus(path).dm_failed = 1
+            lab.dead = {path}
+            lab.may_die = True
+            clock = lab.target.clock()
+            assert action.run(lab) == GOOD
+            assert name in SUSPENDING \
+                or lab.target.clock() - clock < 15000000
+
+
+def test_keys_are_taken_off_slow_paths(run_one):
+    """Each command takes 6 s on each path: too long to register all."""
+    for name in 'register', 'register and ignore':
+        with run_one.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            for path in PATHS:
+                lab.nexus(path).delay_ms = 6000
+            clock = lab.target.clock()
+            assert action.run(lab) in (GOOD, LOST)
+            assert lab.target.clock() - clock < 66 * 1000000
+            lab.wait_idle()
+            if lab.keys() != [KEY, KEY, KEY]:
+                assert lab.keys() == [0, 0, 0]
+
+
 # ---- The disk says no -------------------------------------------------------
 
 REFUSALS = {'5/24/00': senses(struct.pack('>BxB4xB4xBB4x', 0x70, 5, 10, 0x24,
