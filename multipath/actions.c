@@ -56,18 +56,23 @@ static void release_end(struct map *map, const struct multipathd_key *key,
 {
     struct reservation reservation = { 0 };
     struct path *path = NULL;
+    enum verdict verdict;
     enum holder holder = holder_find(map, key, &reservation, &path);
 
     if (holder == HOLDER_UNKNOWN)
         return;
-    if (holder != HOLDER_OTHER && reservation.scope_type != request->cdb[2]) {
+    if (holder == HOLDER_GONE && reservation.scope_type != request->cdb[2]) {
         map_answer(map, RESERVATION_CONFLICT);
         return;
     }
+    verdict = holder == HOLDER_OTHER ? DONE : NOT_TAKEN;
     if (holder == HOLDER_GONE)
         path = take_over(map, key, reservation.scope_type);
-    if (holder != HOLDER_OTHER
-        && (path == NULL || path_send(map, path, request) != DONE)) {
+    if (holder != HOLDER_OTHER && path != NULL)
+        verdict = path_send(map, path, request);
+    if (verdict == REFUSED)
+        return; /* of another type, for example */
+    if (verdict != DONE) {
         map_fail(map, "the reservation is not released");
         return;
     }

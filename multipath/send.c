@@ -12,7 +12,7 @@
 #include <string.h>
 
 /* In milliseconds: a block device has no less (BLK_MIN_SG_TIMEOUT). */
-enum { TIMEOUT_LEAST = 7000 };
+enum { TIMEOUT_LEAST = 7000, SUSPENDED_LEAST = 1000 };
 
 enum {
     READ_KEYS,
@@ -103,10 +103,12 @@ static unsigned timeout_of(const struct map *map, const struct path *path,
 {
     int64_t half = (map->deadline - clock_us()) / 2000;
 
-    return half < TIMEOUT_LEAST || path->seen.is_failed
-                   || request->cdb[0] != PERSISTENT_RESERVE_OUT
-               ? TIMEOUT_LEAST
-               : (unsigned)half;
+    int64_t least = map_is_suspended(map) ? SUSPENDED_LEAST : TIMEOUT_LEAST;
+
+    return (unsigned)(half < least || path->seen.is_failed
+                              || request->cdb[0] != PERSISTENT_RESERVE_OUT
+                          ? least
+                          : half);
 }
 
 static enum verdict path_execute(struct map *map, struct path *path,
@@ -122,10 +124,14 @@ static enum verdict path_execute(struct map *map, struct path *path,
     };
     enum verdict verdict;
     char result[RESULT_SIZE];
+    uint16_t code;
+    uint8_t key;
 
     sg_io_execute(&command, timeout_of(map, path, request), SG_IO_ATTENTIONS);
     verdict = verdict_of(&command);
-    path->is_answered = !command.unreached && !command.is_lost;
+    sense_get(answer->sense, &key, &code);
+    path->is_answered = !command.unreached && !command.is_lost
+                        && !(verdict == LOST && key == ABORTED_COMMAND);
     if (command.refusal != NULL)
         map->refusal = command.refusal;
     if (verdict == DONE)
