@@ -31,27 +31,6 @@ struct registration {
 
 /* ---- What multipathd is told ------------------------------------------ */
 
-static void key_explain(struct map *map, const struct registration *r,
-                        const struct multipathd_key *now)
-{
-    if (now->value == r->new.value && r->new.aptpl)
-        map_fail(map,
-                 "multipathd does not keep APTPL, which would be lost with the "
-                 "next command: put 'reservation_key file', or that key and "
-                 "':aptpl', into /etc/multipath.conf, then 'multipathd "
-                 "reconfigure'");
-    else if (now->value == 0)
-        map_fail(map, "multipathd does not take the key: put "
-                      "'reservation_key file' into the defaults of "
-                      "/etc/multipath.conf, then 'multipathd reconfigure'");
-    else
-        map_fail(map,
-                 "multipathd does not take the key, but has 0x%llx: put "
-                 "'reservation_key file' into /etc/multipath.conf "
-                 "instead of that key, then 'multipathd reconfigure'",
-                 (unsigned long long)now->value);
-}
-
 /* Before the first path is changed, so that none comes and is left out. */
 static bool key_announce(struct map *map, struct registration *r)
 {
@@ -70,7 +49,14 @@ static bool key_announce(struct map *map, struct registration *r)
         /* It cannot forget a key of its configuration; need not, either. */
         if (r->new.value == 0 && now.value == r->old.value)
             return true;
-        key_explain(map, r, &now);
+        map_fail(
+            map,
+            "multipathd does not take the key 0x%llx%s, but has 0x%llx%s: put "
+            "'reservation_key file' into the defaults of "
+            "/etc/multipath.conf, in place of any key, then 'multipathd "
+            "reconfigure'",
+            (unsigned long long)r->new.value, r->new.aptpl ? ":aptpl" : "",
+            (unsigned long long)now.value, now.aptpl ? ":aptpl" : "");
     } else {
         map_fail(map, "multipathd does not say if it takes the key");
     }

@@ -1001,7 +1001,7 @@ def test_aptpl_that_a_fixed_key_does_not_keep(run):
                 at = len(lab.helper.log())
                 answer = code(lab.request(action.cdb, data))
                 lab.wait_idle()
-                said = re.search("APTPL.*'reservation_key file'.*':aptpl'.*"
+                said = re.search(":aptpl, but .*'reservation_key file'.*"
                                  "multipath.conf", lab.helper.log()[at:])
                 if not flags or has_aptpl or name == 'unregister':
                     assert answer == GOOD and not said
