@@ -107,17 +107,24 @@ static void map_release(struct map *map, const struct multipathd_key *key,
     multipathd_tell(&map->multipathd, "unsetprhold");
 }
 
+/*
+ * It is told afterwards, too, who holds, if that was not so before: somebody
+ * may have reserved in between, whose reservation was taken over.
+ */
 static void map_preempt(struct map *map, const struct multipathd_key *key,
                         const struct request *request)
 {
     uint64_t preempted = be64_get(request->data + 8);
     enum multipathd_flag was = FLAG_SET;
     struct reservation reservation;
-    bool takes_over, is_own;
+    bool takes_over, is_own, is_done, was_held;
+    struct answer answer;
+    struct path *path;
 
     if (!reservation_read(map, &reservation))
         return;
     takes_over = reservation.is_held && reservation.key == preempted;
+    was_held = reservation.is_held && reservation.key == key->value;
     /* 0: all others, if all registrants hold it when the command comes. */
     is_own = preempted == key->value || preempted == 0;
     if (takes_over && !hold_announce(map, &was))
@@ -126,9 +133,14 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
         preempt_own(map, request, key);
     else
         any_send(map, request);
-    if (takes_over
-        && (map->answer.status == GOOD || (!is_own && !map->is_lost)))
-        hold_settle(map, was, map->answer.status == GOOD);
+    answer = map->answer;
+    is_done = answer.status == GOOD;
+    if (takes_over && (is_done || (!is_own && !map->is_lost)))
+        hold_settle(map, was, is_done);
+    else if (is_done && !takes_over && !was_held
+             && holder_find(map, key, &reservation, &path) == HOLDER_PATH)
+        hold_settle(map, FLAG_UNKNOWN, true);
+    map->answer = answer;
 }
 
 static void map_out(struct map *map, struct request *request)

@@ -152,7 +152,6 @@ bool map_list(struct map *);
 void map_close(struct map *);
 bool map_wait(struct map *, int64_t deadline);
 void map_extend(struct map *);
-bool map_is_suspended(const struct map *);
 void map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void map_answer(struct map *, uint8_t status);

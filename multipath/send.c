@@ -12,7 +12,7 @@
 #include <string.h>
 
 /* In milliseconds: a block device has no less (BLK_MIN_SG_TIMEOUT). */
-enum { TIMEOUT_LEAST = 7000, SUSPENDED_LEAST = 1000 };
+enum { TIMEOUT_LEAST = 7000 };
 
 enum {
     READ_KEYS,
@@ -103,12 +103,10 @@ static unsigned timeout_of(const struct map *map, const struct path *path,
 {
     int64_t half = (map->deadline - clock_us()) / 2000;
 
-    int64_t least = map_is_suspended(map) ? SUSPENDED_LEAST : TIMEOUT_LEAST;
-
-    return (unsigned)(half < least || path->seen.is_failed
-                              || request->cdb[0] != PERSISTENT_RESERVE_OUT
-                          ? least
-                          : half);
+    return half < TIMEOUT_LEAST || path->seen.is_failed
+                   || request->cdb[0] != PERSISTENT_RESERVE_OUT
+               ? TIMEOUT_LEAST
+               : (unsigned)half;
 }
 
 static enum verdict path_execute(struct map *map, struct path *path,

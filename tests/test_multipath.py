@@ -1102,6 +1102,40 @@ def test_a_path_that_dm_has_failed_is_asked_last(run_one):
                 or lab.target.clock() - clock < 15000000
 
 
+def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
+    """Nobody had reserved anything when we looked."""
+    for step, (other, key) in itertools.product(range(2, 12), (
+            (RIVALS, RIVAL), (101, KEY))):
+        with run_one.scenario(step, other) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.strangers_allowed = True
+            lab.nexus(other).key = key
+            lab.target.act(RESERVE, other, step, argument=1)
+            assert lab.out(PREEMPT, KEY, key, 1) == GOOD
+            lab.wait_idle()
+            assert (lab.known.prhold == 'set') == (
+                lab.holder() is not None and lab.holder()[0] in PATHS)
+
+
+def test_what_was_aborted_may_have_been_done(run_one):
+    """The guest must not hear from the next path that it was not."""
+    for place, name in itertools.product(range(3), (
+            'preempt the holder', 'preempt a registrant', 'clear',
+            'preempt and abort', 'preempt ourselves')):
+        with run_one.scenario(place, name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.nexus(lab.order[place]).answer(
+                **sense_of(0xb, 0x47, 3), after=True,
+                only=tuple(action.cdb[:2]))
+            answer = action.run(lab)
+            if answer == GOOD:
+                action.after(lab)
+            else:
+                assert answer == LOST
+                lab.is_consistent = False
+
+
 def test_keys_are_taken_off_slow_paths(run_one):
     """Each command takes 6 s on each path: too long to register all."""
     for name in 'register', 'register and ignore':
@@ -1911,6 +1945,27 @@ def test_all_tg_pt_registers_the_other_paths_of_a_host(run):
             for key, new in (0, KEY), (KEY, NEW), (NEW, 0):
                 assert lab.out(REGISTER, key, new, flags=flags) == GOOD
                 lab.assert_registered(new)
+
+
+def test_all_tg_pt_gives_nobody_a_key_back(run_one):
+    """A rival preempts us between any two commands: the next path of the same
+    host must not register again those that he has met."""
+    for step, (key, action) in itertools.product(
+            range(1, 40), ((0, REGISTER), (0, REGISTER_AND_IGNORE),
+                           (KEY, REGISTER), (KEY, REGISTER_AND_IGNORE))):
+        with run_one.scenario(step, key, action) as lab:
+            if key:
+                lab.registered()
+            lab.rival_registered()
+            lab.is_consistent = False
+            preempts = lab.target.act(PREEMPT, RIVALS, step, key=NEW,
+                                      argument=1)
+            answer = lab.out(action, key, NEW, flags=4)
+            lab.wait_idle()
+            if preempts.done_at and not preempts.status:
+                assert lab.keys() == [0, 0, 0]
+            elif not preempts.done_at:
+                assert answer == GOOD
 
 
 def test_read_only_descriptor(run):
