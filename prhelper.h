@@ -144,6 +144,7 @@ void privdrop(uid_t uid, gid_t gid);
 
 /* sysfs.c */
 bool sysfs_has(dev_t, const char *file);
+bool sysfs_is(dev_t, const char *file, dev_t other);
 bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
@@ -223,8 +224,10 @@ struct multipathd_key {
 enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
 enum multipathd_flag { FLAG_UNKNOWN, FLAG_UNSET, FLAG_SET };
 bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
-bool multipathd_path_get(const struct multipathd *, const char *name,
-                         struct multipathd_path *);
+enum { MULTIPATHD_TABLE = 1 << 16 }; /* of some 3,000 paths */
+void multipathd_paths_get(const struct multipathd *,
+                          char table[MULTIPATHD_TABLE]);
+struct multipathd_path multipathd_path(const char *table, const char *name);
 bool multipathd_config_has(const struct multipathd *, const char *word);
 enum multipathd_flag multipathd_flag_get(const struct multipathd *,
                                          const char *command);

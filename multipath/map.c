@@ -22,18 +22,24 @@
 #define PAUSE_MOST (SECOND / 2)
 
 /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
+static void answer_fail(struct answer *answer)
+{
+    struct pr_command command = { .sense = answer->sense };
+
+    sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
+    answer->status = command.status;
+    answer->payload = 0;
+}
+
 void map_fail(struct map *map, const char *format, ...)
 {
     char reason[256];
     va_list arguments;
-    struct pr_command command = { .sense = map->answer.sense };
 
     va_start(arguments, format);
     vsnprintf(reason, sizeof(reason), format, arguments);
     va_end(arguments);
-    sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
-    map->answer.status = command.status;
-    map->answer.payload = 0;
+    answer_fail(&map->answer);
     log_warning("%s (%s): %s", map->name, map->alias, reason);
 }
 
@@ -58,10 +64,14 @@ bool map_wait(struct map *map, int64_t deadline)
     return true;
 }
 
-/* What has to be put right has some time even after the deadline, once. */
+/*
+ * What has to be put right has some time even after the deadline, once; but
+ * while all I/O waits for it, little.
+ */
 void map_extend(struct map *map)
 {
-    int64_t least = clock_us() + AFTERWARDS_WITHIN;
+    bool is_suspended = map->suspension->alias[0] != '\0';
+    int64_t least = clock_us() + AFTERWARDS_WITHIN / (is_suspended ? 4 : 1);
 
     if (least > map->end)
         least = map->end;
@@ -119,18 +129,28 @@ void map_close(struct map *map)
             close(map->paths[i].fd);
 }
 
+/* Is the device what has that name in the map? Others may be paths, too. */
+static bool is_path(const struct map *map, const struct path *path,
+                    dev_t device)
+{
+    char slave[sizeof("/slaves/") + sizeof(path->name)];
+    char holder[sizeof("/holders/") + sizeof(map->name)];
+
+    snprintf(slave, sizeof(slave), "/slaves/%s", path->name);
+    snprintf(holder, sizeof(holder), "/holders/%s", map->name);
+    return sysfs_is(map->device, slave, device) && sysfs_has(device, holder);
+}
+
 /*
  * Opens the path's node, unless it is open. False: it is not the path's, and
  * path->why says so. NVMe disks and the like end here, too.
  */
 static bool path_open(const struct map *map, struct path *path)
 {
-    char text[sizeof("/holders/") + sizeof(map->name)];
     char node[sizeof("/dev/") + sizeof(path->name)];
     struct stat st;
 
-    snprintf(text, sizeof(text), "/holders/%s", map->name);
-    if (path->fd >= 0 && sysfs_has(path->device, text))
+    if (path->fd >= 0 && is_path(map, path, path->device))
         return true;
     if (path->fd >= 0)
         close(path->fd);
@@ -142,13 +162,13 @@ static bool path_open(const struct map *map, struct path *path)
         return false;
     }
     if (fstat(path->fd, &st) == 0 && sg_io_is_disk(&st)
-        && sysfs_has(st.st_rdev, text)) {
+        && is_path(map, path, st.st_rdev)) {
         path->device = st.st_rdev;
         return true;
     }
     snprintf(path->why, sizeof(path->why),
-             "has %s, which is not the disk that is in "
-             "the map",
+             "has %s, which is not the disk that has "
+             "this name in the map",
              node);
     close(path->fd);
     path->fd = -1;
@@ -183,6 +203,18 @@ enum verdict path_look(const struct map *map, struct path *path)
     return NOT_TAKEN;
 }
 
+/* Asks multipathd which paths it has failed, or seen fail. */
+void map_see(struct map *map)
+{
+    char table[MULTIPATHD_TABLE] = "";
+    unsigned i;
+
+    if (clock_us() < map->deadline)
+        multipathd_paths_get(&map->multipathd, table);
+    for (i = 0; i < map->count; i++)
+        map->paths[i].seen = multipathd_path(table, map->paths[i].name);
+}
+
 /*
  * May the command do without this path, which has not taken it? Only if the
  * kernel sends it no I/O, and multipathd knows that: so that it will see it
@@ -190,13 +222,11 @@ enum verdict path_look(const struct map *map, struct path *path)
  */
 bool path_is_left_out(struct map *map, struct path *path)
 {
-    struct multipathd_path seen;
-
-    if (path_look(map, path) != ASIDE
-        && (clock_us() >= map->deadline
-            || !multipathd_path_get(&map->multipathd, path->name, &seen)
-            || seen.is_ready || !(seen.is_failed || path->is_down)))
-        return false;
+    if (path_look(map, path) != ASIDE) {
+        map_see(map);
+        if (path->seen.is_ready || !(path->seen.is_failed || path->is_down))
+            return false;
+    }
     if (!path->is_reported)
         log_warning("%s (%s): %s is left out: it %s, and multipathd has "
                     "failed it",
@@ -221,6 +251,7 @@ enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
     char uuid[ALIAS_SIZE + 8];
 
     memset(map, 0, sizeof(*map));
+    answer_fail(&map->answer); /* until there is another one */
     map->suspension = suspension;
     map->device = device;
     map->deadline = clock_us() + COMMAND_WITHIN;

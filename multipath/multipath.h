@@ -13,7 +13,8 @@
  *	1 every path that the kernel may use has the key: sweep() ends well
  *	  only when each has taken it or path_is_left_out() lets it be
  *	2 no path keeps a key that was given up: likewise, with key 0
- *	3 who holds a reservation is asked of the disk: holder_find()
+ *	3 who holds a reservation is asked of the disk: holder_find(); what all
+ *	  registrants hold is released once
  *	4 a key that a rival removed stays removed: what is written while the
  *	  others have it already, stays only if witness_ask() says so
  *	  afterwards; undone is nothing but a new key, by keys_take_off()
@@ -34,9 +35,9 @@
 #define SETTLE_WITHIN (30 * SECOND) /* before anything is changed */
 /* Between two tries; see map_wait(). */
 #define PAUSE_LEAST (SECOND / 100)
-#define SUSPENDED_WITHIN (10 * SECOND) /* while all I/O waits for us */
-#define AFTERWARDS_WITHIN (8 * SECOND) /* to undo, to resume */
-#define RESUME_WITHIN (15 * SECOND)    /* or it hangs in the kernel */
+#define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us */
+#define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, to resume */
+#define RESUME_WITHIN (15 * SECOND)     /* or it hangs in the kernel */
 
 enum {
     PATHS_MOST = 256,
@@ -87,7 +88,8 @@ struct path {
     bool had_key;         /* before, for sure */
     bool is_down;         /* its transport has given it up */
     bool is_reported;     /* as left out */
-    char why[96];         /* it did not take the last command */
+    struct multipathd_path seen; /* by map_see() */
+    char why[96];                /* it did not take the last command */
 };
 
 /* What the guest is going to be told. */
@@ -150,6 +152,7 @@ void map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void map_answer(struct map *, uint8_t status);
 enum verdict path_look(const struct map *, struct path *);
+void map_see(struct map *);
 bool path_is_left_out(struct map *, struct path *);
 void alias_renew(dev_t, char alias[ALIAS_SIZE]);
 bool is_word(const char *text);

@@ -11,13 +11,19 @@
 
 enum { TEST_UNIT_READY = 0x00 };
 
-/* But those that are left out so far have their turn when the others have. */
+/*
+ * But what is left out so far, or may hang as dm has failed it, has its turn
+ * when the others have had theirs.
+ */
 void all_due(struct map *map)
 {
     unsigned i;
 
     for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = map->paths[i].is_reported ? ASIDE : DUE;
+        map->paths[i].verdict = map->paths[i].is_reported
+                                        || map->paths[i].seen.is_failed
+                                    ? ASIDE
+                                    : DUE;
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -136,20 +142,22 @@ static bool path_sweep(struct map *map, struct path *path,
                        struct request *request,
                        const struct multipathd_key *key)
 {
+    bool is_wide = key != NULL && map->witness != NULL
+                   && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
     uint16_t code;
     uint8_t sense;
 
-    /* Such a command would give the witness its key back. */
-    if (key != NULL && map->witness != NULL
-        && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0
-        && path_prove(map, map->witness, key) == CONFLICT) {
+    path->verdict = CONFLICT;
+    if ((path->is_lost || is_wide) && key != NULL)
+        path->verdict = path_prove(map, path, key);
+    /*
+     * The witness would get its key back with that of a path of the same
+     * initiator; but then this has had it as long as the witness.
+     */
+    if (path->verdict == CONFLICT && is_wide && witness_ask(map, key) != DONE) {
         map->is_doubtful = true;
-        map_fail(map, "somebody has removed our key meanwhile");
         return false;
     }
-    path->verdict = CONFLICT;
-    if (path->is_lost && key != NULL)
-        path->verdict = path_prove(map, path, key);
     if (path->verdict == CONFLICT) {
         path->verdict = path_register(map, path, request);
         path->is_new =
@@ -259,8 +267,7 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 
     map_extend(map);
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
-    for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = DUE;
+    all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);
     while (!sweep(map, &request, NULL, map->deadline)
