@@ -19,6 +19,8 @@ import struct
 import threading
 import time
 
+import sim
+
 # A size_t of the machine that the helper is built for, and what it is not.
 SIZE = struct.Struct(os.environ.get('SIM_SIZE_T', '@N'))
 OTHER_SIZE = struct.Struct('=Q' if SIZE.size == 4 else '=I')
@@ -341,10 +343,19 @@ class Multipathd:
     def do_unsetprkey(m):
         return m.set_key(0, False) and None
 
-    @staticmethod
-    def do_setprstatus(m, pathlist=None):
+    def do_setprstatus(self, m, pathlist=None):
+        """It registers those that the list lacks, if the key is there."""
         m.prflag = 'set'
         m.pathlist = pathlist
+        if pathlist is None or not self.target or not m.key:
+            return
+        for number in range(sim.NEXUSES):
+            path = m.paths.get(sim.disk_name(number))
+            if path and not path.dm_failed and not path.state \
+                    and '%d:%d' % sim.disk_number(number) \
+                    not in pathlist.split() \
+                    and m.key in self.target.keys(path.lun):
+                path.key = m.key
 
     @staticmethod
     def do_unsetprstatus(m):
