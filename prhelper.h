@@ -151,6 +151,7 @@ void privdrop(uid_t uid, gid_t gid);
 
 /* sysfs.c */
 bool sysfs_has(dev_t, const char *file);
+bool sysfs_is(dev_t, const char *file, dev_t other);
 bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);

@@ -36,6 +36,17 @@ bool sysfs_has(dev_t device, const char *file)
     return stat(path_set(path, device, file), &st) == 0;
 }
 
+/* Is this file of it ("/slaves/sda") the device that has the other number? */
+bool sysfs_is(dev_t device, const char *file, dev_t other)
+{
+    char path[PATH_SIZE];
+    struct stat st, named;
+
+    return stat(path_set(path, other, ""), &st) == 0
+           && stat(path_set(path, device, file), &named) == 0
+           && st.st_dev == named.st_dev && st.st_ino == named.st_ino;
+}
+
 /* One line, without its end. False if it is missing or does not fit. */
 bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
 {

@@ -22,18 +22,24 @@
 #define PAUSE_MOST (SECOND / 2)
 
 /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
+static void answer_fail(struct answer *answer)
+{
+    struct pr_command command = { .sense = answer->sense };
+
+    sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
+    answer->status = command.status;
+    answer->payload = 0;
+}
+
 void map_fail(struct map *map, const char *format, ...)
 {
     char reason[256];
     va_list arguments;
-    struct pr_command command = { .sense = map->answer.sense };
 
     va_start(arguments, format);
     vsnprintf(reason, sizeof(reason), format, arguments);
     va_end(arguments);
-    sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
-    map->answer.status = command.status;
-    map->answer.payload = 0;
+    answer_fail(&map->answer);
     log_warning("%s (%s): %s", map->name, map->alias, reason);
 }
 
@@ -119,18 +125,28 @@ void map_close(struct map *map)
             close(map->paths[i].fd);
 }
 
+/* Is the device what has that name in the map? Others may be paths, too. */
+static bool is_path(const struct map *map, const struct path *path,
+                    dev_t device)
+{
+    char slave[sizeof("/slaves/") + sizeof(path->name)];
+    char holder[sizeof("/holders/") + sizeof(map->name)];
+
+    snprintf(slave, sizeof(slave), "/slaves/%s", path->name);
+    snprintf(holder, sizeof(holder), "/holders/%s", map->name);
+    return sysfs_is(map->device, slave, device) && sysfs_has(device, holder);
+}
+
 /*
  * Opens the path's node, unless it is open. False: it is not the path's, and
  * path->why says so. NVMe disks and the like end here, too.
  */
 static bool path_open(const struct map *map, struct path *path)
 {
-    char text[sizeof("/holders/") + sizeof(map->name)];
     char node[sizeof("/dev/") + sizeof(path->name)];
     struct stat st;
 
-    snprintf(text, sizeof(text), "/holders/%s", map->name);
-    if (path->fd >= 0 && sysfs_has(path->device, text))
+    if (path->fd >= 0 && is_path(map, path, path->device))
         return true;
     if (path->fd >= 0)
         close(path->fd);
@@ -142,13 +158,13 @@ static bool path_open(const struct map *map, struct path *path)
         return false;
     }
     if (fstat(path->fd, &st) == 0 && sg_io_is_disk(&st)
-        && sysfs_has(st.st_rdev, text)) {
+        && is_path(map, path, st.st_rdev)) {
         path->device = st.st_rdev;
         return true;
     }
     snprintf(path->why, sizeof(path->why),
-             "has %s, which is not the disk that is in "
-             "the map",
+             "has %s, which is not the disk that has "
+             "this name in the map",
              node);
     close(path->fd);
     path->fd = -1;
@@ -224,6 +240,7 @@ const char *map_begin(struct map *map, dev_t device, const char *socket_path,
     char uuid[ALIAS_SIZE + 8];
 
     memset(map, 0, sizeof(*map));
+    answer_fail(&map->answer); /* until there is another one */
     map->suspension = suspension;
     map->device = device;
     map->deadline = clock_us() + COMMAND_WITHIN;

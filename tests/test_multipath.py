@@ -25,6 +25,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import tempfile
 import threading
 import time
@@ -528,6 +529,29 @@ def assert_unchanged(lab):
         lab.state(), lab.before)
 
 
+def test_who_forgets_to_answer_has_not_said_good(tmp_path):
+    """What a map begins with, before anything is known of it."""
+    if shutil.which('cc') is None:
+        pytest.skip('no compiler')
+    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    source, program_ = tmp_path / 'main.c', str(tmp_path / 'main')
+    source.write_text('''#include "multipath/multipath.h"
+        int main(void)
+        {
+            static struct map map;
+            map_begin(&map, 0, "", NULL);
+            return map.answer.status != 2 || map.answer.payload != 0
+                   || map.answer.sense[2] != 0xb || map.answer.sense[12] != 8;
+        }''')
+    sources = [os.path.join(top, name + '.c') for name in (
+        'sg_io', 'sysfs', 'log', 'report', 'trace', 'protocol',
+        'multipath/map', 'multipath/multipathd')]
+    subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', top,
+                    '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,
+                    str(source), *sources], check=True)
+    subprocess.run([program_], check=True)
+
+
 # ---- All is well ------------------------------------------------------------
 
 @pytest.mark.parametrize('version', ['0.14', '0.9.4'])
@@ -795,13 +819,18 @@ def test_a_path_that_fails_commands_but_is_active_is_not_left_out(run_one,
 def test_a_path_that_cannot_be_opened_is_not_left_out(run_one, name):
     """libvirt's /dev, or a container's, may lack it: that is our problem."""
     for path, error in itertools.product(PATHS, (
-            errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENXIO, None)):
+            errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENXIO,
+            'another map', 'another path')):
         with run_one.scenario(name, path, error) as lab:
             action = prepare(lab, ACTIONS[name])
-            nexus = lab.nexus(path)
-            nexus.open_errno, nexus.open_other = error or 0, (
-                0 if error else OTHERS[0])
-            lab.root.is_changed |= error is None
+            nexus, other = lab.nexus(path), OTHERS[0]
+            if isinstance(error, str):
+                if error == 'another path':
+                    other = 1 if path != 1 else 2
+                nexus.open_other, error = other, None
+                lab.root.is_changed = True
+            else:
+                nexus.open_errno = error
             at = len(lab.helper.log())
             assert action.run(lab) == LOST
             assert_unchanged(lab)
