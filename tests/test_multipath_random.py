@@ -379,9 +379,12 @@ class Case:
         self.tell(text)
 
     def path_goes(self, path, n):
-        """The map does without it, from a command to multipathd on."""
+        """The map does without it, from a command to multipathd on. Whom it
+        did without before that, if that holds the reservation, nobody could
+        tell from another host."""
         self.is_benign, name = False, sim.disk_name(path)
-        skip = self.rng.randrange(6)
+        skip = self.rng.randrange(self.beginning_is == 'held'
+                                  and path == self.lab.lun.holder, 6)
 
         def go(_):
             if path not in self.away:
@@ -501,9 +504,9 @@ class Case:
         self.is_benign = False
         self.unopened.add(path)
         error = self.rng.choice((errno.ENOENT, errno.EACCES, errno.EMFILE,
-                                 errno.ENXIO, None))
-        if error is None:
-            n.open_other = OTHERS[0]
+                                 errno.ENXIO, None, None))
+        if error is None:       # 0 would be: none
+            n.open_other = self.rng.choice((OTHERS[0], PATHS[1 + (path == 1)]))
             self.tell(sim.disk_name(path) + ': the node of another disk')
         else:
             n.open_errno = error
