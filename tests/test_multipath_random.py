@@ -275,8 +275,8 @@ class Case:
     def multipathd_remembers(self):
         """What is neither on the disk nor with multipathd nobody can know."""
         known = self.lab.known
-        if self.gone and self.beginning_is == 'twin holds' \
-                and known.prhold == 'set':
+        if self.beginning_is == 'twin holds' and known.prhold == 'set' \
+                and not all(self.nexus(path).key for path in self.gone):
             known.prhold = 'unknown'
         if self.lab.lun.holder in self.gone and self.beginning_is == 'held' \
                 and known.prhold == 'unset':
@@ -801,7 +801,8 @@ class Case:
     def wrong(self):
         """The rules that are broken."""
         names = ('is_explained', 'is_known', 'is_remembered', 'is_resumed',
-                 'is_in_time', 'is_logged', 'is_undone', 'works', 'goes_on')
+                 'is_in_time', 'is_logged', 'is_undone', 'is_untouched',
+                 'works', 'goes_on')
         if self.is_in:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
@@ -844,7 +845,7 @@ class Case:
             gone - {0, *self.first.values()})
         return all(keys[path] in allowed or keys[path] == self.first[path]
                    and (path not in live or not gone & {0, keys[path]})
-                   or self.is_multipathds(path)
+                   or self.is_multipathds(path) or self.is_halfway(keys[path])
                    for path in PATHS) and any(
             self.others_are(disk, seen)
             and (disk.reservation == seen.reservation
@@ -866,6 +867,11 @@ class Case:
         return given and not any(
             act.done_at > max(given) and act.key in (0, key)
             for act in self.hits())
+
+    def is_halfway(self, key):
+        """Who is killed cannot take off again what he has registered."""
+        return self.is_killed and self.action in REGISTERS \
+            and key == self.sa_key and key not in self.first.values()
 
     def is_left_behind(self, seen, keys, live):
         """Who unregisters cannot take along a path that is gone, which goes
@@ -959,6 +965,14 @@ class Case:
             or any(n.inject_count or n.state or n.delay_ms or n.open_errno
                    or n.open_other for n in paths) \
             or len({n.key == self.sa_key for n in paths}) < 2
+
+    def is_untouched(self):
+        """What waits for a transport in vain has not begun to change keys."""
+        paths = [self.nexus(path) for path in PATHS]
+        return self.action not in REGISTERS or self.answer == GOOD \
+            or self.is_killed or self.acts or self.done() \
+            or not any(n.state == BLOCKED for n in paths) \
+            or all(self.nexus(path).key == self.first[path] for path in PATHS)
 
     def is_read(self):
         """By one path that works, and nothing has been changed by it."""
