@@ -212,6 +212,7 @@ class Case:
                              self.worker_dies))()
             self.rival_acts()
         else:
+            self.holder_goes()
             for what in self.rng.choice(TROUBLES):
                 getattr(self, what)()
         self.multipathd_remembers()
@@ -260,7 +261,7 @@ class Case:
             self.nexus(TWIN).key = KEY
         if name == 'twin holds':
             lab.lun.type, lab.lun.holder = rng.choice(TYPES), TWIN
-            if rng.random() < .3:       # as its guess is after a restart
+            if rng.random() < .5:       # as its guess is after a restart
                 lab.known.prhold = 'set'
                 self.tell('prhold guessed')
         if rng.random() < .1:
@@ -282,11 +283,21 @@ class Case:
                 and known.prhold == 'unset':
             known.prhold = 'unknown'
 
+    def holder_goes(self):
+        """Or one that may have been it: then the disk alone cannot tell."""
+        rng, name = self.rng, self.beginning_is
+        if name == 'held' and rng.random() < .15:
+            self.path_state(self.lab.lun.holder,
+                            self.nexus(self.lab.lun.holder))
+        elif name == 'twin holds' and rng.random() < .4:
+            path = rng.choice(PATHS)
+            self.path_state(path, self.nexus(path))
+
     def path_fails(self):
         rng = self.rng
         path = rng.choice(PATHS)
         kind = rng.choice(('sense', 'sense', 'sense', 'host', 'host', 'host',
-                           'status', 'state', 'state', 'blocked', 'blocked',
+                           'status', 'state', 'state', *3 * ('blocked',),
                            'refuses', 'refuses', 'refuses', 'errno',
                            'checked', 'failed', 'comes', 'goes',
                            'open', 'hang', 'slow'))
@@ -473,7 +484,7 @@ class Case:
     def path_blocked(self, path, n):
         rng = self.rng
         text = sim.disk_name(path) + ': blocked'
-        seconds = rng.choice((.5, 3, 3, 10, 25, 50, EVER))
+        seconds = rng.choice((.5, 3, 3, 10, 25, 50, EVER, EVER))
         if rng.random() < .5:
             n.state = BLOCKED
         else:
@@ -601,19 +612,23 @@ class Case:
         if self.is_aimed:
             ways += 4 * ways[:3] if not is_twin else []
         type_ = rng.choice(TYPES)
+        # It has read the keys when ours was there, or takes the first.
+        is_aware = self.action in REGISTERS and rng.random() < .4
         told = []
         for what in rng.choice(ways):
-            told.append('%s at step %s%d' % (
+            told.append('%s%s at step %s%d' % (
                 {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
-                or NAMES[what], '+' if step >= HIT else '', step % HIT))
+                or NAMES[what],
+                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware), '+' if step >= HIT else '', step % HIT))
             if what == LOOK:
                 self.act(LOOK, nexus, step)
             elif what == 0xff:
                 self.act(REGISTER_AND_IGNORE, nexus, step)
             elif what == REGISTER_AND_IGNORE:
                 self.act(what, nexus, step, key=key)
-            elif what in PREEMPTS and is_twin:
-                self.act(what, nexus, step, key=KEY, argument=type_)
+            elif what in PREEMPTS and (is_twin or is_aware):
+                self.act(what, nexus, step, argument=type_,
+                         key=KEY if is_twin else self.sa_key)
             else:
                 self.act(what, nexus, step, argument=type_)
             step += rng.choice((0, 1, 1, 2, 4))
@@ -968,10 +983,11 @@ class Case:
 
     def is_untouched(self):
         """What waits for a transport in vain has not begun to change keys."""
-        paths = [self.nexus(path) for path in PATHS]
         return self.action not in REGISTERS or self.answer == GOOD \
-            or self.is_killed or self.acts or self.done() \
-            or not any(n.state == BLOCKED for n in paths) \
+            or self.is_killed or self.hits() or self.came \
+            or any(self.changes(path, DM) for path in PATHS) \
+            or not any(self.nexus(path).state == BLOCKED
+                       and not self.changes(path, STATE) for path in PATHS) \
             or all(self.nexus(path).key == self.first[path] for path in PATHS)
 
     def is_read(self):
