@@ -321,7 +321,8 @@ class Case:
             self.act(INJECT, path, begin, argument=1)
         if seconds and seconds != EVER:
             self.act(INJECT, path, 0, seconds, is_afterwards=bool(begin))
-        if (seconds or 0) > 5 or seconds is None and kind in GONE:
+        if (seconds or 0) > 5 and kind != 'recovered' \
+                or seconds is None and kind in GONE:
             self.is_benign = False
         self.tell('%s: %s%s%s, %s%s' % (
             sim.disk_name(path), kind, ' after it is done' if after else '',
