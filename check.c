@@ -199,7 +199,7 @@ bool check_map(int fd, const char *socket_path, const uint8_t *status,
     char uuid[ALIAS_SIZE], alias[ALIAS_SIZE], name[16];
     static struct paths paths;
     struct multipathd multipathd = { name, alias, socket_path, NULL };
-    struct multipathd_path seen;
+    char table[MULTIPATHD_TABLE];
     struct multipathd_key key;
     struct stat st;
     bool is_well;
@@ -243,6 +243,7 @@ bool check_map(int fd, const char *socket_path, const uint8_t *status,
            multipathd_flag_get(&multipathd, "getprstatus") == FLAG_SET
                ? ""
                : ", when it is told to");
+    multipathd_paths_get(&multipathd, table);
     for (i = 0; i < paths.count; i++) {
         struct path *path = &paths.of[i];
         size_t size = device_read(path, "state", path->state,
@@ -253,8 +254,7 @@ bool check_map(int fd, const char *socket_path, const uint8_t *status,
             path->port = port_find(path);
         path->is_used = strcmp(path->state, "running") == 0
                         || strcmp(path->state, "blocked") == 0;
-        if (path->is_used && multipathd_path_get(&multipathd, path->name, &seen)
-            && seen.is_failed) {
+        if (path->is_used && multipathd_path(table, path->name).is_failed) {
             path->is_used = false;
             strcpy(path->state, "failed");
         }

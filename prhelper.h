@@ -212,8 +212,10 @@ struct multipathd_key {
 enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
 enum multipathd_flag { FLAG_UNKNOWN, FLAG_UNSET, FLAG_SET };
 bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
-bool multipathd_path_get(const struct multipathd *, const char *name,
-                         struct multipathd_path *);
+enum { MULTIPATHD_TABLE = 1 << 16 }; /* of some 3,000 paths */
+void multipathd_paths_get(const struct multipathd *,
+                          char table[MULTIPATHD_TABLE]);
+struct multipathd_path multipathd_path(const char *table, const char *name);
 bool multipathd_config_has(const struct multipathd *, const char *word);
 enum multipathd_flag multipathd_flag_get(const struct multipathd *,
                                          const char *command);

@@ -76,16 +76,34 @@ static void release_end(struct map *map, const struct multipathd_key *key,
 }
 
 /*
- * To every path, as only the one that holds the reservation releases it, and
- * the others say GOOD to that. Waits for one that is blocked only if the
- * reservation is still there.
+ * What our key holds only the path that holds it releases, and the others say
+ * GOOD to that: so it goes to every path, and waits for one that is blocked
+ * only if the reservation is still there. What all registrants hold any path
+ * releases: so it goes to one, as another one could release what somebody has
+ * reserved since.
  */
 static void map_release(struct map *map, const struct multipathd_key *key,
                         struct request *request)
 {
     struct reservation reservation;
+    bool is_lost;
     unsigned i;
 
+    if (!reservation_read(map, &reservation))
+        return;
+    if (!reservation.is_held || reservation.key != key->value
+        || (request->cdb[2] & 0x0f) >= WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
+        any_send(map, request);
+        is_lost = map->is_lost;
+        if (is_lost && !reservation_read(map, &reservation))
+            return;
+        if (is_lost && reservation.is_held && reservation.key == 0)
+            map_fail(map, "a path has lost its answer, and whose the "
+                          "reservation is now cannot be told");
+        if (map->answer.status == GOOD)
+            release_end(map, key, request);
+        return;
+    }
     all_due(map);
     if (!sweep(map, request, NULL, 0) && count_of(map, DONE) > 0
         && count_of(map, REFUSED) == 0) {

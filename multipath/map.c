@@ -199,6 +199,18 @@ enum verdict path_look(const struct map *map, struct path *path)
     return NOT_TAKEN;
 }
 
+/* Asks multipathd which paths it has failed, or seen fail. */
+void map_see(struct map *map)
+{
+    char table[MULTIPATHD_TABLE] = "";
+    unsigned i;
+
+    if (clock_us() < map->deadline)
+        multipathd_paths_get(&map->multipathd, table);
+    for (i = 0; i < map->count; i++)
+        map->paths[i].seen = multipathd_path(table, map->paths[i].name);
+}
+
 /*
  * May the command do without this path, which has not taken it? Only if the
  * kernel sends it no I/O, and multipathd knows that: so that it will see it
@@ -206,13 +218,11 @@ enum verdict path_look(const struct map *map, struct path *path)
  */
 bool path_is_left_out(struct map *map, struct path *path)
 {
-    struct multipathd_path seen;
-
-    if (path_look(map, path) != ASIDE
-        && (clock_us() >= map->deadline
-            || !multipathd_path_get(&map->multipathd, path->name, &seen)
-            || seen.is_ready || !(seen.is_failed || path->is_down)))
-        return false;
+    if (path_look(map, path) != ASIDE) {
+        map_see(map);
+        if (path->seen.is_ready || !(path->seen.is_failed || path->is_down))
+            return false;
+    }
     if (!path->is_reported)
         log_warning("%s (%s): %s is left out: it %s, and multipathd has "
                     "failed it",

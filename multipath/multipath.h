@@ -34,9 +34,9 @@
 #define SETTLE_WITHIN (30 * SECOND) /* before anything is changed */
 /* Between two tries; see map_wait(). */
 #define PAUSE_LEAST (SECOND / 100)
-#define SUSPENDED_WITHIN (10 * SECOND) /* while all I/O waits for us */
-#define AFTERWARDS_WITHIN (8 * SECOND) /* to undo, to resume */
-#define RESUME_WITHIN (15 * SECOND)    /* or it hangs in the kernel */
+#define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us */
+#define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, to resume */
+#define RESUME_WITHIN (15 * SECOND)     /* or it hangs in the kernel */
 
 enum {
     PATHS_MOST = 256,
@@ -87,7 +87,8 @@ struct path {
     bool had_key;         /* before, for sure */
     bool is_down;         /* its transport has given it up */
     bool is_reported;     /* as left out */
-    char why[96];         /* it did not take the last command */
+    struct multipathd_path seen; /* by map_see() */
+    char why[96];                /* it did not take the last command */
 };
 
 /* What the guest is going to be told. */
@@ -155,6 +156,7 @@ void map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void map_answer(struct map *, uint8_t status);
 enum verdict path_look(const struct map *, struct path *);
+void map_see(struct map *);
 bool path_is_left_out(struct map *, struct path *);
 void alias_renew(dev_t, char alias[ALIAS_SIZE]);
 bool is_word(const char *text);

@@ -33,7 +33,6 @@
 enum {
     COMMAND_SIZE = 512,    /* multipathd's own limit, MAX_CMD_LEN + NUL */
     REPLY_SIZE = 64,       /* as much as we look at */
-    TABLE_SIZE = 1 << 16,  /* of some 3,000 paths, likewise */
     REPLY_MOST = 16 << 20, /* more is no reply */
     RETRY_NS = 50000000    /* while its backlog is full, or it is busy */
 };
@@ -236,38 +235,43 @@ static bool next_is(const char **text, const char *word)
     return length == strlen(word) && strncmp(*text - length, word, length) == 0;
 }
 
-/*
- * What multipathd thinks of a path: a line of its table, of which the first
- * is a heading. False: it does not know the path, or does not say.
- */
-bool multipathd_path_get(const struct multipathd *multipathd, const char *name,
-                         struct multipathd_path *path)
+/* For multipathd_path(); empty if it does not say. */
+void multipathd_paths_get(const struct multipathd *multipathd,
+                          char table[MULTIPATHD_TABLE])
 {
-    char table[TABLE_SIZE];
-    const char *at, *line = table;
-
-    if (ask(multipathd, table, sizeof(table),
+    if (ask(multipathd, table, MULTIPATHD_TABLE,
             "show paths format \"%%d %%t %%T\"")
         != MULTIPATHD_REFUSED)
-        return false;
+        table[0] = '\0';
+}
+
+/*
+ * What multipathd thinks of a path: a line of its table, of which the first
+ * is a heading. One that it does not know it cannot have seen fail.
+ */
+struct multipathd_path multipathd_path(const char *table, const char *name)
+{
+    struct multipathd_path path = { .is_ready = true };
+    const char *at, *line = table;
+
     for (; *line != '\0'; line += strspn(line, "\n")) {
         at = line;
         line += strcspn(line, "\n");
         if (!next_is(&at, name))
             continue;
-        path->is_failed = next_is(&at, "failed");
+        path.is_failed = next_is(&at, "failed");
         line = at;
-        path->is_ready = next_is(&at, "ready") || next_is(&line, "ghost");
-        return true;
+        path.is_ready = next_is(&at, "ready") || next_is(&line, "ghost");
+        break;
     }
-    return false;
+    return path;
 }
 
 /* Does the word stand in its configuration, other than of known devices? */
 bool multipathd_config_has(const struct multipathd *multipathd,
                            const char *word)
 {
-    char config[TABLE_SIZE];
+    char config[MULTIPATHD_TABLE];
 
     return ask(multipathd, config, sizeof(config), "show config local")
                == MULTIPATHD_REFUSED

@@ -210,7 +210,9 @@ static bool paths_unregister(struct map *map, struct registration *r,
     }
     if (!status_tell(map, r))
         return false;
-    all_due(map); /* multipathd may have registered one meanwhile */
+    /* multipathd may have registered one meanwhile, with the key it had. */
+    request->cdb[1] = REGISTER_AND_IGNORE;
+    all_due(map);
     if (!sweep(map, request, NULL, map->deadline))
         return false;
     for (i = 0; i < map->count; i++)

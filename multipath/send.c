@@ -11,7 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { TIMEOUT_LEAST = 1000 }; /* ms */
+/* In milliseconds: a block device has no less (BLK_MIN_SG_TIMEOUT). */
+enum { TIMEOUT_LEAST = 7000 };
 
 enum {
     READ_KEYS,
@@ -95,13 +96,15 @@ static enum verdict verdict_of(const struct pr_command *command)
 
 /*
  * Half of the time that is left: if this path hangs, there is some for the
- * next. In milliseconds.
+ * next. What changes nothing another one can be asked soon. In milliseconds.
  */
-static unsigned timeout_of(const struct map *map)
+static unsigned timeout_of(const struct map *map, const struct request *request)
 {
     int64_t half = (map->deadline - clock_us()) / 2000;
 
-    return half < TIMEOUT_LEAST ? TIMEOUT_LEAST : (unsigned)half;
+    return half < TIMEOUT_LEAST || request->cdb[0] != PERSISTENT_RESERVE_OUT
+               ? TIMEOUT_LEAST
+               : (unsigned)half;
 }
 
 static enum verdict path_execute(struct map *map, struct path *path,
@@ -118,7 +121,7 @@ static enum verdict path_execute(struct map *map, struct path *path,
     enum verdict verdict;
     char result[RESULT_SIZE];
 
-    sg_io_execute(&command, timeout_of(map), SG_IO_ATTENTIONS);
+    sg_io_execute(&command, timeout_of(map, request), SG_IO_ATTENTIONS);
     verdict = verdict_of(&command);
     path->is_answered = !command.unreached && !command.is_lost;
     if (command.refusal != NULL)
@@ -208,20 +211,27 @@ enum verdict path_prove(struct map *map, struct path *path,
 struct path *any_send(struct map *map, const struct request *request)
 {
     bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT, is_again = false;
+    /* What was released somebody may have reserved since. */
+    bool is_once = is_out && request->cdb[1] == RELEASE;
     struct path *path, *waits, *last;
     struct answer answer;
     bool conflicts;
 
     map->is_lost = false;
     map->pause = PAUSE_LEAST;
+    if (is_out)
+        map_see(map);
     for (path = map->paths; path < map->paths + map->count; path++)
         path->said = DUE;
     for (;; is_again = true) {
         waits = last = NULL;
         conflicts = false;
         map->left_out = 0;
-        for (path = map->paths; path < map->paths + map->count; path++) {
-            if (path->said <= LOST)
+        for (path = map->paths;
+             path < map->paths + map->count && !(is_once && map->is_lost);
+             path++) {
+            /* What dm has failed may hang. */
+            if (path->said <= LOST && (is_again || !path->seen.is_failed))
                 path->said = path_register(map, path, request);
             if (path->said >= DONE && !(is_out && path->said == CONFLICT))
                 return path;
@@ -238,7 +248,7 @@ struct path *any_send(struct map *map, const struct request *request)
         }
         /* Only RESERVE can be told from what it has done if it is repeated. */
         if ((waits == NULL && (last == NULL || is_again))
-            || (map->is_lost && (conflicts || last != NULL)
+            || (map->is_lost && (is_once || conflicts || last != NULL)
                 && request->cdb[1] != RESERVE))
             break;
         if (!map_wait(map, map->deadline)) {

@@ -11,13 +11,19 @@
 
 enum { TEST_UNIT_READY = 0x00 };
 
-/* But those that are left out so far have their turn when the others have. */
+/*
+ * But what is left out so far, or may hang as dm has failed it, has its turn
+ * when the others have had theirs.
+ */
 void all_due(struct map *map)
 {
     unsigned i;
 
     for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = map->paths[i].is_reported ? ASIDE : DUE;
+        map->paths[i].verdict = map->paths[i].is_reported
+                                        || map->paths[i].seen.is_failed
+                                    ? ASIDE
+                                    : DUE;
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -259,8 +265,7 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 
     map_extend(map);
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
-    for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = DUE;
+    all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);
     while (!sweep(map, &request, NULL, map->deadline)
