@@ -764,7 +764,8 @@ class Case:
     def explanations(self):
         """Where the command may have been carried out: the answer and the
         disk at the end, None: not at all."""
-        acts = sorted((a for a in self.done() if a.what <= LOOK),
+        acts = sorted((a for a in self.done() if a.what <= LOOK
+                       or a.what == DM and a.status),
                       key=lambda a: a.done_at)
         ways = [self.action]
         if self.action in REGISTERS and not self.sa_key \
@@ -774,11 +775,14 @@ class Case:
             yield from self.ways(acts, action)
 
     def ways(self, acts, action):
-        """After an error all its keys may have been taken off, later on."""
+        """After an error all its keys may have been taken off, later on. Who
+        has been preempted may do more with a key that multipathd gives him."""
         ends = [None, *range(len(acts) + 1)]
-        for at, again, off in itertools.product(
+        is_helped = any(act.what == DM for act in acts)
+        for at, again, off, helped in itertools.product(
                 ends, (False, True) if action in PREEMPTS else (False,),
-                (None,) if self.answer == GOOD else ends):
+                (None,) if self.answer == GOOD else ends,
+                (False, True) if is_helped else (False,)):
             disk, answer = self.disk.copy(), None
             for i in range(len(acts) + 1):
                 if i == at:
@@ -789,7 +793,10 @@ class Case:
                         answer = GOOD
                 if i == off:
                     disk.drop(US)
-                if i < len(acts) and not self.is_as_seen(disk, acts[i]):
+                if i < len(acts) and acts[i].what == DM:
+                    if helped and not disk.keys[US]:
+                        disk.keys[US] = acts[i].key
+                elif i < len(acts) and not self.is_as_seen(disk, acts[i]):
                     break
             else:
                 yield answer, disk
