@@ -114,6 +114,7 @@ class Multipathd:
         self.wrong = []         # what no multipathd should have to see
         self.is_virtual = False     # the helper's clock jumps: SIM_SPEED=0
         self.shown = 0          # when a helper asked for the paths
+        self.told = 0           # and said if the map is registered
 
     # ---- Life -------------------------------------------------------------
     def start(self, backlog=128):
@@ -145,7 +146,7 @@ class Multipathd:
             self.released = threading.Event()
             self.rules, self.version = [], '0.14'
             self.commands, self.wrong = [], []
-            self.shown = 0
+            self.shown = self.told = 0
 
     def map(self, name):
         return next(m for m in self.maps if m.name == name)
@@ -304,6 +305,8 @@ class Multipathd:
             return self.failure()
         answer = getattr(self, 'do_' + verb)(found[0], *options[1:])
         if self.target:
+            if 'setprstatus' in verb:
+                self.told = self.target.clock()
             m = self.maps[0]
             self.target.script.multipathd_key = \
                 m.key if m.prflag == 'set' else 0

@@ -286,7 +286,7 @@ class Case:
     def holder_goes(self):
         """Or one that may have been it: then the disk alone cannot tell."""
         rng, name = self.rng, self.beginning_is
-        if name == 'held' and rng.random() < .15:
+        if name == 'held' and rng.random() < .25:
             self.path_state(self.lab.lun.holder,
                             self.nexus(self.lab.lun.holder))
         elif name == 'twin holds' and rng.random() < .4:
@@ -390,13 +390,14 @@ class Case:
         self.is_benign &= not step
         self.tell(text)
 
-    def path_goes(self, path, n):
+    def path_goes(self, path, n, is_gone=False):
         """The map does without it, from a command to multipathd on. Whom it
         did without before that, if that holds the reservation, nobody could
         tell from another host."""
         self.is_benign, name = False, sim.disk_name(path)
         skip = self.rng.randrange(self.beginning_is == 'held'
-                                  and path == self.lab.lun.holder, 6)
+                                  and path == self.lab.lun.holder, 6) \
+            * (not is_gone)
 
         def go(_):
             if path not in self.away:
@@ -414,11 +415,13 @@ class Case:
     def path_comes(self, path, n):
         """It was a path already, and has kept its key; or it was none."""
         name, known = sim.disk_name(path), self.lab.known
-        self.path_goes(path, n)
-        if path not in self.away:
+        if self.away or self.beginning_is == 'held' \
+                and path == self.lab.lun.holder:
             return
-        skip = self.rng.randrange(8)
-        if self.rng.random() < .5 and path != self.lab.lun.holder:
+        self.path_goes(path, n, True)
+        pattern, skip = self.rng.choice((('', self.rng.randrange(8)),
+                                         ('prstatus', 0)))
+        if self.rng.random() < .5:
             n.key = 0
             self.tell('%s: without a key' % name)
 
@@ -430,8 +433,9 @@ class Case:
             if known.prflag == 'set' and known.key in self.target.keys(0):
                 n.key = self.given[path] = known.key
 
-        self.lab.mpd.on('', come, count=1, skip=skip)
-        self.tell('%s: added at multipathd\'s command %d' % (name, skip + 1))
+        self.lab.mpd.on(pattern, come, count=1, skip=skip)
+        self.tell('%s: added at multipathd\'s command %s%d' % (
+            name, pattern, skip + 1))
 
     def path_host(self, path, n):
         host = self.rng.choice(3 * TRANSIENT + GONE)
@@ -754,6 +758,8 @@ class Case:
         since = max([a.done_at for what in (STATE, DM)
                      for a in self.changes(path, what)
                      if a.argument == 0] + [self.came.get(path, 0)])
+        if 0 < since < self.lab.mpd.told and path in self.came:
+            return True
         if self.changes(path, DM) and since > self.lab.mpd.shown \
                 and self.end - since < 20 * SECOND and self.lab.mpd.shown:
             return False
