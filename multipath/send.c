@@ -86,10 +86,11 @@ static enum verdict verdict_of(const struct pr_command *command)
         return REFUSED;
     }
     sense_get(command->sense, &key, &code);
+    /* A deferred error, of something earlier: SPC-4 4.5.7. */
+    if (is_not_taken(key, code) || (command->sense[0] & 1) != 0)
+        return NOT_TAKEN;
     if (key == RECOVERED_ERROR)
         return DONE;
-    if (is_not_taken(key, code))
-        return NOT_TAKEN;
     return key == NOT_READY || key == ABORTED_COMMAND ? LOST : REFUSED;
 }
 

@@ -921,6 +921,20 @@ def test_recovered_error_is_good(run_one):
             action.after(lab)
 
 
+@pytest.mark.parametrize('response', [0x71, 0x73])
+def test_a_deferred_error_is_of_another_command(run_one, response):
+    """What says so has not been carried out, even if that is recovered."""
+    for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
+        with run_one.scenario(name, path) as lab:
+            prepare(lab, action)
+            fields = [response, 0, 1] + 9 * [0] + [0x17, 1] if response == 0x71 \
+                else [response, 1, 0x17, 1]
+            lab.nexus(path).answer(status=2, driver_status=8,
+                                   sense=bytes(fields + 14 * [0]), count=2)
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
 @pytest.mark.parametrize('sense', [(5, 0x25, 0), (5, 0x94, 1)])
 def test_an_unmapped_path_is_left_out_if_multipathd_has_failed_it(run_one,
                                                                   sense):

@@ -35,8 +35,9 @@ import sim
 from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_KEYS,
                       REGISTER, REGISTER_AND_IGNORE, RELEASE, RESERVE,
                       CHECK_CONDITION, parameters, pr_in, pr_out, sense_code)
-from sim import (BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK, OFFLINE, OPEN,
-                 RUNNING, STATE, TRANSPORT_OFFLINE)
+from sim import (AFTERWARDS, BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK,
+                 OFFLINE, OPEN, RUNNING, SEEN_HIT, SEEN_OTHERS, STATE,
+                 TRANSPORT_OFFLINE)
 from test_multipath import (CLEANUP, CONFLICT, EVER, KEY, LOST, NEW, OTHERS,
                             PATHS, RIVAL, RIVALS, Lab, code as code_of)
 
@@ -51,7 +52,7 @@ REGISTERS = (REGISTER, REGISTER_AND_IGNORE)
 PREEMPTS = (PREEMPT, PREEMPT_AND_ABORT)
 NAMES = ('REGISTER', 'RESERVE', 'RELEASE', 'CLEAR', 'PREEMPT',
          'PREEMPT AND ABORT', 'REGISTER AND IGNORE')
-PR_OUT = 0x5f, None
+PR_OUT, PR_IN = (0x5f, None), (0x5e, None)
 APTPL, ALL_TG_PT = 1, 4
 AGAIN = 0xa11ce3
 TWIN = 101          # another host, to which our guest has or had migrated
@@ -146,15 +147,32 @@ class Disk:
 
 # ---- What goes wrong --------------------------------------------------------
 
-def sense(key, asc, ascq):
-    return bytes([0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0,
+def sense(key, asc, ascq, is_deferred=False):
+    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0,
                   0, 0])
 
 
 SENSES = {'transition': sense(2, 4, 0x0a), 'becoming ready': sense(2, 4, 1),
           'in progress': sense(2, 4, 7), 'standby': sense(2, 4, 0x0b),
           'unavailable': sense(2, 4, 0x0c), 'unmapped': sense(5, 0x25, 0),
+          'unmapped, RDAC': sense(5, 0x94, 1),
           'recovered': sense(1, 0x17, 1), 'attention': sense(6, 0x2a, 6)}
+# What a path says that works otherwise. The deferred ones are of something
+# earlier, and the command has not been carried out (SPC-4 4.5.7).
+REFUSALS = {'hardware error': sense(4, 0x44, 0),
+            'aborted': sense(0xb, 0x47, 3), 'not ready': sense(2, 4, 3),
+            'no communication': sense(2, 8, 0),
+            'no room for it': sense(5, 0x55, 4),
+            'no such command': sense(5, 0x20, 0),
+            'invalid field': sense(5, 0x24, 0),
+            'write protected': sense(7, 0x27, 0),
+            'deferred recovered': sense(1, 0x17, 1, True),
+            'deferred hardware error': sense(4, 0x44, 0, True)}
+FAILS_LATE = 'hardware error', 'aborted'    # the command may have been done
+ERRNOS = errno.EIO, errno.ENOMEM, errno.ENXIO, errno.ENODEV, errno.EPERM
+# What multipathd's checker may say of a path that dm has not failed.
+CHECKS = ('active faulty', 'active faulty', 'active ghost', 'active pending',
+          'active shaky', 'undef unknown')
 # Host statuses after which a command is sent again by whoever is patient.
 TRANSIENT = (2, 3, 5, 7, 8, 0xb, 0xc, 0xd, 0xe)
 LOST_BY = (3, 5, 7, 8, 0xb, 0xe)        # these may have been carried out
@@ -181,6 +199,10 @@ class Case:
         self.is_left = False    # suspended, and nobody is there to resume it
         self.is_keyless = self.is_silent = self.is_slow = False
         self.unopened, self.acts = set(), []
+        self.refuses = False    # a path, with what is for the guest to hear
+        self.away, self.came = set(), {}    # paths; when, in us
+        self.given = {}         # by multipathd when it came
+        self.is_mpd_well = True
         self.base = self.target.clock()
         self.is_aimed = self.rng.random() < .4
         self.beginning()
@@ -191,6 +213,7 @@ class Case:
                              self.worker_dies))()
             self.rival_acts()
         else:
+            self.holder_goes()
             for what in self.rng.choice(TROUBLES):
                 getattr(self, what)()
         self.multipathd_remembers()
@@ -199,10 +222,11 @@ class Case:
     def tell(self, what):
         self.story.append(what)
 
-    def act(self, what, nexus, step=0, after=0, **more):
-        """after: seconds after the command has begun."""
+    def act(self, what, nexus, step=0, after=0, is_afterwards=False, **more):
+        """after: seconds after the command has begun, or the last act."""
+        base = AFTERWARDS if is_afterwards else self.base
         return self.target.act(what, nexus, step, 0 if step else int(
-            self.base + after * SECOND), **more)
+            base + after * SECOND), **more)
 
     def step(self):
         return self.rng.randint(1, self.rng.choice((8, 14, 14, 30)))
@@ -238,7 +262,7 @@ class Case:
             self.nexus(TWIN).key = KEY
         if name == 'twin holds':
             lab.lun.type, lab.lun.holder = rng.choice(TYPES), TWIN
-            if rng.random() < .3:       # as its guess is after a restart
+            if rng.random() < .5:       # as its guess is after a restart
                 lab.known.prhold = 'set'
                 self.tell('prhold guessed')
         if rng.random() < .1:
@@ -253,18 +277,30 @@ class Case:
     def multipathd_remembers(self):
         """What is neither on the disk nor with multipathd nobody can know."""
         known = self.lab.known
-        if self.gone and self.beginning_is == 'twin holds' \
-                and known.prhold == 'set':
+        if self.beginning_is == 'twin holds' and known.prhold == 'set' \
+                and not all(self.nexus(path).key for path in self.gone):
             known.prhold = 'unknown'
         if self.lab.lun.holder in self.gone and self.beginning_is == 'held' \
                 and known.prhold == 'unset':
             known.prhold = 'unknown'
 
+    def holder_goes(self):
+        """Or one that may have been it: then the disk alone cannot tell."""
+        rng, name = self.rng, self.beginning_is
+        if name == 'held' and rng.random() < .25:
+            self.path_state(self.lab.lun.holder,
+                            self.nexus(self.lab.lun.holder))
+        elif name == 'twin holds' and rng.random() < .4:
+            path = rng.choice(PATHS)
+            self.path_state(path, self.nexus(path))
+
     def path_fails(self):
         rng = self.rng
         path = rng.choice(PATHS)
         kind = rng.choice(('sense', 'sense', 'sense', 'host', 'host', 'host',
-                           'status', 'state', 'state', 'blocked', 'blocked',
+                           'status', 'state', 'state', *3 * ('blocked',),
+                           'refuses', 'refuses', 'refuses', 'errno',
+                           'checked', 'failed', 'comes', 'goes',
                            'open', 'hang', 'slow'))
         getattr(self, 'path_' + kind)(path, self.nexus(path))
 
@@ -272,24 +308,26 @@ class Case:
         """For a few commands, or some time; from the beginning or later."""
         rng = self.rng
         only = rng.choice((None, None, PR_OUT, PR_OUT, (0x5f, self.action),
-                           (0x5f, self.action), (0x5f, REGISTER_AND_IGNORE)))
+                           (0x5f, self.action), (0x5f, REGISTER_AND_IGNORE),
+                           PR_IN))
         count = rng.choice((1, 1, 2, 3))
         seconds = rng.choice(durations) if can_last \
             and rng.random() < .6 else None
         begin = self.step() if rng.random() < .4 else 0
         n = self.nexus(path)
-        n.answer(**what, only=only, count=EVER if seconds else count,
-                 after=after)
+        (n.fail_ioctl if 'error' in what else n.answer)(
+            **what, only=only, count=EVER if seconds else count, after=after)
         if begin:
             n.inject_ready, n.inject_count = n.inject_count, 0
             self.act(INJECT, path, begin, argument=1)
         if seconds and seconds != EVER:
-            self.act(INJECT, path, 0, seconds)
-        if (seconds or 0) > 5 or seconds is None and kind in GONE:
+            self.act(INJECT, path, 0, seconds, is_afterwards=bool(begin))
+        if (seconds or 0) > 5 and kind != 'recovered' \
+                or seconds is None and kind in GONE:
             self.is_benign = False
         self.tell('%s: %s%s%s, %s%s' % (
             sim.disk_name(path), kind, ' after it is done' if after else '',
-            {None: '', PR_OUT: ' to PR OUT'}.get(
+            {None: '', PR_OUT: ' to PR OUT', PR_IN: ' to PR IN'}.get(
                 only, ' to ' + NAMES[only[1] or 0] if only else ''),
             'for ever' if seconds == EVER else '%g s' % seconds if seconds
             else '%d times' % count,
@@ -297,10 +335,11 @@ class Case:
 
     def path_sense(self, path, n):
         kind = self.rng.choice(('transition', 'transition', 'becoming ready',
-                                'in progress', 'standby', 'unmapped',
+                                'in progress', 'standby', 'unavailable',
+                                'unmapped', 'unmapped, RDAC', 'recovered',
                                 'recovered', 'attention'))
         what = {'status': 2, 'driver_status': 8, 'sense': SENSES[kind]}
-        if kind in ('standby', 'unavailable', 'unmapped'):
+        if kind in ('standby', 'unavailable') or 'unmapped' in kind:
             n.answer(**what, count=EVER)
             n.dm_failed = self.rng.random() < .7
             self.is_benign &= bool(n.dm_failed)
@@ -309,8 +348,95 @@ class Case:
                                     ', failed in dm' if n.dm_failed else ''))
         else:
             self.inject(path, kind, (.3, 3, 20, 100, EVER), what,
-                        kind not in ('recovered', 'attention'),
-                        kind == 'recovered')
+                        kind != 'attention', kind == 'recovered')
+
+    def path_refuses(self, path, n):
+        """As the device's own answer: to all, or PERSISTENT RESERVE OUT."""
+        kind = self.rng.choice((*REFUSALS, *FAILS_LATE, 'deferred recovered'))
+        after = kind in FAILS_LATE and self.rng.random() < .5
+        self.is_benign, self.refuses = False, True
+        self.inject(path, kind, (.3, 3, 20, EVER), {
+            'status': 2, 'driver_status': 8, 'sense': REFUSALS[kind]},
+            True, after)
+
+    def path_errno(self, path, n):
+        error = self.rng.choice(ERRNOS)
+        self.is_benign, self.refuses = False, True
+        self.inject(path, errno.errorcode[error], (.3, 3, EVER),
+                    {'error': error})
+
+    def path_checked(self, path, n):
+        """What multipathd's checker thinks of a path is not what dm does."""
+        rng, name = self.rng, sim.disk_name(path)
+        self.is_benign = False
+        text = self.lab.known.states[name] = rng.choice(CHECKS)
+        self.tell('%s: %s' % (name, text))
+        getattr(self, 'path_' + rng.choice(('sense', 'host', 'refuses',
+                                            'hang', 'blocked')))(path, n)
+
+    def path_failed(self, path, n):
+        """In dm only, from the beginning or later; and taken back."""
+        rng, step = self.rng, 0
+        text = sim.disk_name(path) + ': failed in dm'
+        if rng.random() < .4:
+            step = self.step()
+            self.act(DM, path, step, argument=1)
+            text += ' at step %d' % step
+        else:
+            n.dm_failed = 1
+        if rng.random() < .6:
+            step += self.step()
+            self.act(DM, path, step, argument=0)
+            text += ', taken back at step %d' % step
+        self.is_benign &= not step
+        self.tell(text)
+
+    def path_goes(self, path, n, is_gone=False):
+        """The map does without it, from a command to multipathd on. Whom it
+        did without before that, if that holds the reservation, nobody could
+        tell from another host."""
+        self.is_benign, name = False, sim.disk_name(path)
+        skip = self.rng.randrange(self.beginning_is == 'held'
+                                  and path == self.lab.lun.holder, 6) \
+            * (not is_gone)
+
+        def go(_):
+            if path not in self.away:
+                self.lab.root.leave(0, path)
+                self.lab.known.paths.pop(name)
+                self.away.add(path)
+
+        if skip:
+            self.lab.mpd.on('', go, count=1, skip=skip - 1)
+        else:
+            go(None)
+        self.gone.add(path)
+        self.tell('%s: removed at multipathd\'s command %d' % (name, skip))
+
+    def path_comes(self, path, n):
+        """It was a path already, and has kept its key; or it was none."""
+        name, known = sim.disk_name(path), self.lab.known
+        if self.away or self.beginning_is == 'held' \
+                and path == self.lab.lun.holder:
+            return
+        self.path_goes(path, n, True)
+        pattern, skip = self.rng.choice((('', self.rng.randrange(8)),
+                                         ('prstatus', 0)))
+        if self.rng.random() < .5:
+            n.key = 0
+            self.tell('%s: without a key' % name)
+
+        def come(_):
+            self.lab.root.join(0, path)
+            known.paths[name] = n
+            self.away.discard(path)
+            self.came[path] = self.target.clock()
+            if known.prflag == 'set' and known.key in self.target.keys(0):
+                n.key = self.given[path] = known.key
+
+        self.lab.mpd.on(pattern, come, count=1, skip=skip)
+        self.tell('%s: added at multipathd\'s command %s%d' % (
+            name, pattern, skip + 1))
 
     def path_host(self, path, n):
         host = self.rng.choice(3 * TRANSIENT + GONE)
@@ -332,10 +458,12 @@ class Case:
             NAMES[self.action]))
 
     def path_status(self, path, n):
-        status = self.rng.choice((0x08, 0x28))
+        status = self.rng.choice((0x08, 0x28, 0x40))
         self.is_benign &= status == 0x08
+        self.refuses |= status == 0x40      # TASK ABORTED, whenever it was
+        after = status == 0x40 and self.rng.random() < .5
         self.inject(path, 'status %02x' % status, (.3, 3, 20), {
-            'status': status})
+            'status': status}, not after, after)
 
     def path_state(self, path, n):
         rng = self.rng
@@ -362,7 +490,7 @@ class Case:
     def path_blocked(self, path, n):
         rng = self.rng
         text = sim.disk_name(path) + ': blocked'
-        seconds = rng.choice((.5, 3, 3, 10, 25, 50, EVER))
+        seconds = rng.choice((.5, 3, 3, 10, 25, 50, EVER, EVER))
         if rng.random() < .5:
             n.state = BLOCKED
         else:
@@ -377,12 +505,13 @@ class Case:
                 text += ', TRANSPORT_DISRUPTED'
         if seconds != EVER:
             state = rng.choice((RUNNING, RUNNING, TRANSPORT_OFFLINE))
-            self.act(STATE, path, 0, seconds, argument=state)
+            self.act(STATE, path, 0, seconds, argument=state,
+                     is_afterwards=n.state != BLOCKED)
             text += ', %s after %g s' % (sim.STATES[state], seconds)
             if state != RUNNING:
                 self.gone.add(path)
                 late = rng.choice((0, 1, 20))
-                self.act(DM, path, 0, seconds + late, argument=1)
+                self.act(DM, path, 0, late, argument=1, is_afterwards=True)
                 text += ', failed in dm after %g s' % (seconds + late)
         if seconds > 5:
             self.is_benign = False
@@ -392,9 +521,9 @@ class Case:
         self.is_benign = False
         self.unopened.add(path)
         error = self.rng.choice((errno.ENOENT, errno.EACCES, errno.EMFILE,
-                                 errno.ENXIO, None))
-        if error is None:
-            n.open_other = OTHERS[0]
+                                 errno.ENXIO, None, None))
+        if error is None:       # 0 would be: none
+            n.open_other = self.rng.choice((OTHERS[0], PATHS[1 + (path == 1)]))
             self.tell(sim.disk_name(path) + ': the node of another disk')
         else:
             n.open_errno = error
@@ -424,6 +553,7 @@ class Case:
 
     def multipathd_fails(self):
         rng, mpd = self.rng, self.lab.mpd
+        self.is_mpd_well = False
         how = rng.choice(('fail', 'empty', 'NULs', 'deny', 'timeout',
                           'timeout', 'usage', 'cut', 'garbage', 'close',
                           'hang', 'slow', 'slow', 'dead', 'no key',
@@ -488,19 +618,23 @@ class Case:
         if self.is_aimed:
             ways += 4 * ways[:3] if not is_twin else []
         type_ = rng.choice(TYPES)
+        # It has read the keys when ours was there, or takes the first.
+        is_aware = self.action in REGISTERS and rng.random() < .4
         told = []
         for what in rng.choice(ways):
-            told.append('%s at step %s%d' % (
+            told.append('%s%s at step %s%d' % (
                 {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
-                or NAMES[what], '+' if step >= HIT else '', step % HIT))
+                or NAMES[what],
+                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware), '+' if step >= HIT else '', step % HIT))
             if what == LOOK:
                 self.act(LOOK, nexus, step)
             elif what == 0xff:
                 self.act(REGISTER_AND_IGNORE, nexus, step)
             elif what == REGISTER_AND_IGNORE:
                 self.act(what, nexus, step, key=key)
-            elif what in PREEMPTS and is_twin:
-                self.act(what, nexus, step, key=KEY, argument=type_)
+            elif what in PREEMPTS and (is_twin or is_aware):
+                self.act(what, nexus, step, argument=type_,
+                         key=KEY if is_twin else self.sa_key)
             else:
                 self.act(what, nexus, step, argument=type_)
             step += rng.choice((0, 1, 1, 2, 4))
@@ -546,6 +680,7 @@ class Case:
         lab = self.lab
         self.first = {path: self.nexus(path).key for path in PATHS}
         self.was_holder = lab.lun.holder if lab.lun.type else None
+        self.was_hold = lab.known.prhold
         self.disk = self.now(US, max(self.first.values()))
         log_begin = os.path.getsize(lab.helper.log_path)
         self.begin = self.target.clock()
@@ -618,11 +753,14 @@ class Case:
     def is_live(self, path):
         """Would the kernel send I/O to it, and could we know?"""
         n = self.nexus(path)
-        if n.state not in (RUNNING, BLOCKED) or n.dm_failed:
+        if n.state not in (RUNNING, BLOCKED) or n.dm_failed \
+                or path in self.away:
             return False
         since = max([a.done_at for what in (STATE, DM)
                      for a in self.changes(path, what)
-                     if a.argument == 0] or [0])
+                     if a.argument == 0] + [self.came.get(path, 0)])
+        if 0 < since < self.lab.mpd.told and path in self.came:
+            return True
         if self.changes(path, DM) and since > self.lab.mpd.shown \
                 and self.end - since < 20 * SECOND and self.lab.mpd.shown:
             return False
@@ -633,7 +771,8 @@ class Case:
     def explanations(self):
         """Where the command may have been carried out: the answer and the
         disk at the end, None: not at all."""
-        acts = sorted((a for a in self.done() if a.what <= LOOK),
+        acts = sorted((a for a in self.done() if a.what <= LOOK
+                       or a.what == DM and a.status),
                       key=lambda a: a.done_at)
         ways = [self.action]
         if self.action in REGISTERS and not self.sa_key \
@@ -643,11 +782,14 @@ class Case:
             yield from self.ways(acts, action)
 
     def ways(self, acts, action):
-        """After an error all its keys may have been taken off, later on."""
+        """After an error all its keys may have been taken off, later on. Who
+        has been preempted may do more with a key that multipathd gives him."""
         ends = [None, *range(len(acts) + 1)]
-        for at, again, off in itertools.product(
+        is_helped = any(act.what == DM for act in acts)
+        for at, again, off, helped in itertools.product(
                 ends, (False, True) if action in PREEMPTS else (False,),
-                (None,) if self.answer == GOOD else ends):
+                (None,) if self.answer == GOOD else ends,
+                (False, True) if is_helped else (False,)):
             disk, answer = self.disk.copy(), None
             for i in range(len(acts) + 1):
                 if i == at:
@@ -658,7 +800,10 @@ class Case:
                         answer = GOOD
                 if i == off:
                     disk.drop(US)
-                if i < len(acts) and not self.is_as_seen(disk, acts[i]):
+                if i < len(acts) and acts[i].what == DM:
+                    if helped and not disk.keys[US]:
+                        disk.keys[US] = acts[i].key
+                elif i < len(acts) and not self.is_as_seen(disk, acts[i]):
                     break
             else:
                 yield answer, disk
@@ -671,7 +816,7 @@ class Case:
             and self.answer == GOOD and self.key == self.disk.keys[US])
 
     def is_as_seen(self, disk, act):
-        if not act.seen and self.action not in PREEMPTS \
+        if not act.seen & SEEN_OTHERS and self.action not in PREEMPTS \
                 and act.nexus == RIVALS \
                 and any(key in (KEY, NEW) for key in disk.keys.values()):
             return False        # it has read the keys before
@@ -685,8 +830,9 @@ class Case:
 
     def wrong(self):
         """The rules that are broken."""
-        names = ('is_explained', 'is_known', 'is_resumed', 'is_in_time',
-                 'is_logged', 'is_undone', 'works', 'goes_on')
+        names = ('is_explained', 'is_known', 'is_remembered', 'is_resumed',
+                 'is_in_time', 'is_logged', 'is_undone', 'is_untouched',
+                 'works', 'goes_on')
         if self.is_in:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
@@ -717,21 +863,45 @@ class Case:
                 answer == self.answer and self.others_are(disk, seen)
                 and (disk.reservation == seen.reservation
                      or self.is_left_behind(seen, keys, live))
-                and all(keys[path] == disk.keys[US] if path in live
+                and all(keys[path] == disk.keys[US]
+                        or self.is_multipathds(path)
+                        and self.answer == CONFLICT if path in live
                         else keys[path] in (0, self.first[path],
-                                            disk.keys[US]) for path in PATHS)
+                                            disk.keys[US])
+                        or self.is_multipathds(path) for path in PATHS)
                 for answer, disk in found)
-        gone = {act.key for act in self.done() if not act.status
-                and act.what in (CLEAR, *PREEMPTS)}
+        gone = {act.key for act in self.hits()}
         allowed = {0, *(disk.keys[US] for _, disk in found)} - (
             gone - {0, *self.first.values()})
         return all(keys[path] in allowed or keys[path] == self.first[path]
                    and (path not in live or not gone & {0, keys[path]})
+                   or self.is_multipathds(path) or self.is_halfway(keys[path])
                    for path in PATHS) and any(
             self.others_are(disk, seen)
             and (disk.reservation == seen.reservation
                  or not seen.reservation and disk.holds(US))
             for _, disk in found)
+
+    def hits(self):
+        """What rivals have done that a path of ours has lost its key by."""
+        return [act for act in self.done() if act.what in (CLEAR, *PREEMPTS)
+                and act.seen & SEEN_HIT]
+
+    def is_multipathds(self, path):
+        """It has its key from multipathd, and nobody has preempted that."""
+        key = self.nexus(path).key
+        given = [act.done_at for act in self.changes(path, DM)
+                 if act.status and act.key == key]
+        if path in self.came and key == self.given.get(path):
+            given.append(self.came[path])
+        return given and not any(
+            act.done_at > max(given) and act.key in (0, key)
+            for act in self.hits())
+
+    def is_halfway(self, key):
+        """Who is killed cannot take off again what he has registered."""
+        return self.is_killed and self.action in REGISTERS \
+            and key == self.sa_key and key not in self.first.values()
 
     def is_left_behind(self, seen, keys, live):
         """Who unregisters cannot take along a path that is gone, which goes
@@ -758,6 +928,17 @@ class Case:
             return known.prflag == 'unset' or not known.key
         return self.action not in REGISTERS or (
             known.key == self.sa_key and known.prflag == 'set')
+
+    def is_remembered(self):
+        """Rule 3, if the path is gone by the time of the next command."""
+        lun, known = self.lab.lun, self.lab.known
+        return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
+            or not self.is_mpd_well or self.is_killed \
+            or self.was_hold == 'unset' and self.was_holder in PATHS \
+            or self.action in REGISTERS and self.answer not in (
+                GOOD, CONFLICT) \
+            or not 0 < lun.type < 7 or lun.holder not in PATHS \
+            or not self.nexus(lun.holder).key
 
     def is_resumed(self):
         """Rule 5."""
@@ -793,11 +974,13 @@ class Case:
         if self.answer == GOOD and self.action in REGISTERS \
                 and not self.is_hit():
             return all(self.nexus(path).key == self.sa_key
+                       or path in self.away or path in self.came
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS)
         if self.answer == GOOD and self.action in PREEMPTS \
                 and not self.is_hit():
             return all(self.nexus(path).key or not self.first[path]
+                       or path in self.away
                        or re.search(r'\b%s\b' % sim.disk_name(path), log)
                        for path in PATHS) or not any(
                 self.nexus(path).key for path in PATHS)
@@ -813,13 +996,22 @@ class Case:
                    or n.open_other for n in paths) \
             or len({n.key == self.sa_key for n in paths}) < 2
 
+    def is_untouched(self):
+        """What waits for a transport in vain has not begun to change keys."""
+        return self.action not in REGISTERS or self.answer == GOOD \
+            or self.is_killed or self.hits() or self.came \
+            or any(self.changes(path, DM) for path in PATHS) \
+            or not any(self.nexus(path).state == BLOCKED
+                       and not self.changes(path, STATE) for path in PATHS) \
+            or all(self.nexus(path).key == self.first[path] for path in PATHS)
+
     def is_read(self):
         """By one path that works, and nothing has been changed by it."""
         paths = [self.nexus(path) for path in PATHS]
         clean = not any(self.changes(path, what) for path in PATHS
                         for what in (STATE, OPEN, DELAY))
         return self.answer == GOOD or self.is_killed or not clean \
-            or str(self.answer).startswith('status') or all(
+            or self.refuses or self.away or self.came or str(self.answer).startswith('status') or all(
             n.inject or n.state or n.delay_ms or n.open_errno or n.open_other
             for n in paths)
 
@@ -829,7 +1021,7 @@ class Case:
         if self.answer in (GOOD, CONFLICT) or known.fixed != 0 \
                 or self.lab.helper.process.poll() is not None:
             return True
-        self.lab.mpd.rules = []
+        self.lab.mpd.rules, known.states = [], {}
         for path in PATHS:
             n = self.nexus(path)
             n.inject_count = n.state = n.delay_ms = n.open_errno = 0
@@ -845,7 +1037,8 @@ class Case:
                 break
             time.sleep(.1)
         self.wait_idle()
-        keys = [self.nexus(path).key for path in PATHS]
+        keys = [self.nexus(path).key for path in PATHS
+                if path not in self.away]
         self.tell('again: %s, keys %s' % (answer, keys))
         return answer == GOOD and known.key == AGAIN \
             and known.prflag == 'set' and set(keys) == {AGAIN}

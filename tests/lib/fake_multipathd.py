@@ -19,6 +19,8 @@ import struct
 import threading
 import time
 
+import sim
+
 # A size_t of the machine that the helper is built for, and what it is not.
 SIZE = struct.Struct(os.environ.get('SIM_SIZE_T', '@N'))
 OTHER_SIZE = struct.Struct('=Q' if SIZE.size == 4 else '=I')
@@ -112,6 +114,7 @@ class Multipathd:
         self.wrong = []         # what no multipathd should have to see
         self.is_virtual = False     # the helper's clock jumps: SIM_SPEED=0
         self.shown = 0          # when a helper asked for the paths
+        self.told = 0           # and said if the map is registered
 
     # ---- Life -------------------------------------------------------------
     def start(self, backlog=128):
@@ -143,7 +146,7 @@ class Multipathd:
             self.released = threading.Event()
             self.rules, self.version = [], '0.14'
             self.commands, self.wrong = [], []
-            self.shown = 0
+            self.shown = self.told = 0
 
     def map(self, name):
         return next(m for m in self.maps if m.name == name)
@@ -302,6 +305,8 @@ class Multipathd:
             return self.failure()
         answer = getattr(self, 'do_' + verb)(found[0], *options[1:])
         if self.target:
+            if 'setprstatus' in verb:
+                self.told = self.target.clock()
             m = self.maps[0]
             self.target.script.multipathd_key = \
                 m.key if m.prflag == 'set' else 0
@@ -341,10 +346,19 @@ class Multipathd:
     def do_unsetprkey(m):
         return m.set_key(0, False) and None
 
-    @staticmethod
-    def do_setprstatus(m, pathlist=None):
+    def do_setprstatus(self, m, pathlist=None):
+        """It registers those that the list lacks, if the key is there."""
         m.prflag = 'set'
         m.pathlist = pathlist
+        if pathlist is None or not self.target or not m.key:
+            return
+        for number in range(sim.NEXUSES):
+            path = m.paths.get(sim.disk_name(number))
+            if path and not path.dm_failed and not path.state \
+                    and '%d:%d' % sim.disk_number(number) \
+                    not in pathlist.split() \
+                    and m.key in self.target.keys(path.lun):
+                path.key = m.key
 
     @staticmethod
     def do_unsetprstatus(m):

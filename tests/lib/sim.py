@@ -62,7 +62,9 @@ ACTION_FIELDS = {
 
 # What a script does besides service actions.
 LOOK, STATE, INJECT, DM, OPEN, KILL, DELAY = 8, 16, 17, 18, 19, 20, 21
+AFTERWARDS = 1 << 62    # times from that on count from the line before
 HIT = 1 << 16       # steps from that on count from the one that went wrong
+SEEN_OTHERS, SEEN_HIT = 1, 2
 # The states of a disk.
 RUNNING, BLOCKED, TRANSPORT_OFFLINE, OFFLINE, QUIESCE = range(5)
 STATES = 'running', 'blocked', 'transport-offline', 'offline', 'quiesce'
@@ -171,6 +173,11 @@ class Target(Fields):
 
     def lun(self, number):
         return Fields(self.pages, 4 + number * LUN, LUN_FIELDS)
+
+    def keys(self, lun):
+        """Of all that are registered there."""
+        nexuses = (self.nexus(n) for n in range(NEXUSES))
+        return {n.key for n in nexuses if n.key and n.lun == lun}
 
     def clock(self):
         """Microseconds, as a helper with SIM_SPEED=0 sees them."""

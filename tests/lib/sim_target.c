@@ -59,6 +59,8 @@
 #define ACTIONS 64
 #define NEVER UINT64_MAX
 #define HIT 0x10000u /* steps from that on count from the one that was hit */
+/* A time from that on counts from the end of the line before. */
+#define AFTERWARDS (UINT64_C(1) << 62)
 
 /* What a nexus's commands meet instead of, or besides, the disk itself. */
 enum {
@@ -150,8 +152,13 @@ enum {
     ACTION_IGNORE = 6
 };
 
+enum {
+    SEEN_OTHERS = 1, /* a key is there that is neither own nor 0 */
+    SEEN_HIT = 2     /* a path of a map has lost its key by it */
+};
+
 struct action {
-    uint64_t at;      /* us, or: */
+    uint64_t at;      /* us, see AFTERWARDS, or: */
     uint64_t key;     /* service action key; 0 to preempt: another's */
     uint64_t done_at; /* us; 0: not yet */
     uint32_t step;    /* before this one; 0: at a time */
@@ -161,7 +168,7 @@ struct action {
     uint32_t status;   /* of PERSISTENT RESERVE OUT */
     uint32_t done_step;
     uint64_t own;  /* key, that it did that with */
-    uint64_t seen; /* is a key there that is neither own nor 0 */
+    uint64_t seen; /* SEEN_... */
 };
 
 struct script {
@@ -340,6 +347,16 @@ static void unlock(void)
 
 static void script_run(void);
 
+/* When a line that has no step is due. */
+static uint64_t due_at(const struct action *a)
+{
+    if (a->at < AFTERWARDS)
+        return a->at;
+    return a > target->script.action && a[-1].done_at
+               ? a[-1].done_at + a->at - AFTERWARDS
+               : NEVER;
+}
+
 /* When the script goes on by itself, or NEVER. */
 static uint64_t script_next(void)
 {
@@ -349,8 +366,8 @@ static uint64_t script_next(void)
 
     for (i = 0; i < script->actions % (ACTIONS + 1); i++)
         if (!script->action[i].step && !script->action[i].done_at
-            && script->action[i].at < next)
-            next = script->action[i].at;
+            && due_at(&script->action[i]) < next)
+            next = due_at(&script->action[i]);
     return next;
 }
 
@@ -1042,12 +1059,22 @@ static int is_key(uint64_t key)
     return 0;
 }
 
+static unsigned int paths_registered(void)
+{
+    unsigned int n, count = 0;
+
+    for (n = 0; n < NEXUSES; n++)
+        count += target->nexus[n].initiator && is_registered(n);
+    return count;
+}
+
 /* A service action by which a rival goes its way. */
 static void act_out(struct action *a)
 {
     uint64_t own = target->nexus[a->nexus].key;
     uint8_t cdb[10] = { 0x5f, (uint8_t)a->what, (uint8_t)a->argument };
     uint8_t list[24] = { 0 };
+    unsigned int before;
 
     if (!a->key
         && (a->what == ACTION_PREEMPT || a->what == ACTION_PREEMPT_AND_ABORT))
@@ -1055,7 +1082,10 @@ static void act_out(struct action *a)
     a->own = own;
     put_be(list, own, 8);
     put_be(list + 8, a->key, 8);
+    before = paths_registered();
     a->status = pr_out(a->nexus, cdb, list, sizeof(list)).status;
+    if (paths_registered() < before)
+        a->seen |= SEEN_HIT;
 }
 
 /* multipathd registers a path that comes back, if its key is there. */
@@ -1065,7 +1095,7 @@ static void act_dm(struct action *a, struct nexus *n)
 
     n->dm_failed = a->argument;
     if (!n->dm_failed && is_key(key)) {
-        n->key = key;
+        a->key = n->key = key;
         a->status = 1;
     }
 }
@@ -1084,7 +1114,7 @@ static void act(struct action *a)
     lun = &target->lun[n->lun % LUNS];
     a->done_at = now_us();
     a->done_step = target->script.steps;
-    a->seen = key_of_others(n->key) != 0;
+    a->seen = key_of_others(n->key) ? SEEN_OTHERS : 0;
     if (a->what < LOOK)
         act_out(a);
     else if (a->what == STATE)
@@ -1106,7 +1136,7 @@ static int is_due(const struct action *a)
     const struct script *script = &target->script;
 
     if (!a->step)
-        return now_us() >= a->at;
+        return now_us() >= due_at(a);
     if (a->step < HIT)
         return script->steps >= a->step;
     return script->hit && script->steps - script->hit > a->step - HIT;
