@@ -239,7 +239,7 @@ class Program:
         self.sanitized = any('__asan_init' in s for s in symbols)
         self.ours = {line.split()[2] for o in OURS
                      for line in self.tool('nm', '--defined-only', o)
-                     if line.split()[1] in 'tTR'}
+                     if line.split()[1] in 'tTRD'}
         self.offsets = self.read_calls(path)
 
     @staticmethod
