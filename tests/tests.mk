@@ -117,9 +117,13 @@ check-warnings:
 	$(call elsewhere,warnings/gcc) CC=gcc CFLAGS='-O2 -Werror' all static
 	$(call elsewhere,warnings/clang) CC=clang CFLAGS='-O2 -Werror' all
 
+# What is about the build, or has a program of its own, is the same there.
+ONCE = PYTEST_ADDOPTS='$(patsubst %,--ignore=tests/host/test_%.py,$(1) \
+	headers install make oci)'
+
 ## check-static: check, of the static binary
 check-static: static $(BUILD)/static/sim/qemu-pr-helper image
-	RANDOM_COMMANDS=300 HELPER=$(BUILD)/static/qemu-pr-helper \
+	$(call ONCE,fault) RANDOM_COMMANDS=300 HELPER=$(BUILD)/static/qemu-pr-helper \
 		CLIENT=$(BUILD)/static/qemu-pr-client \
 		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper \
 		tests/run.sh host kernel
@@ -130,7 +134,7 @@ SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 check-sanitized:
 	$(call elsewhere,sanitized) CFLAGS='$(SANITIZERS)' \
 		CPPFLAGS=-DSANDBOX=false all sim fault
-	RANDOM_COMMANDS=300 HELPER=$(SANITIZED)/qemu-pr-helper \
+	$(call ONCE) RANDOM_COMMANDS=300 HELPER=$(SANITIZED)/qemu-pr-helper \
 		CLIENT=$(SANITIZED)/qemu-pr-client \
 		SIM_HELPER=$(SANITIZED)/sim/qemu-pr-helper \
 		FAULT_HELPER=$(SANITIZED)/fault/qemu-pr-helper tests/run.sh host
