@@ -180,6 +180,8 @@ check-lint:
 	shellcheck .ci/run contrib/*.sh contrib/debian/prhelper.p* tests/*.sh \
 		tests/*/*.sh $(CONTRIB_SCRIPTS)
 	mandoc -Tlint man/*.[18]
+	! find tests -name '*.[cs]*' -o -name '*.py' | sed 's|.*/||' | sort | \
+		uniq -d | grep . # two files of one name, which pytest cannot tell
 
 ## check-fuzz: the corpus, then FUZZ_SECONDS=60 of new inputs
 FUZZ_ENGINE = libfuzzer
