@@ -109,6 +109,7 @@ static void server_set_up(struct server *server, const struct options *options)
     unsigned slots = options->max_clients, clients = 1;
     int limit = descriptors_limit(is_single ? slots * 2 + OTHERS
                                             : HIGHEST_NUMBER + 1);
+    int type = SOCK_SEQPACKET | SOCK_CLOEXEC | (is_single ? SOCK_NONBLOCK : 0);
     int low;
 
     server->options = options;
@@ -117,17 +118,13 @@ static void server_set_up(struct server *server, const struct options *options)
     server->status_by = NEVER;
     server->crowded_by = NEVER;
     if (is_single)
-        slots = clients = limit > OTHERS + 2 ? (unsigned)(limit - OTHERS) / 2
-                                             : 1;
+        slots = clients = (unsigned)(limit > OTHERS + 2 ? limit - OTHERS : 2)
+                          / 2;
     server->max_clients = slots;
     slots = slots * 2 + 16;
     if (pipe2(server->report, O_CLOEXEC | O_NONBLOCK) < 0)
         fatal("cannot make a pipe: %s", strerror(errno));
-    if (socketpair(AF_UNIX,
-                   SOCK_SEQPACKET | SOCK_CLOEXEC
-                       | (is_single ? SOCK_NONBLOCK : 0),
-                   0, server->queue)
-        < 0)
+    if (socketpair(AF_UNIX, type, 0, server->queue) < 0)
         fatal("cannot make a queue: %s", strerror(errno));
     if (!is_single) {
         server->sessions = table(slots * sizeof(struct session), MAP_PRIVATE);

@@ -190,25 +190,20 @@ enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
 #define EQUAL(value, if_true, if_false)                                        \
     BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (if_true), (if_false))
 
-static uint32_t argument_offset(int argument)
-{
-    const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
-
-    return FIELD(args) + (uint32_t)argument * 8 + (big_endian ? 4 : 0);
-}
-
 /* Writes "do that with this one"; returns the number of instructions. */
 static size_t permission_write(struct sock_filter *filter,
                                const struct permission *permission,
                                uint32_t queue)
 {
+    const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
+    const uint32_t low = FIELD(args) + (big_endian ? 4 : 0); /* of the first */
     bool any = permission->argument == ANY;
     uint32_t value = permission->value == QUEUE        ? queue
                      : permission->value == TRACE_FILE ? (uint32_t)trace_file()
                                                        : permission->value;
     const struct sock_filter part[] = {
         EQUAL(permission->number, 0, any ? 1 : 4),
-        LOAD(argument_offset(permission->argument)),
+        LOAD(low + (uint32_t)permission->argument * 8),
         EQUAL(value, 0, 1),
         RETURN(permission->from == ABORTING ? REFUSED : SECCOMP_RET_ALLOW),
         LOAD(FIELD(nr)),
@@ -222,11 +217,12 @@ static size_t permission_write(struct sock_filter *filter,
 }
 
 /*
- * What the process may do, and what comes of the rest. Numbers of another ABI
- * (x32's have bit 30 set) are not in the table, another architecture's are
- * not looked up at all.
+ * Installs a filter, on top of main's if it has one: what this process may do,
+ * and what comes of the rest. Numbers of another ABI (x32's have bit 30 set)
+ * are not in the table, another architecture's are not looked up at all.
+ * Returns -1 and errno if the process must not go on.
  */
-static int filter_install(const struct server *server, enum process process)
+int sandbox_enter(const struct server *server, enum process process)
 {
     static const struct sock_filter head[] = {
         LOAD(FIELD(arch)),
@@ -241,6 +237,8 @@ static int filter_install(const struct server *server, enum process process)
     unsigned flags = SECCOMP_FILTER_FLAG_LOG;
     size_t i, n = COUNT(head);
 
+    if (!server->is_filtered)
+        return 0;
     memcpy(filter, head, sizeof(head));
     for (i = 0; i < COUNT(permissions); i++)
         if (permissions[i].from <= process)
@@ -258,12 +256,11 @@ static int filter_install(const struct server *server, enum process process)
 
 #else
 
-static int filter_install(const struct server *server, enum process process)
+int sandbox_enter(const struct server *server, enum process process)
 {
-    (void)server;
     (void)process;
     errno = ENOSYS;
-    return -1;
+    return server->is_filtered ? -1 : 0;
 }
 
 #endif
@@ -318,35 +315,23 @@ static int landlock_restrict(long version, const char *socket_path)
     return result;
 }
 
-static void landlock_main(const struct server *server)
+/* For main, once it has opened all that it will. Needs no_new_privs. */
+void sandbox_main(struct server *server)
 {
-    long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
-                           LANDLOCK_VERSION);
+    long version;
 
+    if (!server->options->sandbox)
+        return;
+    version = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_VERSION);
     if (version < 1)
         log_verbose("this kernel has no Landlock: %s", strerror(errno));
     else if (landlock_restrict(version, server->listener.path) < 0)
         log_warning("Landlock does not work, so what files can be opened is "
                     "not restricted: %s",
                     strerror(errno));
-}
-
-/* For main, once it has opened all that it will. Needs no_new_privs. */
-void sandbox_main(struct server *server)
-{
-    if (!server->options->sandbox)
-        return;
-    landlock_main(server);
-    server->is_filtered = filter_install(server, MAIN) == 0;
-    if (!server->is_filtered)
+    server->is_filtered = true;
+    if (sandbox_enter(server, MAIN) < 0) {
         log_warning("no seccomp filter: %s", strerror(errno));
-}
-
-/*
- * For a session or a worker: what main has, it has, too. Returns -1 and errno
- * if it must not go on.
- */
-int sandbox_enter(const struct server *server, enum process process)
-{
-    return server->is_filtered ? filter_install(server, process) : 0;
+        server->is_filtered = false;
+    }
 }

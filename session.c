@@ -80,7 +80,6 @@ static unsigned victim_choose(const struct server *server)
 {
     unsigned i, victim = server->slots, most = 0;
     unsigned clients = active_count(server, NULL);
-    struct log_peer peer;
 
     for (i = 0; i < server->slots; i++) {
         const struct record *record = &server->records[i];
@@ -99,11 +98,10 @@ static unsigned victim_choose(const struct server *server)
         victim = i;
         most = connections;
     }
-    peer = server->records[victim].peer;
-    *log_about() = peer;
+    *log_about() = server->records[victim].peer;
     log_warning("%u clients: disconnecting one of pid %d uid %u",
                 clients < server->max_clients ? clients : server->max_clients,
-                peer.pid, peer.uid);
+                log_about()->pid, log_about()->uid);
     *log_about() = (struct log_peer){ 0 };
     return victim;
 }
@@ -128,11 +126,6 @@ static void session_leave(struct server *server, unsigned i, int64_t now)
     server->sessions[i].leave_by = now + LEAVE_WITHIN;
 }
 
-static void session_evict(struct server *server, int64_t now)
-{
-    session_leave(server, victim_choose(server), now);
-}
-
 /*
  * There is no room for another process: a client has to go, if there is more
  * than one; but no further one if the process that has gone meanwhile made no
@@ -145,7 +138,7 @@ void session_make_room(struct server *server, const char *what, int error,
     if (server->sessions == NULL || server->room == ROOM_MADE
         || active_count(server, NULL) < 2)
         return;
-    session_evict(server, now);
+    session_leave(server, victim_choose(server), now);
     server->room = ROOM_AWAITED;
 }
 
@@ -180,7 +173,6 @@ static void session_begin(struct server *server, struct record *record)
 {
     rlim_t limit = (rlim_t)server->queue[QUEUE_IN];
     int socket;
-    ssize_t sent;
 
     /* It dies with main, but see client_busy(). */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
@@ -190,9 +182,7 @@ static void session_begin(struct server *server, struct record *record)
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
-    while ((sent = write(server->report[1], "s", 1)) < 0 && errno == EINTR)
-        ;
-    if (sent < 0)
+    if (write(server->report[1], "s", 1) < 0)
         _exit(errno); /* main would wait for this byte */
     log_syslog_renew();
     server->clients[0].is_session = true;
@@ -364,7 +354,7 @@ int64_t session_check(struct server *server, int64_t now)
     else if (server->crowded_by == NEVER)
         server->crowded_by = now + CROWDED_FOR;
     else if (server->crowded_by <= now)
-        session_evict(server, now);
+        session_leave(server, victim_choose(server), now);
     for (i = 0; i < server->slots; i++) {
         struct session *session = &server->sessions[i];
 
@@ -389,8 +379,7 @@ void session_kill_all(struct server *server)
         if (server->sessions[i].pid == 0)
             continue;
         kill(server->sessions[i].pid, SIGKILL);
-        if (server->records[i].busy)
-            commands++;
+        commands += server->records[i].busy;
     }
     if (commands > 0)
         log_error("%u commands did not end in time, leaving without them",
