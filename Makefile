@@ -80,8 +80,10 @@ $(BUILD)/%.o: %.c $(COMMON)
 
 # One call of the compiler sees all of the program, and leaves out what
 # nothing calls. musl does not protect relocations of a static program: relro
-# would only pad it. Debian's musl-gcc does not find the kernel's headers.
-STATIC_FLAGS = -static -Os -flto -ffunction-sections -fdata-sections \
+# would only pad it. It has its place in memory from the linker anyhow, so no
+# code has to find out where. Debian's musl-gcc does not find the kernel's
+# headers.
+STATIC_FLAGS = -static -fno-pie -no-pie -Os -flto -ffunction-sections -fdata-sections \
 	-fno-asynchronous-unwind-tables \
 	-Wl,--gc-sections,-z,noseparate-code,-z,norelro
 KERNEL_HEADERS = -idirafter /usr/include \

@@ -128,7 +128,10 @@ static const char *client_receive(struct client *client, bool *more)
         char bytes[CMSG_SPACE(sizeof(int))]; /* two fit on 64 bits */
     } control;
     struct iovec data;
-    struct msghdr message = { 0 };
+    struct msghdr message = { .msg_iov = &data,
+                              .msg_iovlen = 1,
+                              .msg_control = control.bytes,
+                              .msg_controllen = sizeof(control.bytes) };
     const char *violation;
     ssize_t bytes;
     size_t count;
@@ -136,10 +139,6 @@ static const char *client_receive(struct client *client, bool *more)
 
     *more = false;
     data.iov_base = protocol_rest(c, &data.iov_len);
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    message.msg_control = control.bytes;
-    message.msg_controllen = sizeof(control.bytes);
     bytes = recvmsg(client->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (bytes < 0) {
         if (errno == EAGAIN || errno == EINTR)

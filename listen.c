@@ -104,7 +104,6 @@ void listen_activated(struct listener *listener)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
     listen(ACTIVATION_FD, BACKLOG); /* anew, with ours */
     listener->fd = ACTIVATION_FD;
-    listener->path = NULL;
 }
 
 static int unix_socket(int type)

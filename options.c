@@ -42,40 +42,41 @@ static const struct options defaults = {
 
 static void usage(void)
 {
-    printf("Usage: " PROGRAM " [OPTIONS]\n"
-           "Persistent reservation helper for QEMU\n"
-           "\n"
-           "  -h, --help               display this help and exit\n"
-           "  -V, --version            output version information and exit\n"
-           "\n"
-           "  -d, --daemon             run in the background\n"
-           "  -f, --pidfile=PATH       PID file, written if this or -d is "
-           "given\n"
-           "                           (default %s)\n"
-           "  -k, --socket=PATH        path of the Unix socket\n"
-           "                           (default %s)\n"
-           "  -u, --user=USER          user to drop privileges to\n"
-           "  -g, --group=GROUP        group to drop privileges to\n"
-           "  -q, --quiet              log errors only\n"
-           "  -v, --verbose            log more; may be repeated\n"
-           "  -T, --trace [[enable=]PATTERN][,events=FILE][,file=FILE]\n"
-           "                           trace events; -T help lists them\n"
-           "\n"
-           "      --single-process     serve all clients in one process\n"
-           "      --max-clients=N      clients served at a time (default %u)\n"
-           "      --client-timeout=SECONDS\n"
-           "                           how long a client may stop inside "
-           "a message\n"
-           "                           (default %d)\n"
-           "      --stop-timeout=SECONDS\n"
-           "                           how long commands may take to end "
-           "at exit\n"
-           "                           (default %d)\n"
-           "      --sandbox=on|off     refuse what the helper does not need\n"
-           "                           (default on)\n",
-           defaults.pid_file, defaults.socket_path, defaults.max_clients,
-           (int)(defaults.client_timeout / SECOND),
-           (int)(defaults.stop_timeout / SECOND));
+    dprintf(STDOUT_FILENO,
+            "Usage: " PROGRAM " [OPTIONS]\n"
+            "Persistent reservation helper for QEMU\n"
+            "\n"
+            "  -h, --help               display this help and exit\n"
+            "  -V, --version            output version information and exit\n"
+            "\n"
+            "  -d, --daemon             run in the background\n"
+            "  -f, --pidfile=PATH       PID file, written if this or -d is "
+            "given\n"
+            "                           (default %s)\n"
+            "  -k, --socket=PATH        path of the Unix socket\n"
+            "                           (default %s)\n"
+            "  -u, --user=USER          user to drop privileges to\n"
+            "  -g, --group=GROUP        group to drop privileges to\n"
+            "  -q, --quiet              log errors only\n"
+            "  -v, --verbose            log more; may be repeated\n"
+            "  -T, --trace [[enable=]PATTERN][,events=FILE][,file=FILE]\n"
+            "                           trace events; -T help lists them\n"
+            "\n"
+            "      --single-process     serve all clients in one process\n"
+            "      --max-clients=N      clients served at a time (default %u)\n"
+            "      --client-timeout=SECONDS\n"
+            "                           how long a client may stop inside "
+            "a message\n"
+            "                           (default %d)\n"
+            "      --stop-timeout=SECONDS\n"
+            "                           how long commands may take to end "
+            "at exit\n"
+            "                           (default %d)\n"
+            "      --sandbox=on|off     refuse what the helper does not need\n"
+            "                           (default on)\n",
+            defaults.pid_file, defaults.socket_path, defaults.max_clients,
+            (int)(defaults.client_timeout / SECOND),
+            (int)(defaults.stop_timeout / SECOND));
 }
 
 /* A decimal number up to most, and nothing else. */
@@ -230,7 +231,7 @@ void options_parse(struct options *options, int argc, char **argv)
             usage();
             exit(EXIT_SUCCESS);
         case 'V':
-            printf(PROGRAM " " VERSION " (prhelper)\n");
+            dprintf(STDOUT_FILENO, PROGRAM " " VERSION " (prhelper)\n");
             exit(EXIT_SUCCESS);
         case 'd':
             options->background = true;

@@ -226,7 +226,7 @@ static void supervisor_set_up(struct supervisor *supervisor,
 int main(int argc, char **argv)
 {
     struct options options;
-    struct listener listener;
+    struct listener listener = { 0 };
     struct roster roster = { 0 };
     struct supervisor supervisor = { 0 };
     struct server server = { .listener = &listener };

@@ -93,7 +93,6 @@ static bool goes_before(const struct roster *roster, const struct record *a,
 unsigned roster_evict(const struct roster *roster)
 {
     unsigned i, clients = roster_active(roster), victim = 0, most = 0;
-    struct log_peer peer;
 
     for (i = 0; i < roster->slots; i++) {
         const struct record *record = &roster->records[i];
@@ -111,11 +110,10 @@ unsigned roster_evict(const struct roster *roster)
         victim = i;
         most = connections;
     }
-    peer = roster->records[victim].peer;
-    *log_about() = peer;
+    *log_about() = roster->records[victim].peer;
     log_warning("%u clients: disconnecting one of pid %d uid %u",
-                clients < roster->most ? clients : roster->most, peer.pid,
-                peer.uid);
+                clients < roster->most ? clients : roster->most,
+                log_about()->pid, log_about()->uid);
     *log_about() = (struct log_peer){ 0 };
     return victim;
 }

@@ -190,25 +190,20 @@ enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
 #define EQUAL(value, if_true, if_false)                                        \
     BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (if_true), (if_false))
 
-static uint32_t argument_offset(int argument)
-{
-    const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
-
-    return FIELD(args) + (uint32_t)argument * 8 + (big_endian ? 4 : 0);
-}
-
 /* Writes "do that with this one"; returns the number of instructions. */
 static size_t permission_write(struct sock_filter *filter,
                                const struct permission *permission,
                                uint32_t queue)
 {
+    const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
+    const uint32_t low = FIELD(args) + (big_endian ? 4 : 0); /* of the first */
     bool any = permission->argument == ANY;
     uint32_t value = permission->value == QUEUE        ? queue
                      : permission->value == TRACE_FILE ? (uint32_t)trace_file()
                                                        : permission->value;
     const struct sock_filter part[] = {
         EQUAL(permission->number, 0, any ? 1 : 4),
-        LOAD(argument_offset(permission->argument)),
+        LOAD(low + (uint32_t)permission->argument * 8),
         EQUAL(value, 0, 1),
         RETURN(permission->from == ABORTING ? REFUSED : SECCOMP_RET_ALLOW),
         LOAD(FIELD(nr)),
@@ -222,11 +217,12 @@ static size_t permission_write(struct sock_filter *filter,
 }
 
 /*
- * What the process may do, and what comes of the rest. Numbers of another ABI
- * (x32's have bit 30 set) are not in the table, another architecture's are
- * not looked up at all.
+ * Installs a filter, on top of main's if it has one: what this process may do,
+ * and what comes of the rest. Numbers of another ABI (x32's have bit 30 set)
+ * are not in the table, another architecture's are not looked up at all.
+ * Returns -1 and errno if the process must not go on.
  */
-static int filter_install(enum process process, int queue)
+int sandbox_enter(enum process process, int queue)
 {
     static const struct sock_filter head[] = {
         LOAD(FIELD(arch)),
@@ -257,7 +253,7 @@ static int filter_install(enum process process, int queue)
 
 #else
 
-static int filter_install(enum process process, int queue)
+int sandbox_enter(enum process process, int queue)
 {
     (void)process;
     (void)queue;
@@ -317,7 +313,7 @@ static int landlock_restrict(long version, const char *socket_path)
     return result;
 }
 
-static void landlock_main(const char *socket_path)
+bool sandbox_main(const char *socket_path, int queue)
 {
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
@@ -328,18 +324,8 @@ static void landlock_main(const char *socket_path)
         log_warning("Landlock does not work, so what files can be opened is "
                     "not restricted: %s",
                     strerror(errno));
-}
-
-bool sandbox_main(const char *socket_path, int queue)
-{
-    landlock_main(socket_path);
-    if (filter_install(MAIN, queue) == 0)
+    if (sandbox_enter(MAIN, queue) == 0)
         return true;
     log_warning("no seccomp filter: %s", strerror(errno));
     return false;
-}
-
-int sandbox_enter(enum process process, int queue)
-{
-    return filter_install(process, queue);
 }

@@ -37,7 +37,6 @@ static void session_begin(const struct supervisor *supervisor, unsigned place,
                           struct server *server)
 {
     int socket;
-    ssize_t sent;
 
     /* It dies with the supervisor, but see client_busy(). */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
@@ -47,9 +46,7 @@ static void session_begin(const struct supervisor *supervisor, unsigned place,
     socket = accept4(supervisor->listener->fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
-    while ((sent = write(supervisor->report[1], "s", 1)) < 0 && errno == EINTR)
-        ;
-    if (sent < 0)
+    if (write(supervisor->report[1], "s", 1) < 0)
         _exit(errno); /* the supervisor would wait for this byte */
     log_syslog_renew();
     server->listener = NULL;

@@ -43,7 +43,7 @@ void trace_list(void)
     int event;
 
     for (event = 0; event < TRACE_EVENTS; event++)
-        puts(names[event]);
+        dprintf(STDOUT_FILENO, "%s\n", names[event]);
 }
 
 /* In a pattern, * stands for any characters, and ? for one. */
