@@ -170,7 +170,8 @@ check-reproducible:
 LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(wildcard tests/*/*.c)
 CONTRIB_SCRIPTS = contrib/openrc/qemu-pr-helper \
 	$(wildcard contrib/runit/*/* contrib/s6/*/run contrib/s6/*/data/check)
-check-lint:
+check-lint: $(OBJECTS)
+	tests/lib/order.sh $(OBJECTS)
 	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
