@@ -197,7 +197,8 @@ enum verdict path_look(const struct map *map, struct path *path)
     else if (strcmp(state, "running") == 0)
         return path_open(map, path) ? DUE : NOT_TAKEN;
     else
-        path->is_down = strstr(state, "block") == NULL
+        path->is_down = strcmp(state, "blocked") != 0
+                        && strcmp(state, "created-blocked") != 0
                         && strcmp(state, "quiesce") != 0;
     snprintf(path->why, sizeof(path->why), "is %s", state);
     return NOT_TAKEN;
