@@ -31,7 +31,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     answer = map->answer;
     if (!is_lost && answer.status != GOOD)
         hold_settle(map, was, false);
-    if (path == NULL && map->left_out > 0 && !is_lost && was != FLAG_UNSET) {
+    if (path == NULL && map->left_out > 0 && was != FLAG_UNSET) {
         if (!reservation_read(map, &reservation))
             return;
         if (reservation.is_held && reservation.key == key->value
@@ -50,24 +50,56 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     map->answer = answer;
 }
 
-/* All paths that are there have said something to RELEASE. */
-static void release_end(struct map *map, const struct multipathd_key *key,
-                        const struct request *request)
+/*
+ * What our key holds only the path that holds it releases, and the others say
+ * GOOD to that: so it goes to all, and if that is not the end of it, for one
+ * was blocked or is gone, it is looked who holds. What all registrants hold
+ * any path releases: so it goes to one, as another one could release what
+ * somebody has reserved since.
+ */
+static void map_release(struct map *map, const struct multipathd_key *key,
+                        struct request *request)
 {
-    struct reservation reservation = { 0 };
-    struct path *path = NULL;
-    enum holder holder = holder_find(map, key, &reservation, &path);
+    struct reservation reservation;
+    enum verdict verdict = DONE;
+    enum holder holder;
+    struct path *path;
+    bool is_lost;
 
+    if (!reservation_read(map, &reservation))
+        return;
+    if (reservation.is_held && reservation.key == key->value
+        && (request->cdb[2] & 0x0f) < WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
+        all_due(map);
+        sweep(map, request, NULL, 0);
+        map_answer(map, GOOD);
+        if (count_of(map, CONFLICT) == map->count)
+            map_answer(map, RESERVATION_CONFLICT);
+    } else {
+        any_send(map, request);
+        is_lost = map->is_lost;
+        if (is_lost && !reservation_read(map, &reservation))
+            return;
+        if (is_lost && reservation.is_held && reservation.key == 0)
+            map_fail(map, "a path has lost its answer, and whose the "
+                          "reservation is now cannot be told");
+    }
+    if (map->answer.status != GOOD)
+        return;
+    holder = holder_find(map, key, &reservation, &path);
     if (holder == HOLDER_UNKNOWN)
         return;
-    if (holder != HOLDER_OTHER && reservation.scope_type != request->cdb[2]) {
+    if (holder == HOLDER_GONE && reservation.scope_type != request->cdb[2]) {
         map_answer(map, RESERVATION_CONFLICT);
         return;
     }
     if (holder == HOLDER_GONE)
         path = take_over(map, key, reservation.scope_type);
-    if (holder != HOLDER_OTHER
-        && (path == NULL || path_send(map, path, request) != DONE)) {
+    if (holder != HOLDER_OTHER)
+        verdict = path != NULL ? path_send(map, path, request) : NOT_TAKEN;
+    if (verdict == REFUSED)
+        return; /* of another type, for example */
+    if (verdict != DONE) {
         map_fail(map, "the reservation is not released");
         return;
     }
@@ -76,68 +108,23 @@ static void release_end(struct map *map, const struct multipathd_key *key,
 }
 
 /*
- * What our key holds only the path that holds it releases, and the others say
- * GOOD to that: so it goes to every path, and waits for one that is blocked
- * only if the reservation is still there. What all registrants hold any path
- * releases: so it goes to one, as another one could release what somebody has
- * reserved since.
+ * It is told afterwards, too, who holds, if that was not so before: somebody
+ * may have reserved in between, whose reservation was taken over.
  */
-static void map_release(struct map *map, const struct multipathd_key *key,
-                        struct request *request)
-{
-    struct reservation reservation;
-    bool is_lost;
-    unsigned i;
-
-    if (!reservation_read(map, &reservation))
-        return;
-    if (!reservation.is_held || reservation.key != key->value
-        || (request->cdb[2] & 0x0f) >= WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
-        any_send(map, request);
-        is_lost = map->is_lost;
-        if (is_lost && !reservation_read(map, &reservation))
-            return;
-        if (is_lost && reservation.is_held && reservation.key == 0)
-            map_fail(map, "a path has lost its answer, and whose the "
-                          "reservation is now cannot be told");
-        if (map->answer.status == GOOD)
-            release_end(map, key, request);
-        return;
-    }
-    all_due(map);
-    if (!sweep(map, request, NULL, 0) && count_of(map, DONE) > 0
-        && count_of(map, REFUSED) == 0) {
-        if (!reservation_read(map, &reservation))
-            return;
-        if (!reservation.is_held || reservation.key != key->value) {
-            map_answer(map, GOOD);
-            multipathd_tell(&map->multipathd, "unsetprhold");
-            return;
-        }
-    }
-    if (!sweep(map, request, NULL, map->deadline))
-        return;
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].verdict == REFUSED
-            && path_send(map, &map->paths[i], request) == REFUSED)
-            return; /* the holder: of another type, for example */
-    if (count_of(map, DONE) > 0)
-        release_end(map, key, request);
-    else
-        answer_undone(map);
-}
-
 static void map_preempt(struct map *map, const struct multipathd_key *key,
                         const struct request *request)
 {
     uint64_t preempted = be64_get(request->data + 8);
     enum multipathd_flag was = FLAG_SET;
     struct reservation reservation;
-    bool takes_over, is_own;
+    bool takes_over, is_own, is_done, was_held;
+    struct answer answer;
+    struct path *path;
 
     if (!reservation_read(map, &reservation))
         return;
     takes_over = reservation.is_held && reservation.key == preempted;
+    was_held = reservation.is_held && reservation.key == key->value;
     /* 0: all others, if all registrants hold it when the command comes. */
     is_own = preempted == key->value || preempted == 0;
     if (takes_over && !hold_announce(map, &was))
@@ -146,9 +133,14 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
         preempt_own(map, request, key);
     else
         any_send(map, request);
-    if (takes_over
-        && (map->answer.status == GOOD || (!is_own && !map->is_lost)))
-        hold_settle(map, was, map->answer.status == GOOD);
+    answer = map->answer;
+    is_done = answer.status == GOOD;
+    if (takes_over && (is_done || (!is_own && !map->is_lost)))
+        hold_settle(map, was, is_done);
+    else if (is_done && !takes_over && !was_held
+             && holder_find(map, key, &reservation, &path) == HOLDER_PATH)
+        hold_settle(map, FLAG_UNKNOWN, true);
+    map->answer = answer;
 }
 
 static void map_out(struct map *map, struct request *request)

@@ -64,10 +64,14 @@ bool map_wait(struct map *map, int64_t deadline)
     return true;
 }
 
-/* What has to be put right has some time even after the deadline, once. */
+/*
+ * What has to be put right has some time even after the deadline, once; but
+ * while all I/O waits for it, little.
+ */
 void map_extend(struct map *map)
 {
-    int64_t least = clock_us() + AFTERWARDS_WITHIN;
+    bool is_suspended = map->suspension->alias[0] != '\0';
+    int64_t least = clock_us() + AFTERWARDS_WITHIN / (is_suspended ? 4 : 1);
 
     if (least > map->end)
         least = map->end;

@@ -13,7 +13,8 @@
  *	1 every path that the kernel may use has the key: sweep() ends well
  *	  only when each has taken it or path_is_left_out() lets it be
  *	2 no path keeps a key that was given up: likewise, with key 0
- *	3 who holds a reservation is asked of the disk: holder_find()
+ *	3 who holds a reservation is asked of the disk: holder_find(); what all
+ *	  registrants hold is released once
  *	4 a key that a rival removed stays removed: what is written while the
  *	  others have it already, stays only if witness_ask() says so
  *	  afterwards; undone is nothing but a new key, by keys_take_off()

@@ -31,20 +31,6 @@ struct registration {
 
 /* ---- What multipathd is told ------------------------------------------ */
 
-static void key_explain(struct map *map, const struct multipathd_key *now)
-{
-    if (now->value == 0)
-        map_fail(map, "multipathd does not take the key: put "
-                      "'reservation_key file' into the defaults of "
-                      "/etc/multipath.conf, then 'multipathd reconfigure'");
-    else
-        map_fail(map,
-                 "multipathd does not take the key, but has 0x%llx: put "
-                 "'reservation_key file' into /etc/multipath.conf "
-                 "instead of that key, then 'multipathd reconfigure'",
-                 (unsigned long long)now->value);
-}
-
 /* Before the first path is changed, so that none comes and is left out. */
 static bool key_announce(struct map *map, struct registration *r)
 {
@@ -54,14 +40,23 @@ static bool key_announce(struct map *map, struct registration *r)
     if (r->new.value != r->old.value || r->new.aptpl != r->old.aptpl)
         said = multipathd_key_set(&map->multipathd, &r->new);
     r->is_told = said != MULTIPATHD_REFUSED;
-    if (said == MULTIPATHD_DONE)
+    if (said == MULTIPATHD_DONE && !r->new.aptpl)
         return true;
-    if (said == MULTIPATHD_REFUSED
+    if (said != MULTIPATHD_SILENT
         && multipathd_key_get(&map->multipathd, &now)) {
+        if (said == MULTIPATHD_DONE && now.value == r->new.value &&now.aptpl)
+            return true;
         /* It cannot forget a key of its configuration; need not, either. */
         if (r->new.value == 0 && now.value == r->old.value)
             return true;
-        key_explain(map, &now);
+        map_fail(
+            map,
+            "multipathd does not take the key 0x%llx%s, but has 0x%llx%s: put "
+            "'reservation_key file' into the defaults of "
+            "/etc/multipath.conf, in place of any key, then 'multipathd "
+            "reconfigure'",
+            (unsigned long long)r->new.value, r->new.aptpl ? ":aptpl" : "",
+            (unsigned long long)now.value, now.aptpl ? ":aptpl" : "");
     } else {
         map_fail(map, "multipathd does not say if it takes the key");
     }
@@ -170,11 +165,6 @@ static bool paths_register(struct map *map, struct registration *r,
                            struct request *request)
 {
     if (!paths_change(map, r, request))
-        return false;
-    /* Which will be no witness if it gets its key from the next command. */
-    r->is_fenced = (r->flags & ALL_TG_PT) != 0
-                   && witness_ask(map, &r->new) != DONE;
-    if (r->is_fenced)
         return false;
     request->cdb[1] = REGISTER_AND_IGNORE;
     conflicts_due(map);
@@ -304,7 +294,7 @@ void map_register(struct map *map, const struct multipathd_key *old,
 
     r.flags = request->data[LIST_FLAGS];
     r.new.value = be64_get(request->data + 8);
-    r.new.aptpl = (r.flags & APTPL) != 0;
+    r.new.aptpl = r.new.value != 0 && (r.flags & APTPL) != 0;
     r.previous = *old;
     if (request->cdb[1] == REGISTER)
         r.previous.value = be64_get(request->data);

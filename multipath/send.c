@@ -96,13 +96,16 @@ static enum verdict verdict_of(const struct pr_command *command)
 
 /*
  * Half of the time that is left: if this path hangs, there is some for the
- * next. What changes nothing another one can be asked soon. In milliseconds.
+ * next. The least is enough for what changes nothing, and for a path that dm
+ * has failed. In milliseconds.
  */
-static unsigned timeout_of(const struct map *map, const struct request *request)
+static unsigned timeout_of(const struct map *map, const struct path *path,
+                           const struct request *request)
 {
     int64_t half = (map->deadline - clock_us()) / 2000;
 
-    return half < TIMEOUT_LEAST || request->cdb[0] != PERSISTENT_RESERVE_OUT
+    return half < TIMEOUT_LEAST || path->seen.is_failed
+                   || request->cdb[0] != PERSISTENT_RESERVE_OUT
                ? TIMEOUT_LEAST
                : (unsigned)half;
 }
@@ -120,10 +123,14 @@ static enum verdict path_execute(struct map *map, struct path *path,
     };
     enum verdict verdict;
     char result[RESULT_SIZE];
+    uint16_t code;
+    uint8_t key;
 
-    sg_io_execute(&command, timeout_of(map, request), SG_IO_ATTENTIONS);
+    sg_io_execute(&command, timeout_of(map, path, request), SG_IO_ATTENTIONS);
     verdict = verdict_of(&command);
-    path->is_answered = !command.unreached && !command.is_lost;
+    sense_get(answer->sense, &key, &code);
+    path->is_answered = !command.unreached && !command.is_lost
+                        && !(verdict == LOST && key == ABORTED_COMMAND);
     if (command.refusal != NULL)
         map->refusal = command.refusal;
     if (verdict == DONE)

@@ -142,20 +142,22 @@ static bool path_sweep(struct map *map, struct path *path,
                        struct request *request,
                        const struct multipathd_key *key)
 {
+    bool is_wide = key != NULL && map->witness != NULL
+                   && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
     uint16_t code;
     uint8_t sense;
 
-    /* Such a command would give the witness its key back. */
-    if (key != NULL && map->witness != NULL
-        && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0
-        && path_prove(map, map->witness, key) == CONFLICT) {
+    path->verdict = CONFLICT;
+    if ((path->is_lost || is_wide) && key != NULL)
+        path->verdict = path_prove(map, path, key);
+    /*
+     * The witness would get its key back with that of a path of the same
+     * initiator; but then this has had it as long as the witness.
+     */
+    if (path->verdict == CONFLICT && is_wide && witness_ask(map, key) != DONE) {
         map->is_doubtful = true;
-        map_fail(map, "somebody has removed our key meanwhile");
         return false;
     }
-    path->verdict = CONFLICT;
-    if (path->is_lost && key != NULL)
-        path->verdict = path_prove(map, path, key);
     if (path->verdict == CONFLICT) {
         path->verdict = path_register(map, path, request);
         path->is_new =

@@ -1001,6 +1001,31 @@ def test_without_a_reservation_key_the_setting_is_named(run):
             assert 'reservation_key file' in lab.helper.log()[at:]
 
 
+def test_aptpl_that_a_fixed_key_does_not_keep(run):
+    """It would be turned off by the next command, or by multipathd."""
+    for name, flags in (('register', 1), ('register and ignore', 1),
+                        ('the same key again', 1), ('register', 0),
+                        ('unregister', 1)):
+        for has_aptpl in (False, True):
+            with run.scenario(name, flags, has_aptpl) as lab:
+                lab.known.key = lab.known.fixed = KEY
+                lab.known.aptpl = has_aptpl
+                action = prepare(lab, ACTIONS[name])
+                data = action.data[:20] + bytes([flags, 0, 0, 0])
+                at = len(lab.helper.log())
+                answer = code(lab.request(action.cdb, data))
+                lab.wait_idle()
+                said = re.search(":aptpl, but .*'reservation_key file'.*"
+                                 "multipath.conf", lab.helper.log()[at:])
+                if not flags or has_aptpl or name == 'unregister':
+                    assert answer == GOOD and not said
+                    action.after(lab)
+                    assert lab.lun.aptpl == flags or name == 'unregister'
+                    continue
+                assert answer == LOST and said and not lab.sent(out=True)[1:]
+                assert_unchanged(lab)
+
+
 def test_multipathds_timeout_is_neither_yes_nor_no(run_one):
     """It is busy: asked again, as long as there is time."""
     for name, action in ACTIONS.items():
@@ -1020,6 +1045,124 @@ def test_who_reads_while_multipathd_is_silent_is_not_held_up(run_one):
         clock = lab.target.clock()
         assert ACTIONS['read keys'].run(lab) == GOOD
         assert lab.target.clock() - clock < 5000000 and not lab.mpd.commands
+
+
+@pytest.mark.parametrize('type_', [WRITE_EXCLUSIVE_AR, EXCLUSIVE_ACCESS_AR])
+def test_what_a_rival_reserves_after_our_release_stays(run_one, type_):
+    """He is a registrant, too, and may do so before the answer is there."""
+    for step, lost in itertools.product(range(1, 14), (False, True)):
+        with run_one.scenario(step, lost) as lab:
+            lab.held(type_)
+            lab.rival_registered()
+            lab.is_consistent = False
+            if lost:
+                lab.nexus(lab.order[0]).answer(
+                    host_status=7, after=True, only=(0x5f, RELEASE))
+            reserves = lab.target.act(RESERVE, RIVALS, step, argument=type_)
+            lab.out(RELEASE, KEY, 0, type_)
+            lab.wait_idle()
+            assert [event.cdb[1:3] for event in lab.sent(out=True)].count(
+                bytes([RELEASE, type_])) <= 1
+            assert not reserves.done_at or lab.holder() == (None, type_) \
+                or step < 5     # it was ours still
+
+
+def test_release_of_another_type_than_is_held(run_one):
+    """The disk decides by what is there."""
+    for held_, type_ in itertools.product((1, 3, 7, 8), repeat=2):
+        with run_one.scenario(held_, type_) as lab:
+            lab.held(held_, lab.order[2])
+            answer = lab.out(RELEASE, KEY, 0, type_)
+            if held_ == type_:
+                assert answer == GOOD
+                lab.assert_released()
+            else:
+                assert answer == '5/26/04'
+                lab.assert_held(held_)
+
+
+def test_multipathd_registers_a_path_while_we_unregister(run_one):
+    """With the key it had so far, whatever key the guest names."""
+    for place, key, action in itertools.product(
+            range(3), (0, NEW), (REGISTER, REGISTER_AND_IGNORE)):
+        with run_one.scenario(place, key, action) as lab:
+            lab.registered(key, PATHS)
+            lab.known.key = KEY
+
+            def returns(_):
+                lab.known.path_returns(sim.disk_name(lab.order[place]))
+
+            # It is told only what comes after the paths.
+            lab.mpd.on('^unsetprkey', returns, count=1)
+            assert lab.out(action, key, 0) == GOOD
+            nobody(lab)
+
+
+def test_a_path_that_dm_has_failed_is_asked_last(run_one):
+    """It may hang, and what it has lost the others cannot tell."""
+    for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
+        if action.is_register or name == 'clean up':
+            continue
+        with run_one.scenario(name, path) as lab:
+            prepare(lab, action)
+            lab.nexus(path).delay_ms = 300000
+            lab.nexus(path).hang_after = 1
+            lab.nexus(path).dm_failed = 1
+            lab.dead = {path}
+            lab.may_die = True
+            clock = lab.target.clock()
+            assert action.run(lab) == GOOD
+            assert name in SUSPENDING \
+                or lab.target.clock() - clock < 15000000
+
+
+def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
+    """Nobody had reserved anything when we looked."""
+    for step, (other, key) in itertools.product(range(2, 12), (
+            (RIVALS, RIVAL), (101, KEY))):
+        with run_one.scenario(step, other) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.strangers_allowed = True
+            lab.nexus(other).key = key
+            lab.target.act(RESERVE, other, step, argument=1)
+            assert lab.out(PREEMPT, KEY, key, 1) == GOOD
+            lab.wait_idle()
+            assert (lab.known.prhold == 'set') == (
+                lab.holder() is not None and lab.holder()[0] in PATHS)
+
+
+def test_what_was_aborted_may_have_been_done(run_one):
+    """The guest must not hear from the next path that it was not."""
+    for place, name in itertools.product(range(3), (
+            'preempt the holder', 'preempt a registrant', 'clear',
+            'preempt and abort', 'preempt ourselves')):
+        with run_one.scenario(place, name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.nexus(lab.order[place]).answer(
+                **sense_of(0xb, 0x47, 3), after=True,
+                only=tuple(action.cdb[:2]))
+            answer = action.run(lab)
+            if answer == GOOD:
+                action.after(lab)
+            else:
+                assert answer == LOST
+                lab.is_consistent = False
+
+
+def test_keys_are_taken_off_slow_paths(run_one):
+    """Each command takes 6 s on each path: too long to register all."""
+    for name in 'register', 'register and ignore':
+        with run_one.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            for path in PATHS:
+                lab.nexus(path).delay_ms = 6000
+            clock = lab.target.clock()
+            assert action.run(lab) in (GOOD, LOST)
+            assert lab.target.clock() - clock < 66 * 1000000
+            lab.wait_idle()
+            if lab.keys() != [KEY, KEY, KEY]:
+                assert lab.keys() == [0, 0, 0]
 
 
 # ---- The disk says no -------------------------------------------------------
@@ -1816,6 +1959,27 @@ def test_all_tg_pt_registers_the_other_paths_of_a_host(run):
             for key, new in (0, KEY), (KEY, NEW), (NEW, 0):
                 assert lab.out(REGISTER, key, new, flags=flags) == GOOD
                 lab.assert_registered(new)
+
+
+def test_all_tg_pt_gives_nobody_a_key_back(run_one):
+    """A rival preempts us between any two commands: the next path of the same
+    host must not register again those that he has met."""
+    for step, (key, action) in itertools.product(
+            range(1, 40), ((0, REGISTER), (0, REGISTER_AND_IGNORE),
+                           (KEY, REGISTER), (KEY, REGISTER_AND_IGNORE))):
+        with run_one.scenario(step, key, action) as lab:
+            if key:
+                lab.registered()
+            lab.rival_registered()
+            lab.is_consistent = False
+            preempts = lab.target.act(PREEMPT, RIVALS, step, key=NEW,
+                                      argument=1)
+            answer = lab.out(action, key, NEW, flags=4)
+            lab.wait_idle()
+            if preempts.done_at and not preempts.status:
+                assert lab.keys() == [0, 0, 0]
+            elif not preempts.done_at:
+                assert answer == GOOD
 
 
 def test_read_only_descriptor(run):
