@@ -797,6 +797,9 @@ class Case:
                                       type_, again)
                     if self.is_out(disk):
                         answer = GOOD
+                    if answer == '5/26/04' and self.was_holder in self.gone \
+                            and action == RELEASE:
+                        answer = CONFLICT   # as LIO has it, and here we do
                 if i == off:
                     disk.drop(US)
                 if i < len(acts) and acts[i].what == DM:
@@ -825,6 +828,9 @@ class Case:
                           act.argument)
         if act.what in PREEMPTS and (self.is_fenced or self.is_half_done(act)):
             return True
+        if act.what in PREEMPTS and act.seen & SEEN_HIT and act.key in {
+                self.first[path] for path in self.gone}:
+            return True         # which a path that is gone had kept
         return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
 
     def wrong(self):
@@ -968,6 +974,7 @@ class Case:
                     for path in self.unopened):
                 return False
             return not self.is_keyless or self.action not in REGISTERS \
+                or self.is_hit() \
                 or 'reservation_key' in log or not self.sa_key \
                 or any(re.match('sd.:', line) for line in self.story)
         if self.answer == GOOD and self.action in REGISTERS \
