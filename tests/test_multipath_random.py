@@ -298,7 +298,7 @@ class Case:
         path = rng.choice(PATHS)
         kind = rng.choice(('sense', 'sense', 'sense', 'host', 'host', 'host',
                            'status', 'state', 'state', *3 * ('blocked',),
-                           'refuses', 'refuses', 'refuses', 'errno',
+                           *4 * ('refuses',), 'errno',
                            'checked', 'failed', 'comes', 'goes',
                            'open', 'hang', 'slow'))
         getattr(self, 'path_' + kind)(path, self.nexus(path))
@@ -356,7 +356,7 @@ class Case:
         self.is_benign, self.refuses = False, True
         self.inject(path, kind, (.3, 3, 20, EVER), {
             'status': 2, 'driver_status': 8, 'sense': REFUSALS[kind]},
-            True, after)
+            self.rng.random() < .5, after)
 
     def path_errno(self, path, n):
         error = self.rng.choice(ERRNOS)
