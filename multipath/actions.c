@@ -61,7 +61,6 @@ static void map_release(struct map *map, const struct multipathd_key *key,
                         struct request *request)
 {
     struct reservation reservation;
-    enum verdict verdict = DONE;
     enum holder holder;
     struct path *path;
     bool is_lost;
@@ -95,16 +94,12 @@ static void map_release(struct map *map, const struct multipathd_key *key,
     }
     if (holder == HOLDER_GONE)
         path = take_over(map, key, reservation.scope_type);
-    if (holder != HOLDER_OTHER)
-        verdict = path != NULL ? path_send(map, path, request) : NOT_TAKEN;
-    if (verdict == REFUSED)
-        return; /* of another type, for example */
-    if (verdict != DONE) {
-        map_fail(map, "the reservation is not released");
-        return;
-    }
-    map_answer(map, GOOD);
-    multipathd_tell(&map->multipathd, "unsetprhold");
+    if (holder == HOLDER_OTHER)
+        map_answer(map, GOOD);
+    else if (path != NULL && path_send(map, path, request) <= LOST)
+        map_fail(map, "it is not released: %s %s", path->name, path->why);
+    if (map->answer.status == GOOD)
+        multipathd_tell(&map->multipathd, "unsetprhold");
 }
 
 /*
@@ -117,7 +112,7 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
     uint64_t preempted = be64_get(request->data + 8);
     enum multipathd_flag was = FLAG_SET;
     struct reservation reservation;
-    bool takes_over, is_own, is_done, was_held;
+    bool takes_over, is_own, was_held;
     struct answer answer;
     struct path *path;
 
@@ -134,10 +129,9 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
     else
         any_send(map, request);
     answer = map->answer;
-    is_done = answer.status == GOOD;
-    if (takes_over && (is_done || (!is_own && !map->is_lost)))
-        hold_settle(map, was, is_done);
-    else if (is_done && !takes_over && !was_held
+    if (takes_over && (answer.status == GOOD || (!is_own && !map->is_lost)))
+        hold_settle(map, was, answer.status == GOOD);
+    else if (answer.status == GOOD && !takes_over && !was_held
              && holder_find(map, key, &reservation, &path) == HOLDER_PATH)
         hold_settle(map, FLAG_UNKNOWN, true);
     map->answer = answer;

@@ -216,6 +216,7 @@ EXPECTED = {
     'fcntl is_open_for_writing': {'5/20/00': (e.EBADF, e.EINVAL)},
     'fstat sg_io_vet': {'B/00/06': (e.EBADF, e.EIO), '4/44/00': (e.ENOMEM,)},
     'stat sysfs_has': {SAME: (e.EACCES, e.ENOENT)},
+    'stat sysfs_is': {SAME: (e.EACCES, e.ENOENT)},
     'ioctl sg_io_execute': {
         'status 28': (e.EDOM,), 'status 18': (e.EBADE,),
         '4/44/00': (e.EREMOTEIO, e.ENOMEM, e.ENODEV), '3/11/00': (e.ENODATA,),
