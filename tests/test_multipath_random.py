@@ -299,7 +299,7 @@ class Case:
         kind = rng.choice(('sense', 'sense', 'sense', 'host', 'host', 'host',
                            'status', 'state', 'state', *3 * ('blocked',),
                            *4 * ('refuses',), 'errno',
-                           'checked', 'failed', 'comes', 'goes',
+                           'checked', 'failed', 'comes', 'comes', 'goes',
                            'open', 'hang', 'slow'))
         getattr(self, 'path_' + kind)(path, self.nexus(path))
 
@@ -758,8 +758,8 @@ class Case:
         since = max([a.done_at for what in (STATE, DM)
                      for a in self.changes(path, what)
                      if a.argument == 0] + [self.came.get(path, 0)])
-        if 0 < since < self.lab.mpd.told and path in self.came:
-            return True
+        if 0 < since < self.lab.mpd.told:
+            return True         # as multipathd could not register it then
         if self.changes(path, DM) and since > self.lab.mpd.shown \
                 and self.end - since < 20 * SECOND and self.lab.mpd.shown:
             return False
