@@ -870,7 +870,9 @@ class Case:
                      or self.is_left_behind(seen, keys, live))
                 and all(keys[path] == disk.keys[US]
                         or self.is_multipathds(path)
-                        and self.answer == CONFLICT if path in live
+                        and self.answer == CONFLICT
+                        or self.is_helped(keys[path] == self.first[path])
+                        if path in live
                         else keys[path] in (0, self.first[path],
                                             disk.keys[US])
                         or self.is_multipathds(path) for path in PATHS)
@@ -907,6 +909,13 @@ class Case:
         """Who is killed cannot take off again what he has registered."""
         return self.is_killed and self.action in REGISTERS \
             and key == self.sa_key and key not in self.first.values()
+
+    def is_helped(self, is_as_before):
+        """Who had lost his keys has got one on one path from multipathd, which
+        is enough for what concerns one path, and leaves the others alone."""
+        return is_as_before and self.action not in (*REGISTERS, CLEAR) \
+            and not self.disk.keys[US] \
+            and any(self.is_multipathds(path) for path in PATHS)
 
     def is_left_behind(self, seen, keys, live):
         """Who unregisters cannot take along a path that is gone, which goes
