@@ -299,8 +299,8 @@ class Case:
         path = rng.choice(PATHS)
         kind = rng.choice(('sense', 'sense', 'sense', 'host', 'host', 'host',
                            'status', 'state', 'state', *3 * ('blocked',),
-                           'refuses', 'refuses', 'refuses', 'errno',
-                           'checked', 'failed', 'comes', 'goes',
+                           *4 * ('refuses',), 'errno',
+                           'checked', 'failed', 'comes', 'comes', 'goes',
                            'open', 'hang', 'slow'))
         getattr(self, 'path_' + kind)(path, self.nexus(path))
 
@@ -357,7 +357,7 @@ class Case:
         self.is_benign, self.refuses = False, True
         self.inject(path, kind, (.3, 3, 20, EVER), {
             'status': 2, 'driver_status': 8, 'sense': REFUSALS[kind]},
-            True, after)
+            self.rng.random() < .5, after)
 
     def path_errno(self, path, n):
         error = self.rng.choice(ERRNOS)
@@ -759,8 +759,8 @@ class Case:
         since = max([a.done_at for what in (STATE, DM)
                      for a in self.changes(path, what)
                      if a.argument == 0] + [self.came.get(path, 0)])
-        if 0 < since < self.lab.mpd.told and path in self.came:
-            return True
+        if 0 < since < self.lab.mpd.told:
+            return True         # as multipathd could not register it then
         if self.changes(path, DM) and since > self.lab.mpd.shown \
                 and self.end - since < 20 * SECOND and self.lab.mpd.shown:
             return False
@@ -798,6 +798,9 @@ class Case:
                                       type_, again)
                     if self.is_out(disk):
                         answer = GOOD
+                    if answer == '5/26/04' and self.was_holder in self.gone \
+                            and action == RELEASE:
+                        answer = CONFLICT   # as LIO has it, and here we do
                 if i == off:
                     disk.drop(US)
                 if i < len(acts) and acts[i].what == DM:
@@ -826,6 +829,9 @@ class Case:
                           act.argument)
         if act.what in PREEMPTS and (self.is_fenced or self.is_half_done(act)):
             return True
+        if act.what in PREEMPTS and act.seen & SEEN_HIT and act.key in {
+                self.first[path] for path in self.gone}:
+            return True         # which a path that is gone had kept
         return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
 
     def wrong(self):
@@ -865,7 +871,9 @@ class Case:
                      or self.is_left_behind(seen, keys, live))
                 and all(keys[path] == disk.keys[US]
                         or self.is_multipathds(path)
-                        and self.answer == CONFLICT if path in live
+                        and self.answer == CONFLICT
+                        or self.is_helped(keys[path] == self.first[path])
+                        if path in live
                         else keys[path] in (0, self.first[path],
                                             disk.keys[US])
                         or self.is_multipathds(path) for path in PATHS)
@@ -902,6 +910,13 @@ class Case:
         """Who is killed cannot take off again what he has registered."""
         return self.is_killed and self.action in REGISTERS \
             and key == self.sa_key and key not in self.first.values()
+
+    def is_helped(self, is_as_before):
+        """Who had lost his keys has got one on one path from multipathd, which
+        is enough for what concerns one path, and leaves the others alone."""
+        return is_as_before and self.action not in (*REGISTERS, CLEAR) \
+            and not self.disk.keys[US] \
+            and any(self.is_multipathds(path) for path in PATHS)
 
     def is_left_behind(self, seen, keys, live):
         """Who unregisters cannot take along a path that is gone, which goes
@@ -969,6 +984,7 @@ class Case:
                     for path in self.unopened):
                 return False
             return not self.is_keyless or self.action not in REGISTERS \
+                or self.is_hit() \
                 or 'reservation_key' in log or not self.sa_key \
                 or any(re.match('sd.:', line) for line in self.story)
         if self.answer == GOOD and self.action in REGISTERS \
