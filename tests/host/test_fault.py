@@ -217,6 +217,7 @@ EXPECTED = {
     'fstat sg_io_vet': {'B/00/06': (e.EBADF, e.EIO), '4/44/00': (e.ENOMEM,)},
     'stat sysfs_has': {SAME: (e.EACCES, e.ENOENT)},
     'stat sysfs_is': {SAME: (e.EACCES, e.ENOENT)},
+    'stat sysfs_is': {SAME: (e.EACCES, e.ENOENT)},
     'ioctl sg_io_execute': {
         'status 28': (e.EDOM,), 'status 18': (e.EBADE,),
         '4/44/00': (e.EREMOTEIO, e.ENOMEM, e.ENODEV), '3/11/00': (e.ENODATA,),

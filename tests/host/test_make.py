@@ -6,7 +6,9 @@ go. Nothing here may touch what is built in the tree itself: it runs in copies.
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -127,3 +129,61 @@ def test_a_word_names_tests(word, found):
         for name in found]
     assert (run.returncode, word in run.stderr) == (
         (0, False) if found else (1, True))
+
+
+def left_of(directory):
+    """The processes that have it for their temporary files."""
+    left = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            with open('/proc/%s/environ' % pid, 'rb') as f:
+                if b'TMPDIR=' + os.fsencode(directory) in f.read():
+                    left.append(pid)
+        except OSError:
+            pass
+    return left
+
+
+def test_tests_are_told_as_they_end_and_a_signal_ends_them_all(tree, tmp_path):
+    """A line for each file; then nothing of them is left, nowhere."""
+    host = os.path.join(tree.path, 'tests/host')
+    shutil.rmtree(host)
+    os.mkdir(host)
+    with open(host + '/test_a.py', 'w') as f:
+        f.write('def test_quick():\n    pass\n')
+    with open(host + '/test_b.py', 'w') as f:
+        f.write('import subprocess, tempfile\n'
+                'def test_endless():\n'
+                '    with tempfile.NamedTemporaryFile(delete=False):\n'
+                '        subprocess.run(["setsid", "sleep", "300"])\n')
+    # What is fetched for those who run this is there for that one, too.
+    fetched = os.path.join(os.environ.get('BUILD', TOP + '/build'), 'debian')
+    if os.path.exists(fetched):
+        os.makedirs(tree.path + '/build')
+        os.symlink(os.path.abspath(fetched), tree.path + '/build/debian')
+    temporary = tmp_path / 'temporary'
+    temporary.mkdir()
+    env = {name: value for name, value in os.environ.items()
+           if name not in ('BUILD', 'SUITE', 'PROGRESS', 'RUN_FETCHED',
+                           'PYTEST_CURRENT_TEST', 'PYTEST_ADDOPTS')}
+    env['TMPDIR'] = str(temporary)
+    with subprocess.Popen(['tests/run.sh', 'host'], cwd=tree.path, env=env,
+                          stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith('host: tests/host/test_a.py: 1 passed'):
+                break
+        else:
+            raise AssertionError('it says nothing while it runs')
+        end = time.monotonic() + 60
+        while not any(files for _, _, files in os.walk(temporary)):
+            assert time.monotonic() < end, 'test_b.py does not begin'
+            time.sleep(0.1)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+        assert time.monotonic() - began < 30
+    assert list(temporary.iterdir()) == []
+    end = time.monotonic() + 20     # who follows the progress sleeps a little
+    while left_of(temporary):
+        assert time.monotonic() < end, left_of(temporary)
+        time.sleep(0.1)

@@ -34,7 +34,7 @@ import pytest
 
 import fake_multipathd as multipathd
 import sim
-from helper import Helper, program
+from helper import TOP, Helper, program
 from launch import A_USER, lingering, no_more_processes
 from prclient import (
     CHECK_CONDITION, CLEAR, EXCLUSIVE_ACCESS_AR, GOOD, PREEMPT,
@@ -533,7 +533,6 @@ def test_who_forgets_to_answer_has_not_said_good(tmp_path):
     """What a map begins with, before anything is known of it."""
     if shutil.which('cc') is None:
         pytest.skip('no compiler')
-    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     source, program_ = tmp_path / 'main.c', str(tmp_path / 'main')
     source.write_text('''#include "multipath/multipath.h"
         int main(void)
@@ -543,10 +542,10 @@ def test_who_forgets_to_answer_has_not_said_good(tmp_path):
             return map.answer.status != 2 || map.answer.payload != 0
                    || map.answer.sense[2] != 0xb || map.answer.sense[12] != 8;
         }''')
-    sources = [os.path.join(top, name + '.c') for name in (
+    sources = [os.path.join(TOP, name + '.c') for name in (
         'sg_io', 'sysfs', 'log', 'report', 'trace', 'protocol',
         'multipath/map', 'multipath/multipathd')]
-    subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', top,
+    subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
                     '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,
                     str(source), *sources], check=True)
     subprocess.run([program_], check=True)
