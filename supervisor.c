@@ -161,7 +161,7 @@ static void reports_read(struct supervisor *supervisor)
         supervisor->room = ROOM_ENOUGH;
         if (bytes[count] == 'w') {
             workers_reported(&supervisor->workers);
-        } else {
+        } else if (supervisor->pending != NOBODY) {
             roster_greet(supervisor->roster, supervisor->pending);
             supervisor->pending = NOBODY;
         }
@@ -252,8 +252,10 @@ static void worker_start(struct supervisor *supervisor, unsigned place,
     struct workers *workers = &supervisor->workers;
     pid_t pid;
 
-    if (place == workers->slots)
+    if (place == workers->slots) { /* until one has ended */
+        workers_started(workers, place, -1, suspension, now);
         return;
+    }
     pid = fork();
     if (pid == 0)
         worker_run(supervisor,
