@@ -352,8 +352,8 @@ class Case:
 
     def path_refuses(self, path, n):
         """As the device's own answer: to all, or PERSISTENT RESERVE OUT."""
-        kind = self.rng.choice((*REFUSALS, *FAILS_LATE, 'deferred recovered'))
-        after = kind in FAILS_LATE and self.rng.random() < .5
+        kind = self.rng.choice((*REFUSALS, *4 * FAILS_LATE, 'deferred recovered'))
+        after = kind in FAILS_LATE and self.rng.random() < .7
         self.is_benign, self.refuses = False, True
         self.inject(path, kind, (.3, 3, 20, EVER), {
             'status': 2, 'driver_status': 8, 'sense': REFUSALS[kind]},
@@ -1008,6 +1008,7 @@ class Case:
         return self.answer == GOOD or self.action not in REGISTERS \
             or self.sa_key in (0, *self.first.values()) or self.is_killed \
             or self.seconds > 30 or self.is_silent \
+            or any(self.is_multipathds(path) for path in PATHS) \
             or any(n.inject_count or n.state or n.delay_ms or n.open_errno
                    or n.open_other for n in paths) \
             or len({n.key == self.sa_key for n in paths}) < 2
