@@ -1,9 +1,7 @@
 """What pytest does for all tests: paths, fixtures, progress.
 
 Each folder beside this one holds the tests that need the same surroundings;
-what they share is in lib/. Programs under test that are not there are built
-before the first test runs; if that fails all tests are skipped, but for
-run.sh, to which it is a failure.
+what they share is in lib/.
 """
 import os
 import sys
@@ -15,7 +13,7 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(TESTS, 'lib'), os.path.join(TESTS, 'host')]
 
 import sim                                                  # noqa: E402
-from helper import Helper, make_missing, program            # noqa: E402
+from helper import Helper, program                          # noqa: E402
 
 
 # What is told while the tests run: a line in the file PROGRESS for each file
@@ -26,12 +24,6 @@ def pytest_collection_modifyitems(items):
         path = item.nodeid.split('::')[0]
         counts = PROGRESS.setdefault(path, {'left': 0})
         counts['left'] += 1
-    why = make_missing()
-    if why and os.environ.get('SUITE'):     # run.sh must not pass over it
-        pytest.exit(why, returncode=1)
-    if why:
-        for item in items:
-            item.add_marker(pytest.mark.skip(reason=why))
 
 
 PROGRESS = {}

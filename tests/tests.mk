@@ -201,11 +201,11 @@ check-coverage: $(HELPER) $(CLIENT)
 	tests/host/coverage.sh
 
 ## check-all: these but check-aarch64, as CI does (root)
-ALL = warnings lint static sanitized hostile multipath transport qemu libvirt \
-	migration supervisors cross reproducible deb recipes debian fuzz soak \
-	coverage
+ALL = check-warnings check-lint check $(addprefix check-,static sanitized \
+	hostile multipath transport qemu libvirt migration supervisors cross \
+	reproducible deb recipes debian fuzz soak coverage) demo
 check-all:
-	tests/check-all.sh check $(ALL:%=check-%) demo
+	tests/check-all.sh $(ALL)
 
 ## lint, fuzz, soak: older names, and so are coverage and cross-check
 lint: check-lint
@@ -219,5 +219,5 @@ cross-check: check-cross
 demo: $(HELPER) $(CLIENT)
 	tests/demo/demo.sh
 
-.PHONY: sim fault check check-all check-host check-kernel $(ALL:%=check-%) \
-	check-aarch64 lint fuzz soak coverage cross-check demo
+.PHONY: sim fault check-all check-host check-kernel check-aarch64 $(ALL) \
+	lint fuzz soak coverage cross-check

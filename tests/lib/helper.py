@@ -10,6 +10,8 @@ import socket
 import subprocess
 import time
 
+import pytest
+
 from prclient import Client
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
@@ -17,31 +19,28 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(
 BUILD = os.environ.get('BUILD', os.path.join(TOP, 'build'))
 
 
-MISSING = set()     # targets of make that a test asked for
-
-
 def program(variable, default):
-    """A program under test: $variable, or the one that make built."""
+    """A program under test: $variable, or the one that make built. One that is
+    not there is built; where it cannot be, who asks for it is skipped, but for
+    run.sh, to which that is a failure."""
     path = os.environ.get(variable, os.path.join(TOP, default))
-    if variable not in os.environ and not os.path.exists(path):
-        MISSING.add(default)
-    return path
-
-
-def make_missing():
-    """What program() did not find, made; or why it cannot be."""
-    if not MISSING:
-        return ''
+    if variable in os.environ or os.path.exists(path):
+        return path
     env = {name: value for name, value in os.environ.items()
            if name not in ('MAKEFLAGS', 'MFLAGS', 'MAKEOVERRIDES')}
+    default = os.path.relpath(path, TOP)
     try:
-        made = subprocess.run(
-            ['make', '-s', '-C', TOP, *sorted(MISSING)], env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.run(['make', '-s', '-C', TOP, default], env=env, text=True,
+                       check=True, capture_output=True)
     except FileNotFoundError:
-        return 'not installed: make'
-    return '' if made.returncode == 0 else (
-        'make %s fails: %s' % (' '.join(sorted(MISSING)), made.stdout))
+        why = 'not installed: make'
+    except subprocess.CalledProcessError as error:
+        why = 'make %s: %s' % (default, error.stderr)
+    else:
+        return path
+    if os.environ.get('SUITE'):
+        raise FileNotFoundError(why)
+    pytest.skip(why, allow_module_level=True)
 
 
 class Helper:
