@@ -50,7 +50,7 @@ static void client_accept(struct server *server, int64_t now)
     }
     log_syslog_renew();
     roster->complained = false;
-    roster_enter(roster, i, getpid());
+    roster_enter(roster, i, 1); /* we may not ask for our own */
     roster_greet(roster, i);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
@@ -125,13 +125,14 @@ static void serve(struct server *server)
         }
         events_wait(fds, server->used + 1, now, wake);
 
+        now = clock_us(); /* the time that one takes is not the others' */
         for (i = 0; i < server->used; i++) {
             struct client *client = &server->clients[i];
 
             if (client->socket < 0
                 || (fds[i + 1].revents != 0
                         ? client_work(client)
-                        : !client_expire(client, clock_us())))
+                        : !client_expire(client, now)))
                 continue;
             if (server->listener == NULL)
                 return;
@@ -257,6 +258,7 @@ int main(int argc, char **argv)
     if (options.single_process) {
         roster.most = roster.slots = clients_limit(options.max_clients);
         server_set_up(&server, &roster, &options, roster.slots);
+        signal(SIGCHLD, SIG_IGN); /* who becomes our child is not ours */
     } else {
         supervisor_set_up(&supervisor, &server, &roster, &options);
     }
@@ -270,7 +272,8 @@ int main(int argc, char **argv)
 
     if (options.single_process || supervise(&supervisor, &server))
         serve(&server);
-    log_check(NEVER);
+    if (server.listener != NULL) /* what all have lost together, once */
+        log_check(NEVER);
     /* Without closing anything: an exiting process does not linger. */
     _exit(EXIT_SUCCESS);
 }

@@ -530,6 +530,17 @@ def test_one_client_does_not_hide_the_warnings_of_others(helper, mode):
 
 
 @MODES
+def test_who_comes_and_goes_does_not_have_it_told_each_time(helper, mode):
+    main, begin = helper(*mode), time.monotonic()
+    with open(os.devnull, 'r+b') as file:
+        ask_in_vain(main, file.fileno(), 150)
+    wait_until(lambda: len(refusals(main)) + lost(main) == 150)
+    assert main.stop() == 0
+    assert (main.log().count('lines lost')
+            < 3 * (2 + time.monotonic() - begin)), main.log()
+
+
+@MODES
 def test_one_client_does_not_hide_that_others_are_disconnected(helper, mode):
     main = helper('--max-clients=6', *mode)
     for client in [main.client() for _ in range(40)]:
