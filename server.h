@@ -80,7 +80,7 @@ void client_close(struct client *);
  * has a place in the table, and its record.
  */
 struct place {
-    pid_t pid; /* 0: free; the process that serves it */
+    pid_t pid; /* 0: free; the session that serves it, 1: there are none */
     bool has_client;
     int64_t leave_by; /* NEVER, or when to kill it if it is still there */
 };

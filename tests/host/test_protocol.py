@@ -429,7 +429,7 @@ def test_violation_behind_a_request_is_seen_after_its_reply(helper, disk):
 def test_client_that_never_reads_stalls_nobody_and_leaves_nothing(
         helper, target, disk):
     target.nexus(0).answer_resid(0, count=10000)    # 8192 bytes each time
-    with connect(helper) as client, connect(helper) as other:
+    with connect(helper) as other, connect(helper) as client:
         client.sock.setblocking(False)
         refused = 0
         while refused < 10:                 # then the helper is stuck too
@@ -465,3 +465,20 @@ def test_half_a_hello_before_ours_is_read_harms_nobody(helper):
     for client in clients:
         client.close()
     assert helper.quiet()
+
+
+@pytest.mark.parametrize('options', [[], ['--single-process']])
+def test_while_another_is_served_no_time_runs_out(start, target, disks,
+                                                  options):
+    """What has come meanwhile is looked at before the clock is."""
+    helper = start(SIM_HELPER, '--client-timeout=3', *options, env=target.env)
+    disk, nexus = disks.open(0), target.nexus(1)
+    with connect(helper) as other, connect(helper) as client:
+        client.send(pr_out(REGISTER_AND_IGNORE), [disk])
+        with nexus.hanging():
+            other.send(pr_in(READ_KEYS), [disks.open(1)])
+            nexus.wait_held()
+            client.sock.sendall(parameters(0, 0xa11ce))
+            time.sleep(4)
+        assert client.reply().status == GOOD
+        assert other.reply().status == GOOD

@@ -195,6 +195,16 @@ def test_the_kernel_logs_a_forbidden_call(helper, target, disks, kernel_log,
         text += kernel_log()
 
 
+@pytest.mark.parametrize('mode', [[], ['--single-process']])
+def test_what_it_does_is_not_forbidden(helper, disks, kernel_log, mode):
+    main, fd = helper(*mode), disks.open()
+    for _ in range(3):
+        with main.client() as client:
+            assert client.read_in(fd, READ_KEYS).status == GOOD
+    time.sleep(0.5)     # the kernel's log is not the last to know
+    assert ' pid=%d ' % main.pid not in kernel_log()
+
+
 def test_a_session_gets_no_descriptor_of_the_queues_number(helper, disks):
     """Of any other, sendmsg() could talk to anybody."""
     main, fd = helper(), disks.open()

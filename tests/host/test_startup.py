@@ -278,6 +278,17 @@ def test_sigchld_that_the_parent_has_ignored_leaves_no_zombies(place):
     assert stop(process) == 0
 
 
+@pytest.mark.parametrize('options', [[], ['--single-process']])
+def test_children_that_are_not_its_own_leave_no_zombies(place, options):
+    """As the first process of a container it gets some."""
+    def prepare():
+        if os.fork() == 0:
+            os.execvp('sleep', ['sleep', '1'])
+    process = place.begin(*options, preexec_fn=prepare)
+    wait_until(lambda: children(process.pid) == [])
+    assert stop(process) == 0
+
+
 @pytest.mark.parametrize('by', ['file', 'socket', 'directory'])
 def test_what_has_replaced_the_socket_stays_at_exit(place, by):
     process = place.begin()
