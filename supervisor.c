@@ -216,7 +216,8 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
         if (supervisor->room == ROOM_AWAITED) {
             supervisor->room = ROOM_MADE;
             roster->retry = now;
-            supervisor->workers.retry = now;
+            if (supervisor->workers.pending == 0)
+                supervisor->workers.retry = now;
         }
     }
 }
@@ -322,7 +323,9 @@ bool supervise(struct supervisor *supervisor, struct server *server)
             sessions_kill(roster);
             return false;
         }
-        while ((suspension = workers_resume(workers, now, &place)) != NULL)
+        /* One: what is due is for the workers to say, who may lie. */
+        suspension = workers_resume(workers, now, &place);
+        if (suspension != NULL)
             worker_start(supervisor, place, suspension, now);
         wake = sooner(wake, workers_check(workers, now));
         wake = sooner(wake, sessions_check(supervisor, now));

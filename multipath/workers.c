@@ -65,9 +65,7 @@ struct suspension *workers_resume(struct workers *workers, int64_t now,
         if (!is_suspender(workers, i) || now < suspension->resume_by)
             continue;
         *place = workers->pids[i] == 0 ? i : workers_place(workers);
-        if (*place == workers->slots)
-            continue;
-        if (workers->pids[i] != 0)
+        if (workers->pids[i] != 0 && *place < workers->slots)
             log_error("map %.*s has been suspended for too long: having it "
                       "resumed",
                       ALIAS_SIZE - 1, suspension->alias);
