@@ -203,7 +203,8 @@ static bool command_execute(struct client *client, struct pr_command *command)
     if (vet != VET_MAPPED)
         return true;
     if (client->service->queue < 0) {
-        multipath_execute_here(command, client->service->socket_path);
+        multipath_execute_here(command, client->service->socket_path,
+                               client->service->suspension);
         return true;
     }
     client->answer = worker_ask(client->service->queue, command);

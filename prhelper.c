@@ -88,11 +88,16 @@ static void clients_leave(const struct server *server)
  */
 static void serve(struct server *server)
 {
+    const struct service *service = &server->service;
     struct pollfd *fds = server->fds;
     bool stopping = false;
 
     for (;;) {
-        int64_t now = clock_us(), wake = log_check(now);
+        int64_t resume = service->suspension == NULL
+                             ? NEVER
+                             : multipath_resume_here(service->socket_path,
+                                                     service->suspension);
+        int64_t now = clock_us(), wake = sooner(resume, log_check(now));
         unsigned i, in_flight = 0, signals = signals_take();
 
         if ((signals & SIGNAL_STOP) != 0 && !stopping) {
@@ -130,9 +135,8 @@ static void serve(struct server *server)
             struct client *client = &server->clients[i];
 
             if (client->socket < 0
-                || (fds[i + 1].revents != 0
-                        ? client_work(client)
-                        : !client_expire(client, now)))
+                || (fds[i + 1].revents != 0 ? client_work(client)
+                                            : !client_expire(client, now)))
                 continue;
             if (server->listener == NULL)
                 return;
@@ -231,6 +235,7 @@ int main(int argc, char **argv)
     struct roster roster = { 0 };
     struct supervisor supervisor = { 0 };
     struct server server = { .listener = &listener };
+    struct suspension suspension = { 0 };
     int report = -1, syslog = -1;
     bool activated;
 
@@ -258,6 +263,7 @@ int main(int argc, char **argv)
     if (options.single_process) {
         roster.most = roster.slots = clients_limit(options.max_clients);
         server_set_up(&server, &roster, &options, roster.slots);
+        server.service.suspension = &suspension;
         signal(SIGCHLD, SIG_IGN); /* who becomes our child is not ours */
     } else {
         supervisor_set_up(&supervisor, &server, &roster, &options);

@@ -251,8 +251,13 @@ void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
                        struct suspension *);
 void multipath_recover(const char *socket_path, struct suspension *,
                        bool is_alone);
-/* With --single-process: the other clients wait. */
-void multipath_execute_here(struct pr_command *, const char *socket_path);
+/*
+ * With --single-process: the other clients wait. The map that a command has
+ * left suspended is to be resumed first: that returns when to try again.
+ */
+void multipath_execute_here(struct pr_command *, const char *socket_path,
+                            struct suspension *);
+int64_t multipath_resume_here(const char *socket_path, struct suspension *);
 
 /*
  * multipath/ask.c: has a worker carry out a command. Returns the descriptor at

@@ -50,7 +50,8 @@ struct record {
 struct service { /* what all clients of this process have in common */
     int64_t timeout;
     const char *socket_path; /* ours, NULL: a service manager's */
-    int queue; /* to the workers; -1: we do commands on maps ourselves */
+    int queue; /* to the workers; -1: we do commands on maps ourselves, */
+    struct suspension *suspension; /* and resume this one, NULL otherwise */
 };
 
 struct client {

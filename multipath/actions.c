@@ -214,17 +214,31 @@ void multipath_execute(struct pr_command *command, dev_t device,
         sg_io_refuse(command, refusal);
 }
 
-/* Nobody else can resume the map, if that has not been possible. */
-void multipath_execute_here(struct pr_command *command, const char *socket_path)
+int64_t multipath_resume_here(const char *socket_path,
+                              struct suspension *suspension)
 {
-    struct suspension suspension = { 0 };
+    if (suspension->alias[0] == '\0')
+        return NEVER;
+    if (clock_us() >= suspension->resume_by) {
+        multipath_recover(socket_path, suspension, true);
+        suspension->resume_by = clock_us() + RESUME_AGAIN;
+    }
+    return suspension->alias[0] == '\0' ? NEVER : suspension->resume_by;
+}
+
+void multipath_execute_here(struct pr_command *command, const char *socket_path,
+                            struct suspension *suspension)
+{
     struct stat st;
 
+    if (multipath_resume_here(socket_path, suspension) != NEVER) {
+        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+        return;
+    }
     if (fstat(command->fd, &st) < 0) {
         sg_io_refuse(command, NO_STATUS);
         return;
     }
-    multipath_execute(command, st.st_rdev, socket_path, &suspension);
-    if (suspension.alias[0] != '\0')
-        multipath_recover(socket_path, &suspension, true);
+    multipath_execute(command, st.st_rdev, socket_path, suspension);
+    suspension->resume_by = 0; /* now, as nobody else does */
 }

@@ -2125,6 +2125,21 @@ def test_resumer_is_killed_too(lab_of):
     assert 'suspended' in lab.helper.log()
 
 
+@pytest.mark.parametrize('mode', MODES)
+def test_map_is_resumed_when_multipathd_does_so_again(lab_of, mode):
+    """However late; with --single-process nobody but the helper can."""
+    lab = lab_of(mode, env=FAST)
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    lab.mpd.on('^resume', 'fail')
+    assert action.run(lab) == LOST
+    wait_until(lambda: lab.helper.log().count('dmsetup resume mpatha') > 2)
+    assert lab.client.read_in(lab.alone, READ_KEYS).status == GOOD
+    lab.mpd.rules.clear()
+    wait_until(lambda: not lab.known.suspended)
+    wait_until(lambda: lab.client.read_in(lab.map, READ_KEYS).status == GOOD)
+    lab.wait_idle()
+
+
 @pytest.mark.parametrize('who', ['session', 'client'])
 def test_worker_goes_on_without_its(lab_of, who):
     """It does what it has begun, and nobody else is the worse for it."""
