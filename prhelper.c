@@ -81,6 +81,22 @@ static void clients_leave(const struct server *server)
             client_leave(&server->clients[i]);
 }
 
+/* Tries again if a map is suspended. Returns the time; sooner of *wake. */
+static int64_t map_recover(const struct service *service, int64_t now,
+                           int64_t *wake)
+{
+    struct suspension *suspension = service->suspension;
+
+    if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
+        multipath_recover(service->socket_path, suspension, true);
+        now = clock_us();
+        suspension->resume_by = now + 2 * SECOND;
+    }
+    if (suspension->alias[0] != '\0')
+        *wake = sooner(*wake, suspension->resume_by);
+    return now;
+}
+
 /*
  * Serves the clients of the listener until a signal says stop; without one,
  * the one client that there is, until it has gone. That is not closed then: an
@@ -93,11 +109,7 @@ static void serve(struct server *server)
     bool stopping = false;
 
     for (;;) {
-        int64_t resume = service->suspension == NULL
-                             ? NEVER
-                             : multipath_resume_here(service->socket_path,
-                                                     service->suspension);
-        int64_t now = clock_us(), wake = sooner(resume, log_check(now));
+        int64_t now = clock_us(), wake = log_check(now);
         unsigned i, in_flight = 0, signals = signals_take();
 
         if ((signals & SIGNAL_STOP) != 0 && !stopping) {
@@ -106,6 +118,7 @@ static void serve(struct server *server)
         }
         fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
         if (server->listener != NULL) {
+            now = map_recover(service, now, &wake);
             if ((signals & SIGNAL_STATUS) != 0)
                 report_totals(server->roster, 0, now);
             wake = sooner(wake, report_status(server->roster, now));

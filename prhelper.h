@@ -253,11 +253,10 @@ void multipath_recover(const char *socket_path, struct suspension *,
                        bool is_alone);
 /*
  * With --single-process: the other clients wait. The map that a command has
- * left suspended is to be resumed first: that returns when to try again.
+ * left suspended is for the caller to recover first, from resume_by on.
  */
 void multipath_execute_here(struct pr_command *, const char *socket_path,
                             struct suspension *);
-int64_t multipath_resume_here(const char *socket_path, struct suspension *);
 
 /*
  * multipath/ask.c: has a worker carry out a command. Returns the descriptor at

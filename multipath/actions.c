@@ -214,24 +214,12 @@ void multipath_execute(struct pr_command *command, dev_t device,
         sg_io_refuse(command, refusal);
 }
 
-int64_t multipath_resume_here(const char *socket_path,
-                              struct suspension *suspension)
-{
-    if (suspension->alias[0] == '\0')
-        return NEVER;
-    if (clock_us() >= suspension->resume_by) {
-        multipath_recover(socket_path, suspension, true);
-        suspension->resume_by = clock_us() + RESUME_AGAIN;
-    }
-    return suspension->alias[0] == '\0' ? NEVER : suspension->resume_by;
-}
-
 void multipath_execute_here(struct pr_command *command, const char *socket_path,
                             struct suspension *suspension)
 {
     struct stat st;
 
-    if (multipath_resume_here(socket_path, suspension) != NEVER) {
+    if (suspension->alias[0] != '\0') {
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
         return;
     }

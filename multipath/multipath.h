@@ -38,7 +38,6 @@
 #define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us */
 #define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, to resume */
 #define RESUME_WITHIN (15 * SECOND)     /* or it hangs in the kernel */
-#define RESUME_AGAIN (2 * SECOND)       /* after that was not possible */
 
 enum {
     PATHS_MOST = 256,

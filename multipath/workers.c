@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
+#define RESUME_AGAIN (2 * SECOND) /* after one could not */
 #define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
 
 static bool is_suspender(const struct workers *workers, unsigned i)
