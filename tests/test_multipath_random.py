@@ -292,6 +292,9 @@ class Case:
         elif name == 'twin holds' and rng.random() < .4:
             path = rng.choice(PATHS)
             self.path_state(path, self.nexus(path))
+        elif name == 'twin is left' and rng.random() < .4:
+            path = rng.choice(PATHS)    # multipathd may register it again
+            self.path_failed(path, self.nexus(path))
 
     def path_fails(self):
         rng = self.rng
@@ -446,14 +449,18 @@ class Case:
                     {'host_status': host}, not after, after)
 
     def answer_is_lost(self):
-        """To the command itself, most often the first time it is sent."""
+        """To the command itself, most often the first time it is sent; or it
+        says that there was an error."""
         path = self.lab.order[self.rng.choice((0, 0, 1, 2))]
         host, self.is_benign = self.rng.choice(LOST_BY), False
         after = self.rng.random() < .75
-        self.nexus(path).answer(host_status=host, after=after,
-                                only=(0x5f, self.action))
-        self.tell('%s: host %02x%s, %s' % (
-            sim.disk_name(path), host, ' after it is done' if after else '',
+        what, text = {'host_status': host}, 'host %02x' % host
+        if self.rng.random() < .25:
+            text, self.refuses = self.rng.choice(FAILS_LATE), True
+            what = {'status': 2, 'driver_status': 8, 'sense': REFUSALS[text]}
+        self.nexus(path).answer(**what, after=after, only=(0x5f, self.action))
+        self.tell('%s: %s%s, %s' % (
+            sim.disk_name(path), text, ' after it is done' if after else '',
             NAMES[self.action]))
 
     def path_status(self, path, n):
