@@ -30,7 +30,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
     is_lost = map->is_lost;
     answer = map->answer;
     if (!is_lost && answer.status != GOOD)
-        hold_settle(map, was, false);
+        hold_settle(map, was, false, key);
     if (path == NULL && map->left_out > 0 && was != FLAG_UNSET) {
         if (!reservation_read(map, &reservation))
             return;
@@ -46,7 +46,7 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
         }
     }
     if (answer.status == GOOD)
-        hold_settle(map, was, true);
+        hold_settle(map, was, true, key);
     map->answer = answer;
 }
 
@@ -130,10 +130,10 @@ static void map_preempt(struct map *map, const struct multipathd_key *key,
         any_send(map, request);
     answer = map->answer;
     if (takes_over && (answer.status == GOOD || (!is_own && !map->is_lost)))
-        hold_settle(map, was, answer.status == GOOD);
+        hold_settle(map, was, answer.status == GOOD, key);
     else if (answer.status == GOOD && !takes_over && !was_held
              && holder_find(map, key, &reservation, &path) == HOLDER_PATH)
-        hold_settle(map, FLAG_UNKNOWN, true);
+        hold_settle(map, FLAG_UNKNOWN, true, key);
     map->answer = answer;
 }
 

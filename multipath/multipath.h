@@ -192,7 +192,8 @@ struct path *preempt_own(struct map *, const struct request *,
 struct path *take_over(struct map *, const struct multipathd_key *,
                        uint8_t scope_type);
 bool hold_announce(struct map *, enum multipathd_flag *was);
-void hold_settle(struct map *, enum multipathd_flag was, bool holds);
+void hold_settle(struct map *, enum multipathd_flag was, bool holds,
+                 const struct multipathd_key *);
 
 /* register.c */
 void map_register(struct map *, const struct multipathd_key *old,

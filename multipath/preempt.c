@@ -243,9 +243,22 @@ bool hold_announce(struct map *map, enum multipathd_flag *was)
     return false;
 }
 
-/* The disk has made it so; or has not, for sure. */
-void hold_settle(struct map *map, enum multipathd_flag was, bool holds)
+/*
+ * The disk has made it so; or has not, for sure: after another error than a
+ * conflict it is asked. The answer stays.
+ */
+void hold_settle(struct map *map, enum multipathd_flag was, bool holds,
+                 const struct multipathd_key *key)
 {
-    if (was == (holds ? FLAG_UNKNOWN : FLAG_UNSET))
-        multipathd_tell(&map->multipathd, holds ? "setprhold" : "unsetprhold");
+    const struct answer answer = map->answer;
+    struct reservation reservation;
+
+    if (holds || answer.status == RESERVATION_CONFLICT
+        || (reservation_read(map, &reservation)
+            && !(reservation.is_held
+                 && (reservation.key == key->value || reservation.key == 0))))
+        if (was == (holds ? FLAG_UNKNOWN : FLAG_UNSET))
+            multipathd_tell(&map->multipathd,
+                            holds ? "setprhold" : "unsetprhold");
+    map->answer = answer;
 }

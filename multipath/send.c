@@ -11,8 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* In milliseconds: a block device has no less (BLK_MIN_SG_TIMEOUT). */
-enum { TIMEOUT_LEAST = 7000 };
+/* In milliseconds. A block device has no less (BLK_MIN_SG_TIMEOUT). */
+enum { TIMEOUT_LEAST = 7000, SUSPENDED_LEAST = 1000 };
 
 enum {
     READ_KEYS,
@@ -103,11 +103,13 @@ static unsigned timeout_of(const struct map *map, const struct path *path,
                            const struct request *request)
 {
     int64_t half = (map->deadline - clock_us()) / 2000;
+    int64_t least = map->suspension->alias[0] != '\0' ? SUSPENDED_LEAST
+                                                      : TIMEOUT_LEAST;
 
-    return half < TIMEOUT_LEAST || path->seen.is_failed
-                   || request->cdb[0] != PERSISTENT_RESERVE_OUT
-               ? TIMEOUT_LEAST
-               : (unsigned)half;
+    return (unsigned)(half < least || path->seen.is_failed
+                              || request->cdb[0] != PERSISTENT_RESERVE_OUT
+                          ? least
+                          : half);
 }
 
 static enum verdict path_execute(struct map *map, struct path *path,

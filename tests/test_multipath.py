@@ -1132,6 +1132,21 @@ def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
                 lab.holder() is not None and lab.holder()[0] in PATHS)
 
 
+def test_an_error_after_the_fact_leaves_us_the_holder(run_one):
+    """RESERVE or PREEMPT is done, and the answer is an error of the disk."""
+    for place, name in itertools.product(range(3), (
+            'reserve', 'reserve for all', 'preempt the holder')):
+        with run_one.scenario(place, name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            path = lab.order[place]
+            lab.nexus(path).answer(**sense_of(4, 0x44, 0), after=True,
+                                   only=tuple(action.cdb[:2]))
+            answer = action.run(lab)
+            assert place or answer == '4/44/00'
+            assert lab.holder() and lab.known.prhold == 'set'
+            action.after(lab)
+
+
 def test_what_was_aborted_may_have_been_done(run_one):
     """The guest must not hear from the next path that it was not."""
     for place, name in itertools.product(range(3), (
