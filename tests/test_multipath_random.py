@@ -201,7 +201,7 @@ class Case:
         self.refuses = False    # a path, with what is for the guest to hear
         self.away, self.came = set(), {}    # paths; when, in us
         self.given = {}         # by multipathd when it came
-        self.is_mpd_well = True
+        self.is_mpd_well, self.is_restarted = True, False
         self.base = self.target.clock()
         self.is_aimed = self.rng.random() < .4
         self.beginning()
@@ -594,7 +594,7 @@ class Case:
     def restart(self, _):
         """What multipathd 0.13 and later finds out when it starts: from its
         file the key, from the disk if that is registered and if it holds."""
-        known, lun = self.lab.known, self.lab.lun
+        known, lun, self.is_restarted = self.lab.known, self.lab.lun, True
         keys = [self.nexus(n).key for n in WHO]
         known.prflag = 'set' if known.key in keys and known.key else 'unset'
         known.prhold = 'set' if lun.type and known.key and (
@@ -946,7 +946,8 @@ class Case:
             return True
         if self.action == CLEAR or self.action in REGISTERS \
                 and not self.sa_key:
-            return known.prflag == 'unset' or not known.key
+            return known.prflag == 'unset' or not known.key \
+                or self.is_restarted and known.fixed    # a twin has it, too
         return self.action not in REGISTERS or (
             known.key == self.sa_key and known.prflag == 'set')
 
