@@ -202,7 +202,7 @@ class Case:
         self.refuses = False    # a path, with what is for the guest to hear
         self.away, self.came = set(), {}    # paths; when, in us
         self.given = {}         # by multipathd when it came
-        self.is_mpd_well = True
+        self.is_mpd_well, self.is_restarted = True, False
         self.base = self.target.clock()
         self.is_aimed = self.rng.random() < .4
         self.beginning()
@@ -293,6 +293,9 @@ class Case:
         elif name == 'twin holds' and rng.random() < .4:
             path = rng.choice(PATHS)
             self.path_state(path, self.nexus(path))
+        elif name == 'twin is left' and rng.random() < .4:
+            path = rng.choice(PATHS)    # multipathd may register it again
+            self.path_failed(path, self.nexus(path))
 
     def path_fails(self):
         rng = self.rng
@@ -447,14 +450,18 @@ class Case:
                     {'host_status': host}, not after, after)
 
     def answer_is_lost(self):
-        """To the command itself, most often the first time it is sent."""
+        """To the command itself, most often the first time it is sent; or it
+        says that there was an error."""
         path = self.lab.order[self.rng.choice((0, 0, 1, 2))]
         host, self.is_benign = self.rng.choice(LOST_BY), False
         after = self.rng.random() < .75
-        self.nexus(path).answer(host_status=host, after=after,
-                                only=(0x5f, self.action))
-        self.tell('%s: host %02x%s, %s' % (
-            sim.disk_name(path), host, ' after it is done' if after else '',
+        what, text = {'host_status': host}, 'host %02x' % host
+        if self.rng.random() < .25:
+            text, self.refuses = self.rng.choice(FAILS_LATE), True
+            what = {'status': 2, 'driver_status': 8, 'sense': REFUSALS[text]}
+        self.nexus(path).answer(**what, after=after, only=(0x5f, self.action))
+        self.tell('%s: %s%s, %s' % (
+            sim.disk_name(path), text, ' after it is done' if after else '',
             NAMES[self.action]))
 
     def path_status(self, path, n):
@@ -588,7 +595,7 @@ class Case:
     def restart(self, _):
         """What multipathd 0.13 and later finds out when it starts: from its
         file the key, from the disk if that is registered and if it holds."""
-        known, lun = self.lab.known, self.lab.lun
+        known, lun, self.is_restarted = self.lab.known, self.lab.lun, True
         keys = [self.nexus(n).key for n in WHO]
         known.prflag = 'set' if known.key in keys and known.key else 'unset'
         known.prhold = 'set' if lun.type and known.key and (
@@ -940,7 +947,8 @@ class Case:
             return True
         if self.action == CLEAR or self.action in REGISTERS \
                 and not self.sa_key:
-            return known.prflag == 'unset' or not known.key
+            return known.prflag == 'unset' or not known.key \
+                or self.is_restarted and known.fixed    # a twin has it, too
         return self.action not in REGISTERS or (
             known.key == self.sa_key and known.prflag == 'set')
 
