@@ -290,20 +290,21 @@ static void arguments_check(struct arguments *arguments)
     }
 }
 
+static const struct option options[] = {
+    { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, 'V' },
+    { "socket", required_argument, NULL, 'k' },
+    { "timeout", required_argument, NULL, 't' },
+    { "key", required_argument, NULL, KEY },
+    { "new-key", required_argument, NULL, NEW_KEY },
+    { "victim", required_argument, NULL, VICTIM },
+    { "type", required_argument, NULL, TYPE },
+    { "aptpl", no_argument, NULL, APTPL },
+    { NULL, 0, NULL, 0 },
+};
+
 static void arguments_parse(struct arguments *arguments, int argc, char **argv)
 {
-    static const struct option table[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "version", no_argument, NULL, 'V' },
-        { "socket", required_argument, NULL, 'k' },
-        { "timeout", required_argument, NULL, 't' },
-        { "key", required_argument, NULL, KEY },
-        { "new-key", required_argument, NULL, NEW_KEY },
-        { "victim", required_argument, NULL, VICTIM },
-        { "type", required_argument, NULL, TYPE },
-        { "aptpl", no_argument, NULL, APTPL },
-        { NULL, 0, NULL, 0 },
-    };
     static char name[] = CLIENT;
     int option;
 
@@ -312,7 +313,7 @@ static void arguments_parse(struct arguments *arguments, int argc, char **argv)
     arguments->timeout = 90 * SECOND;
     if (argc > 0)
         argv[0] = name; /* the prefix of getopt's messages */
-    while ((option = getopt_long(argc, argv, "hVk:t:", table, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "hVk:t:", options, NULL)) != -1) {
         switch (option) {
         case 'h':
             usage();
