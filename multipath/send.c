@@ -132,7 +132,8 @@ static enum verdict path_execute(struct map *map, struct path *path,
     verdict = verdict_of(&command);
     sense_get(answer->sense, &key, &code);
     path->is_answered = !command.unreached && !command.is_lost
-                        && !(verdict == LOST && key == ABORTED_COMMAND);
+                        && (verdict != LOST || key != ABORTED_COMMAND
+                            || command.refusal != NOT_REFUSED);
     if (command.refusal != NOT_REFUSED)
         map->refusal = command.refusal;
     if (verdict == DONE)
