@@ -147,8 +147,8 @@ class Disk:
 # ---- What goes wrong --------------------------------------------------------
 
 def sense(key, asc, ascq, is_deferred=False):
-    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0,
-                  0, 0])
+    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0,
+                  asc, ascq, 0, 0, 0, 0])
 
 
 SENSES = {'transition': sense(2, 4, 0x0a), 'becoming ready': sense(2, 4, 1),
@@ -354,7 +354,8 @@ class Case:
 
     def path_refuses(self, path, n):
         """As the device's own answer: to all, or PERSISTENT RESERVE OUT."""
-        kind = self.rng.choice((*REFUSALS, *4 * FAILS_LATE, 'deferred recovered'))
+        kind = self.rng.choice((*REFUSALS, *4 * FAILS_LATE,
+                                'deferred recovered'))
         after = kind in FAILS_LATE and self.rng.random() < .7
         self.is_benign, self.refuses = False, True
         self.inject(path, kind, (.3, 3, 20, EVER), {
@@ -631,7 +632,8 @@ class Case:
             told.append('%s%s at step %s%d' % (
                 {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
                 or NAMES[what],
-                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware), '+' if step >= HIT else '', step % HIT))
+                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware),
+                '+' if step >= HIT else '', step % HIT))
             if what == LOOK:
                 self.act(LOOK, nexus, step)
             elif what == 0xff:
@@ -1035,7 +1037,8 @@ class Case:
         clean = not any(self.changes(path, what) for path in PATHS
                         for what in (STATE, OPEN, DELAY))
         return self.answer == GOOD or self.is_killed or not clean \
-            or self.refuses or self.away or self.came or str(self.answer).startswith('status') or all(
+            or self.refuses or self.away or self.came \
+            or str(self.answer).startswith('status') or all(
             n.inject or n.state or n.delay_ms or n.open_errno or n.open_other
             for n in paths)
 
