@@ -254,9 +254,8 @@ void hold_settle(struct map *map, enum multipathd_flag was, bool holds,
     struct reservation reservation;
 
     if (holds || answer.status == RESERVATION_CONFLICT
-        || (reservation_read(map, &reservation)
-            && !(reservation.is_held
-                 && (reservation.key == key->value || reservation.key == 0))))
+        || !reservation_read(map, &reservation) || !reservation.is_held
+        || (reservation.key != key->value && reservation.key != 0))
         if (was == (holds ? FLAG_UNKNOWN : FLAG_UNSET))
             multipathd_tell(&map->multipathd,
                             holds ? "setprhold" : "unsetprhold");
