@@ -20,6 +20,7 @@ shows what was sent and logged, too.
 It must not make a device do what no device does, such as to execute a command
 and then say that it did not.
 """
+import collections
 import errno
 import itertools
 import os
@@ -185,6 +186,10 @@ TROUBLES = [(), (PATH,), (PATH,), (PATH, PATH), (MULTIPATHD,), (RIVAL_ACTS,),
             (PATH, PATH, RIVAL_ACTS), (MULTIPATHD, RIVAL_ACTS),
             (MULTIPATHD, RIVAL_ACTS), (PATH, MULTIPATHD), (DIES,),
             (DIES, RIVAL_ACTS), (PATH, DIES), (PATH, MULTIPATHD, RIVAL_ACTS)]
+
+
+# A key, by multipathd to a path that has come.
+Given = collections.namedtuple('Given', 'what key done_at')
 
 
 class Case:
@@ -779,8 +784,10 @@ class Case:
     def explanations(self):
         """Where the command may have been carried out: the answer and the
         disk at the end, None: not at all."""
-        acts = sorted((a for a in self.done() if a.what <= LOOK
-                       or a.what == DM and a.status),
+        given = [Given(DM, key, self.came[path])
+                 for path, key in self.given.items()]
+        acts = sorted(given + [a for a in self.done() if a.what <= LOOK
+                               or a.what == DM and a.status],
                       key=lambda a: a.done_at)
         ways = [self.action]
         if self.action in REGISTERS and not self.sa_key \
