@@ -21,6 +21,7 @@ shows what was sent and logged, too.
 It must not make a device do what no device does, such as to execute a command
 and then say that it did not.
 """
+import collections
 import errno
 import itertools
 import os
@@ -148,8 +149,8 @@ class Disk:
 # ---- What goes wrong --------------------------------------------------------
 
 def sense(key, asc, ascq, is_deferred=False):
-    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0,
-                  0, 0])
+    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0,
+                  asc, ascq, 0, 0, 0, 0])
 
 
 SENSES = {'transition': sense(2, 4, 0x0a), 'becoming ready': sense(2, 4, 1),
@@ -186,6 +187,10 @@ TROUBLES = [(), (PATH,), (PATH,), (PATH, PATH), (MULTIPATHD,), (RIVAL_ACTS,),
             (PATH, PATH, RIVAL_ACTS), (MULTIPATHD, RIVAL_ACTS),
             (MULTIPATHD, RIVAL_ACTS), (PATH, MULTIPATHD), (DIES,),
             (DIES, RIVAL_ACTS), (PATH, DIES), (PATH, MULTIPATHD, RIVAL_ACTS)]
+
+
+# A key, by multipathd to a path that has come.
+Given = collections.namedtuple('Given', 'what key done_at')
 
 
 class Case:
@@ -355,7 +360,8 @@ class Case:
 
     def path_refuses(self, path, n):
         """As the device's own answer: to all, or PERSISTENT RESERVE OUT."""
-        kind = self.rng.choice((*REFUSALS, *4 * FAILS_LATE, 'deferred recovered'))
+        kind = self.rng.choice((*REFUSALS, *4 * FAILS_LATE,
+                                'deferred recovered'))
         after = kind in FAILS_LATE and self.rng.random() < .7
         self.is_benign, self.refuses = False, True
         self.inject(path, kind, (.3, 3, 20, EVER), {
@@ -632,7 +638,8 @@ class Case:
             told.append('%s%s at step %s%d' % (
                 {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
                 or NAMES[what],
-                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware), '+' if step >= HIT else '', step % HIT))
+                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware),
+                '+' if step >= HIT else '', step % HIT))
             if what == LOOK:
                 self.act(LOOK, nexus, step)
             elif what == 0xff:
@@ -778,8 +785,10 @@ class Case:
     def explanations(self):
         """Where the command may have been carried out: the answer and the
         disk at the end, None: not at all."""
-        acts = sorted((a for a in self.done() if a.what <= LOOK
-                       or a.what == DM and a.status),
+        given = [Given(DM, key, self.came[path])
+                 for path, key in self.given.items()]
+        acts = sorted(given + [a for a in self.done() if a.what <= LOOK
+                               or a.what == DM and a.status],
                       key=lambda a: a.done_at)
         ways = [self.action]
         if self.action in REGISTERS and not self.sa_key \
@@ -1036,7 +1045,8 @@ class Case:
         clean = not any(self.changes(path, what) for path in PATHS
                         for what in (STATE, OPEN, DELAY))
         return self.answer == GOOD or self.is_killed or not clean \
-            or self.refuses or self.away or self.came or str(self.answer).startswith('status') or all(
+            or self.refuses or self.away or self.came \
+            or str(self.answer).startswith('status') or all(
             n.inject or n.state or n.delay_ms or n.open_errno or n.open_other
             for n in paths)
 
