@@ -9,6 +9,8 @@
  * anything, and say what it cannot know in so many words.
  */
 #include "check.h"
+#include "../multipath/multipathd.h"
+#include "../sg_io.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -23,7 +25,7 @@ enum {
     PATHS_MOST = 256,
     VPD_SIZE = 1024,
     REGISTRATION = 24, /* before its TransportID, SPC-4 6.15.5 */
-    ALL_TG_PT = 0x02
+    ALL_PORTS = 0x02   /* the flag ALL_TG_PT */
 };
 
 struct path {
@@ -113,7 +115,7 @@ static unsigned registrations_count(const uint8_t *list, size_t size,
     for (at = 8; at + REGISTRATION <= size;
          at += REGISTRATION + (size_t)be32_get(list + at + 20))
         if (be64_get(list + at) == key
-            && (port == 0 || (list[at + 12] & ALL_TG_PT) != 0
+            && (port == 0 || (list[at + 12] & ALL_PORTS) != 0
                 || be16_get(list + at + 18) == port))
             count++;
     return count;
