@@ -50,7 +50,6 @@ void client_begin(struct client *client, int socket,
     client_trace(client, TRACE_CLIENT_CONNECT, "connected");
 }
 
-/* What to wait for: the client, or the answer of who works for it. */
 void client_poll(const struct client *client, struct pollfd *fds)
 {
     fds->fd = client->answer >= 0 ? client->answer : client->socket;
@@ -64,7 +63,6 @@ static void conversation_fd_close(struct conversation *c)
     c->fd = -1;
 }
 
-/* The client has done nothing wrong, but has to go. */
 void client_leave(const struct client *client)
 {
     client_trace(client, TRACE_CLIENT_END, "told to leave");
@@ -84,7 +82,6 @@ static void client_busy(struct client *client, bool busy)
     client->record->busy = busy;
 }
 
-/* Frees everything but the record. */
 void client_close(struct client *client)
 {
     conversation_fd_close(&client->conversation);
@@ -255,10 +252,6 @@ static bool client_execute(struct client *client)
     return true;
 }
 
-/*
- * Goes on with the conversation as far as it goes without waiting. Returns
- * false when it is over; the caller then closes the client.
- */
 bool client_work(struct client *client)
 {
     struct conversation *c = &client->conversation;
@@ -290,24 +283,17 @@ bool client_work(struct client *client)
     return true;
 }
 
-/* A command is being executed, or its reply has not all been sent. */
 bool client_is_in_flight(const struct client *client)
 {
     return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
 }
 
-/* We are leaving: the client has only so long to take its reply. */
 void client_hurry(struct client *client, int64_t now)
 {
     if (client->answer < 0 && client->deadline > now + LEAVE_WITHIN)
         client->deadline = now + LEAVE_WITHIN;
 }
 
-/*
- * True if the client has kept us waiting inside a frame for too long, or has
- * ended otherwise. A worker that hangs in the kernel is given up: it sends
- * nothing more when its own time is up.
- */
 bool client_expire(struct client *client, int64_t now)
 {
     if (now < client->deadline)

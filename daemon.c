@@ -6,7 +6,7 @@
  * It must never close a descriptor that it did not open: libvirt holds a
  * lock on one that it lets us inherit, and believes us dead without it.
  */
-#include "prhelper.h"
+#include "start.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +18,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* So that a socket or a disk never becomes somebody's stdout. */
 void daemon_open_standard_fds(void)
 {
     int fd;
@@ -29,11 +28,6 @@ void daemon_open_standard_fds(void)
                   strerror(errno));
 }
 
-/*
- * Goes on in a child. The caller's process stays in here until the child
- * has called daemon_background_ready() with what this returns, and leaves
- * with status 0; or until the child has died, and leaves with its status.
- */
 int daemon_background(void)
 {
     int report[2], status;
@@ -62,7 +56,6 @@ int daemon_background(void)
     fatal("the process in the background died");
 }
 
-/* From here on, messages go to this socket of syslogd's; -1: nowhere. */
 void daemon_background_ready(int report, int syslog)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -83,11 +76,6 @@ void daemon_background_ready(int report, int syslog)
     close(report);
 }
 
-/*
- * Writes the PID file and locks it for as long as this process lives (such
- * locks are not inherited by children). The descriptor stays open. Closing
- * any other descriptor of that file would lose the lock.
- */
 void daemon_pid_file(const char *path)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };

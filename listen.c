@@ -9,7 +9,8 @@
  * virtual machines, which must not keep us from starting either.
  */
 #include "kernel.h"
-#include "prhelper.h"
+#include "protocol.h"
+#include "start.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,10 +44,6 @@ static bool is_our_pid(const char *text)
     return strtol(text, &end, 10) == (long)getpid() && *end == '\0';
 }
 
-/*
- * Were we started by a service manager that passed us a socket? Takes the
- * variables out of the environment. Before the first fork.
- */
 bool listen_is_activated(const struct options *options)
 {
     const char *pid = getenv("LISTEN_PID");
@@ -81,10 +78,6 @@ static int passed_option(int option)
     return value;
 }
 
-/*
- * Uses the socket that was passed to us. What it may have been told to
- * attach to each message would take the place of a client's descriptor.
- */
 void listen_activated(struct listener *listener)
 {
     static const int attached[] = { SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD };
@@ -185,7 +178,6 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
     }
 }
 
-/* Makes the socket, in place of one that nobody listens on any more. */
 void listen_open(struct listener *listener, const char *path)
 {
     struct sockaddr_un address;
@@ -210,7 +202,6 @@ void listen_open(struct listener *listener, const char *path)
     (void)lstat(path, &listener->made); /* if it is gone, all 0: no file's */
 }
 
-/* Removes the name if it is still the one that listen_open() made. */
 void listen_remove(const struct listener *listener)
 {
     struct stat st;
@@ -224,12 +215,6 @@ void listen_remove(const struct listener *listener)
         log_verbose("cannot remove %s: %s", listener->path, strerror(errno));
 }
 
-/*
- * A socket to who waits for our messages, or -1 if nobody does: libvirtd, for
- * one, hands its own NOTIFY_SOCKET down, but systemd says in SYSTEMD_EXEC_PID
- * (since version 248) whose it is. Other managers do not set that. Before the
- * first fork.
- */
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");

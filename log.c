@@ -11,11 +11,12 @@
  * are counted by all processes together, and the count goes out with the next
  * line that can, or by itself.
  */
-#include "prhelper.h"
+#include "log.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,12 +46,6 @@ static struct {
 /* How many warnings may a client cause in a second? */
 enum { WARNINGS_MOST = 10 };
 
-/*
- * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
- * description that other processes share: a pipe or a terminal is opened
- * anew, a socket is told with each line. To be called again when stderr has
- * become something else.
- */
 void log_open(void)
 {
     const char *journal = getenv("JOURNAL_STREAM"); /* systemd's word */
@@ -83,7 +78,6 @@ static void syslog_connect(int fd)
     (void)connect(fd, (const struct sockaddr *)&address, sizeof(address));
 }
 
-/* Returns a socket to syslogd, whether there is one or not; -1 and errno. */
 int log_syslog_open(void)
 {
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -93,7 +87,6 @@ int log_syslog_open(void)
     return fd;
 }
 
-/* Makes stderr this socket, and closes fd. */
 void log_syslog_use(int fd)
 {
     log_state.is_syslog = dup2(fd, STDERR_FILENO) == STDERR_FILENO;
@@ -102,24 +95,18 @@ void log_syslog_use(int fd)
     log_open();
 }
 
-/*
- * Finds a syslogd that was started since, for all processes: the socket is
- * one that they share. No session may do this, lest it talk to others.
- */
 void log_syslog_renew(void)
 {
     if (log_state.is_syslog)
         syslog_connect(STDERR_FILENO);
 }
 
-/* To be called before the first fork. */
 void log_share(struct log_shared *shared)
 {
     *shared = unshared;
     log_state.shared = shared;
 }
 
-/* To be set to whom the warnings that follow are about, in this process. */
 struct log_peer *log_about(void)
 {
     return &log_state.peer;
@@ -217,7 +204,6 @@ static int head_write(int file, char *line, size_t size, int level)
     return length;
 }
 
-/* To a file, or (-1) where messages go; prefix may be "". */
 void log_line(int file, int level, const char *prefix, const char *format,
               va_list arguments)
 {
@@ -267,10 +253,6 @@ void log_at(int level, const char *format, ...)
     va_end(arguments);
 }
 
-/*
- * Says how many messages were lost, if any were since it last said so, a
- * second after the first; NEVER: at once. Returns when to look again.
- */
 int64_t log_check(int64_t now)
 {
     if (log_state.shared->lost[0] == log_state.told)

@@ -6,7 +6,8 @@
  * what is wrong and exits (0 for --help, --version and -T help, else 1).
  * Arguments that are no options are ignored, as QEMU's helper does.
  */
-#include "prhelper.h"
+#include "protocol.h"
+#include "start.h"
 
 #include <ctype.h>
 #include <errno.h>

@@ -156,7 +156,7 @@ static void serve(struct server *server)
             client_close(client);
             roster_remove(server->roster, i);
         }
-        if (fds[0].revents != 0)
+        if (server->listener != NULL && fds[0].revents != 0)
             client_accept(server, clock_us());
     }
 }

@@ -29,7 +29,7 @@
  * nor with another capability. A step that was done for us already is no
  * failure: a container may start us with CAP_SYS_RAWIO and nothing else.
  */
-#include "prhelper.h"
+#include "start.h"
 
 #include <errno.h>
 #include <grp.h>

@@ -11,10 +11,6 @@
 
 #include <string.h>
 
-/*
- * The address of the Unix socket of that name. Returns its length, or 0 if it
- * does not fit. One that begins with @ is abstract: a NUL, and none at its end.
- */
 socklen_t protocol_address(struct sockaddr_un *address, const char *name)
 {
     size_t length = strlen(name);
@@ -44,7 +40,6 @@ void protocol_begin(struct conversation *c)
     frame_begin(c, PROTOCOL_HELLO_OUT, PROTOCOL_HELLO_SIZE);
 }
 
-/* Between two requests: the client may stay silent for as long as it likes. */
 bool protocol_is_idle(const struct conversation *c)
 {
     return c->state == PROTOCOL_CDB && c->done == 0;
@@ -55,7 +50,6 @@ bool protocol_is_sending(const struct conversation *c)
     return c->state == PROTOCOL_HELLO_OUT || c->state == PROTOCOL_REPLY;
 }
 
-/* Where the rest of the current frame is to be read to or written from. */
 uint8_t *protocol_rest(struct conversation *c, size_t *size)
 {
     uint8_t *frame = c->frame;
@@ -68,11 +62,6 @@ uint8_t *protocol_rest(struct conversation *c, size_t *size)
     return frame + c->done;
 }
 
-/*
- * The allocation length, or the length of the parameter list: CDB bytes 7-8.
- * (For PERSISTENT RESERVE OUT the field is bytes 5-8 in SPC-4 6.16.1, but
- * both ends of QEMU frame by bytes 7-8.)
- */
 size_t protocol_data_length(const uint8_t *cdb)
 {
     return cdb[0] == PROTOCOL_CLEANUP ? 0 : be16_get(cdb + 7);
@@ -96,12 +85,6 @@ static const char *cdb_received(struct conversation *c)
     return NULL;
 }
 
-/*
- * Some bytes have been put where protocol_rest() said, and fd came with them
- * (-1: none). Returns NULL, or what rule the client broke: the connection is
- * then to be closed. The caller closes what is in .fd, and fd itself if it
- * has not become that.
- */
 const char *protocol_received(struct conversation *c, size_t bytes, int fd)
 {
     if (fd >= 0) {
@@ -129,7 +112,6 @@ const char *protocol_received(struct conversation *c, size_t bytes, int fd)
     return NULL;
 }
 
-/* Some bytes of what protocol_rest() returned have been sent. */
 void protocol_sent(struct conversation *c, size_t bytes)
 {
     c->done += bytes;
@@ -141,11 +123,6 @@ void protocol_sent(struct conversation *c, size_t bytes)
         frame_begin(c, PROTOCOL_CDB, PROTOCOL_CDB_SIZE);
 }
 
-/*
- * Sense data and payload are in place and the reply may go out. A payload
- * that is longer than the client asked for, or that comes with another
- * command or status, makes QEMU abort, so what does not fit is cut here.
- */
 void protocol_reply(struct conversation *c, uint8_t status, size_t payload)
 {
     if (c->cdb[0] != PERSISTENT_RESERVE_IN || status != 0)

@@ -4,9 +4,9 @@
  * one client's conversation as a state machine over bytes and descriptors.
  *
  * It must never make a system call, know what a device is, or include
- * another of this program's headers: what moves the bytes is client.c, what
- * runs the command is sg_io.c. What stands above struct conversation is for
- * the helper's other end, too: admin/qemu-pr-client.c.
+ * another of this program's headers but scsi.h: what moves the bytes is
+ * client.c, what runs the command is sg_io.c. What stands above struct
+ * conversation is for the helper's other end, too: admin/qemu-pr-client.c.
  *
  * Source: QEMU, docs/interop/pr-helper.rst. All integers are big-endian.
  *
@@ -21,9 +21,10 @@
 #ifndef PROTOCOL_H
 #define PROTOCOL_H
 
+#include "scsi.h"
+
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -36,72 +37,20 @@ enum {
     PROTOCOL_STATUS_SIZE = 4 + 4 + PROTOCOL_SENSE_SIZE
 };
 
-enum { /* operation codes, SPC-4 6.15 and 6.16 */
-       PERSISTENT_RESERVE_IN = 0x5e,
-       PERSISTENT_RESERVE_OUT = 0x5f,
-       /*
-        * Not SCSI's: this host shall forget its registration on a multipath
-        * map, as the virtual machine goes on elsewhere. Without data. A
-        * client of a little-endian machine that means feature bit 0 takes
-        * our 1 for another bit, and sends it without having asked.
-        */
-       PROTOCOL_CLEANUP = 0xff
-};
-
-enum { /* status codes, SAM-5 5.3.1 */
-       GOOD = 0x00,
-       CHECK_CONDITION = 0x02,
-       BUSY = 0x08,
-       RESERVATION_CONFLICT = 0x18,
-       TASK_SET_FULL = 0x28
-};
-
-enum { /* sense keys, SPC-4 4.5.6 */
-       RECOVERED_ERROR = 0x1,
-       NOT_READY = 0x2,
-       MEDIUM_ERROR = 0x3,
-       HARDWARE_ERROR = 0x4,
-       ILLEGAL_REQUEST = 0x5,
-       UNIT_ATTENTION = 0x6,
-       DATA_PROTECT = 0x7,
-       ABORTED_COMMAND = 0xb
-};
-
-static inline void be16_put(uint8_t *bytes, uint16_t value)
-{
-    bytes[0] = (uint8_t)(value >> 8);
-    bytes[1] = (uint8_t)value;
-}
-
-static inline void be32_put(uint8_t *bytes, uint32_t value)
-{
-    be16_put(bytes, (uint16_t)(value >> 16));
-    be16_put(bytes + 2, (uint16_t)value);
-}
-
-static inline void be64_put(uint8_t *bytes, uint64_t value)
-{
-    be32_put(bytes, (uint32_t)(value >> 32));
-    be32_put(bytes + 4, (uint32_t)value);
-}
-
-static inline uint16_t be16_get(const uint8_t *bytes)
-{
-    return (uint16_t)(bytes[0] << 8 | bytes[1]);
-}
-
-static inline uint32_t be32_get(const uint8_t *bytes)
-{
-    return (uint32_t)be16_get(bytes) << 16 | be16_get(bytes + 2);
-}
-
-static inline uint64_t be64_get(const uint8_t *bytes)
-{
-    return (uint64_t)be32_get(bytes) << 32 | be32_get(bytes + 4);
-}
+/*
+ * A command that is not SCSI's: this host shall forget its registration on a
+ * multipath map, as the virtual machine goes on elsewhere. Without data. A
+ * client of a little-endian machine that means feature bit 0 takes our 1 for
+ * another bit, and sends it without having asked.
+ */
+enum { PROTOCOL_CLEANUP = 0xff };
 
 /* Where a helper listens that was not told otherwise. */
 #define PROTOCOL_SOCKET LOCALSTATEDIR "/run/qemu-pr-helper.sock"
+/*
+ * The address of the Unix socket of that name. Returns its length, or 0 if it
+ * does not fit. One that begins with @ is abstract: a NUL, and none at its end.
+ */
 socklen_t protocol_address(struct sockaddr_un *, const char *name);
 
 enum protocol_state {
@@ -128,12 +77,31 @@ struct conversation {
 };
 
 void protocol_begin(struct conversation *);
+/* Between two requests: the client may stay silent for as long as it likes. */
 bool protocol_is_idle(const struct conversation *);
 bool protocol_is_sending(const struct conversation *);
+/* Where the rest of the current frame is to be read to or written from. */
 uint8_t *protocol_rest(struct conversation *, size_t *size);
+/*
+ * Some bytes have been put where protocol_rest() said, and fd came with them
+ * (-1: none). Returns NULL, or what rule the client broke: the connection is
+ * then to be closed. The caller closes what is in .fd, and fd itself if it
+ * has not become that.
+ */
 const char *protocol_received(struct conversation *, size_t bytes, int fd);
+/* Some bytes of what protocol_rest() returned have been sent. */
 void protocol_sent(struct conversation *, size_t bytes);
+/*
+ * The allocation length, or the length of the parameter list: CDB bytes 7-8.
+ * (For PERSISTENT RESERVE OUT the field is bytes 5-8 in SPC-4 6.16.1, but
+ * both ends of QEMU frame by bytes 7-8.)
+ */
 size_t protocol_data_length(const uint8_t *cdb);
+/*
+ * Sense data and payload are in place and the reply may go out. A payload
+ * that is longer than the client asked for, or that comes with another
+ * command or status, makes QEMU abort, so what does not fit is cut here.
+ */
 void protocol_reply(struct conversation *, uint8_t status, size_t payload);
 
 /* The parameter list, or the room for the payload: PROTOCOL_DATA_MAX bytes. */

@@ -52,7 +52,6 @@ static const char *device_name(char text[DEVICE_SIZE], int fd)
     return text;
 }
 
-/* What came of it; text is room for that. */
 const char *report_result(const struct pr_command *command,
                           char text[RESULT_SIZE])
 {
@@ -115,7 +114,6 @@ static const char *command_name(const struct pr_command *command,
     return text;
 }
 
-/* The descriptor must still be open. */
 void report_reply(const struct client *client, const struct pr_command *command,
                   size_t payload)
 {
@@ -162,10 +160,6 @@ void report_totals(struct roster *roster, unsigned workers, int64_t now)
     roster->status_by = now;
 }
 
-/*
- * A line for each client, a few at a time, so that whoever takes them keeps
- * up. Returns when to go on.
- */
 int64_t report_status(struct roster *roster, int64_t now)
 {
     unsigned i, lines = 0;

@@ -9,7 +9,11 @@
 #ifndef SERVER_H
 #define SERVER_H
 
-#include "prhelper.h"
+#include "multipath/commands.h"
+#include "protocol.h"
+#include "start.h"
+
+#include <poll.h>
 
 #include <sys/resource.h>
 
@@ -68,12 +72,26 @@ struct client {
 /* Takes over the socket; service and record stay the caller's. */
 void client_begin(struct client *, int socket, const struct service *,
                   struct record *);
+/* What to wait for: the client, or the answer of who works for it. */
 void client_poll(const struct client *, struct pollfd *);
+/*
+ * Goes on with the conversation as far as it goes without waiting. Returns
+ * false when it is over; the caller then closes the client.
+ */
 bool client_work(struct client *);
+/* A command is being executed, or its reply has not all been sent. */
 bool client_is_in_flight(const struct client *);
+/*
+ * True if the client has kept us waiting inside a frame for too long, or has
+ * ended otherwise. A worker that hangs in the kernel is given up: it sends
+ * nothing more when its own time is up.
+ */
 bool client_expire(struct client *, int64_t now);
+/* We are leaving: the client has only so long to take its reply. */
 void client_hurry(struct client *, int64_t now);
+/* The client has done nothing wrong, but has to go. */
 void client_leave(const struct client *);
+/* Frees everything but the record. */
 void client_close(struct client *);
 
 /*
@@ -127,10 +145,15 @@ void roster_back_off(struct roster *, const char *what, int error, int64_t now);
 
 /* report.c: what an administrator is told of commands and clients. */
 void report_request(const struct client *, const struct pr_command *);
+/* The descriptor must still be open. */
 void report_reply(const struct client *, const struct pr_command *,
                   size_t payload);
 /* Somebody wants to know: the sums. report_status() goes on. */
 void report_totals(struct roster *, unsigned workers, int64_t now);
+/*
+ * A line for each client, a few at a time, so that whoever takes them keeps
+ * up. Returns when to go on.
+ */
 int64_t report_status(struct roster *, int64_t now);
 
 /* prhelper.c: what the inner loop is about. */

@@ -11,7 +11,8 @@
  * The tables that turn an errno, a host status or a driver status into sense
  * data say what QEMU's own SCSI code would tell its guest.
  */
-#include "prhelper.h"
+#include "sg_io.h"
+#include "protocol.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -112,7 +113,6 @@ void status_set(struct pr_command *command, uint8_t status)
     memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
 }
 
-/* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
 void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
                uint8_t ascq)
 {
@@ -124,7 +124,6 @@ void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
     command->sense[13] = ascq;
 }
 
-/* Fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code)
 {
     bool is_fixed = (sense[0] & 0x7f) < 0x72;
@@ -146,7 +145,6 @@ static void outcome_set(struct pr_command *command,
         status_set(command, outcome->status);
 }
 
-/* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
 enum vet sg_io_refuse(struct pr_command *command, enum refusal refusal)
 {
     sense_set(command, ILLEGAL_REQUEST, 0x20, 0x00);
@@ -163,7 +161,6 @@ static enum vet refuse_as(struct pr_command *command, int error,
     return VET_ANSWERED;
 }
 
-/* Which of the sixteen block majors of SCSI disks this is; -1: none. */
 int sg_io_disk_row(unsigned number)
 {
     if (number == SCSI_DISK_MAJOR)
@@ -173,7 +170,6 @@ int sg_io_disk_row(unsigned number)
     return number >= 128 && number <= 135 ? (int)number - 120 : -1;
 }
 
-/* Is this the block device of a whole SCSI disk? */
 bool sg_io_is_disk(const struct stat *st)
 {
     return S_ISBLK(st->st_mode) && sg_io_disk_row(major(st->st_rdev)) >= 0
@@ -190,16 +186,6 @@ static bool is_open(int fd, bool for_writing)
            && (!for_writing || mode == O_WRONLY || mode == O_RDWR);
 }
 
-/*
- * May this command go to this descriptor? VET_MAPPED: that is up to who can
- * look into sysfs, see multipath/. VET_ANSWERED: no, and status, sense and
- * refusal say why; or there is nothing to be done.
- *
- * A block device must be a whole SCSI disk. The kernel would pass SG_IO on a
- * device-mapper device or a partition (their majors are dynamic) to the LUN
- * beneath it, only because we have CAP_SYS_RAWIO: whoever has a part of a
- * LUN would reserve all of it.
- */
 enum vet sg_io_vet(struct pr_command *command)
 {
     bool is_in = command->cdb[0] == PERSISTENT_RESERVE_IN;
@@ -267,14 +253,6 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
         command->payload = command->length - (unsigned)hdr->resid;
 }
 
-/*
- * Sends a command that sg_io_vet() let pass, and waits for its end, up to
- * timeout milliseconds. A signal would end the wait on /dev/sgN early: the
- * caller must have blocked them. Sends it again while the answer is a unit
- * attention (it was not carried out, because of something that the nexus is
- * told of first), as often as attentions says. Sets refusal if the kernel does
- * not send it.
- */
 void sg_io_execute(struct pr_command *command, unsigned timeout,
                    unsigned attentions)
 {

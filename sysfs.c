@@ -7,7 +7,7 @@
  * another one, nor take more than the caller has room for. stat() is all
  * that a session may do here (see sandbox.c); to open is for workers.
  */
-#include "prhelper.h"
+#include "sg_io.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -27,7 +27,6 @@ static const char *path_set(char path[PATH_SIZE], dev_t device,
     return path;
 }
 
-/* Does sysfs have this block device (""), or this file of it ("/name")? */
 bool sysfs_has(dev_t device, const char *file)
 {
     char path[PATH_SIZE];
@@ -36,7 +35,6 @@ bool sysfs_has(dev_t device, const char *file)
     return stat(path_set(path, device, file), &st) == 0;
 }
 
-/* Is this file of it ("/slaves/sda") the device that has the other number? */
 bool sysfs_is(dev_t device, const char *file, dev_t other)
 {
     char path[PATH_SIZE];
@@ -47,7 +45,6 @@ bool sysfs_is(dev_t device, const char *file, dev_t other)
            && st.st_dev == named.st_dev && st.st_ino == named.st_ino;
 }
 
-/* One line, without its end. False if it is missing or does not fit. */
 bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
 {
     char path[PATH_SIZE];
@@ -67,11 +64,6 @@ bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
 /* struct linux_dirent64, include/linux/dirent.h in the kernel */
 enum { DIRENT_LENGTH = 16, DIRENT_NAME = 19 };
 
-/*
- * Calls found() with the name of each device that this one is made of, until
- * it returns false. Returns false then, and if the names cannot be read.
- * (opendir() would allocate memory, for which the sandbox has no calls.)
- */
 bool sysfs_slaves(dev_t device, bool (*found)(void *context, const char *name),
                   void *context)
 {

@@ -8,7 +8,7 @@
  * lost. The file is opened before the sandbox is there, and is the only one
  * that a session can write to.
  */
-#include "prhelper.h"
+#include "log.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -37,7 +37,6 @@ static struct {
     int file;
 } trace_state = { .file = -1 };
 
-/* For -T help. */
 void trace_list(void)
 {
     int event;
@@ -56,7 +55,6 @@ static bool matches(const char *pattern, const char *name)
            || (*name != '\0' && matches(pattern, name + 1));
 }
 
-/* Turns on what matches; with a - before the pattern, off. */
 void trace_enable(const char *pattern)
 {
     bool is_off = pattern[0] == '-';
@@ -73,7 +71,6 @@ void trace_enable(const char *pattern)
         log_warning("trace event '%s' does not exist", pattern);
 }
 
-/* Takes over fd, and closes the one before. */
 void trace_file_set(int fd)
 {
     if (trace_state.file >= 0)
@@ -99,7 +96,6 @@ bool trace_is_on(enum trace_event event)
     return ((trace_state.traced | trace_state.logged) >> event & 1) != 0;
 }
 
-/* Keeps errno. */
 void trace(enum trace_event event, const char *format, ...)
 {
     bool is_traced = (trace_state.traced >> event & 1) != 0;

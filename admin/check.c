@@ -9,6 +9,8 @@
  * anything, and say what it cannot know in so many words.
  */
 #include "check.h"
+#include "../multipath/multipathd.h"
+#include "../sg_io.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -23,7 +25,7 @@ enum {
     PATHS_MOST = 256,
     VPD_SIZE = 1024,
     REGISTRATION = 24, /* before its TransportID, SPC-4 6.15.5 */
-    ALL_TG_PT = 0x02
+    ALL_PORTS = 0x02   /* the flag ALL_TG_PT */
 };
 
 struct path {
@@ -113,7 +115,7 @@ static unsigned registrations_count(const uint8_t *list, size_t size,
     for (at = 8; at + REGISTRATION <= size;
          at += REGISTRATION + (size_t)be32_get(list + at + 20))
         if (be64_get(list + at) == key
-            && (port == 0 || (list[at + 12] & ALL_TG_PT) != 0
+            && (port == 0 || (list[at + 12] & ALL_PORTS) != 0
                 || be16_get(list + at + 18) == port))
             count++;
     return count;
@@ -192,6 +194,59 @@ static void holder_print(const struct multipathd *multipathd, uint64_t key,
         }
 }
 
+/*
+ * Which key multipathd has for the map; value 0: none, as nobody is registered.
+ * False: no virtual machine could register.
+ */
+static bool key_check(const struct multipathd *multipathd,
+                      struct multipathd_key *key)
+{
+    if (!multipathd_key_get(multipathd, key)) {
+        log_warning("multipathd does not say which key %s has: without it no "
+                    "reservation of a map can be changed; is it running, and "
+                    "is its socket where the helper looks for it?",
+                    multipathd->map);
+        return false;
+    }
+    if (key->value == 0) {
+        if (multipathd_config_has(multipathd, "reservation_key")) {
+            puts("multipathd knows no key: no virtual machine of this host is "
+                 "registered.");
+            return true;
+        }
+        log_warning("there is no reservation_key in multipath.conf, so that "
+                    "nobody can register: put 'reservation_key file' into its "
+                    "defaults section, then multipathd reconfigure");
+        return false;
+    }
+    return true;
+}
+
+/* What the kernel and multipathd think of each path. */
+static void paths_look(struct paths *paths, const struct multipathd *multipathd,
+                       bool is_named)
+{
+    char table[MULTIPATHD_TABLE];
+    unsigned i;
+
+    multipathd_paths_get(multipathd, table);
+    for (i = 0; i < paths->count; i++) {
+        struct path *path = &paths->of[i];
+        size_t size = device_read(path, "state", path->state,
+                                  sizeof(path->state) - 1);
+
+        path->state[size > 0 ? size - 1 : 0] = '\0';
+        if (is_named)
+            path->port = port_find(path);
+        path->is_used = strcmp(path->state, "running") == 0
+                        || strcmp(path->state, "blocked") == 0;
+        if (path->is_used && multipathd_path(table, path->name).is_failed) {
+            path->is_used = false;
+            strcpy(path->state, "failed");
+        }
+    }
+}
+
 bool check_map(int fd, const char *socket_path, const uint8_t *status,
                size_t status_size, const uint8_t *reservation,
                size_t reservation_size)
@@ -199,11 +254,9 @@ bool check_map(int fd, const char *socket_path, const uint8_t *status,
     char uuid[ALIAS_SIZE], alias[ALIAS_SIZE], name[16];
     static struct paths paths;
     struct multipathd multipathd = { name, alias, socket_path, NULL };
-    char table[MULTIPATHD_TABLE];
     struct multipathd_key key;
     struct stat st;
     bool is_well;
-    unsigned i;
 
     if (fstat(fd, &st) < 0 || !S_ISBLK(st.st_mode)
         || !sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))
@@ -220,45 +273,16 @@ bool check_map(int fd, const char *socket_path, const uint8_t *status,
         puts("multipathd tells only root more.");
         return true;
     }
-    if (!multipathd_key_get(&multipathd, &key)) {
-        log_warning("multipathd does not say which key %s has: without it no "
-                    "reservation of a map can be changed; is it running, and "
-                    "is its socket where the helper looks for it?",
-                    name);
+    if (!key_check(&multipathd, &key))
         return false;
-    }
-    if (key.value == 0) {
-        if (multipathd_config_has(&multipathd, "reservation_key")) {
-            puts("multipathd knows no key: no virtual machine of this host is "
-                 "registered.");
-            return true;
-        }
-        log_warning("there is no reservation_key in multipath.conf, so that "
-                    "nobody can register: put 'reservation_key file' into its "
-                    "defaults section, then multipathd reconfigure");
-        return false;
-    }
+    if (key.value == 0)
+        return true;
     printf("multipathd registers key %#" PRIx64 " on paths that come%s:\n",
            key.value,
            multipathd_flag_get(&multipathd, "getprstatus") == FLAG_SET
                ? ""
                : ", when it is told to");
-    multipathd_paths_get(&multipathd, table);
-    for (i = 0; i < paths.count; i++) {
-        struct path *path = &paths.of[i];
-        size_t size = device_read(path, "state", path->state,
-                                  sizeof(path->state) - 1);
-
-        path->state[size > 0 ? size - 1 : 0] = '\0';
-        if (ports_are_named(status, status_size))
-            path->port = port_find(path);
-        path->is_used = strcmp(path->state, "running") == 0
-                        || strcmp(path->state, "blocked") == 0;
-        if (path->is_used && multipathd_path(table, path->name).is_failed) {
-            path->is_used = false;
-            strcpy(path->state, "failed");
-        }
-    }
+    paths_look(&paths, &multipathd, ports_are_named(status, status_size));
     if (status_size == 0) /* the disk does not list who is registered */
         return true;
     is_well = registrations_print(&paths, key.value, status, status_size)

@@ -6,7 +6,9 @@
 #ifndef CHECK_H
 #define CHECK_H
 
-#include "../prhelper.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 /*
  * fd is the device; socket_path the helper's socket; the others are what READ

@@ -6,24 +6,11 @@
 #ifndef DECODE_H
 #define DECODE_H
 
+#include "../scsi.h"
+
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
-
-enum { /* service actions, SPC-4 6.15.1 and 6.16.2 */
-       READ_KEYS = 0,
-       READ_RESERVATION = 1,
-       REPORT_CAPABILITIES = 2,
-       READ_FULL_STATUS = 3,
-       REGISTER = 0,
-       RESERVE = 1,
-       RELEASE = 2,
-       CLEAR = 3,
-       PREEMPT = 4,
-       PREEMPT_AND_ABORT = 5,
-       REGISTER_AND_IGNORE_EXISTING_KEY = 6
-};
 
 enum {
     TYPE_MOST = 15, /* four bits; those without a name are reserved */

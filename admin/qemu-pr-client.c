@@ -10,7 +10,9 @@
  * wait without a limit, or believe what the helper and the disk say about the
  * length of anything.
  */
-#include "../prhelper.h"
+#include "../log.h"
+#include "../protocol.h"
+#include "../sg_io.h"
 #include "check.h"
 #include "decode.h"
 
@@ -19,6 +21,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,14 +57,12 @@ enum { /* exit status; most of those above 2 are sg_persist's */
 /* A read meets unit attentions that are older; so many are passed over. */
 enum { ATTENTIONS_MOST = 8 };
 
-enum { LIST_SIZE = 24 }; /* of PERSISTENT RESERVE OUT, SPC-4 6.16.3 */
-
 enum { /* what a command needs, or may be given */
        KEY = 1,
        NEW_KEY = 2,
        VICTIM = 4,
        TYPE = 8,
-       APTPL = 16
+       POWER_LOSS = 16
 };
 
 struct command {
@@ -84,11 +85,11 @@ static const struct command commands[] = {
       OLD_RESERVE },
     { "status", PERSISTENT_RESERVE_IN, READ_FULL_STATUS, 0, 0, OLD_RESERVE },
     { "register", PERSISTENT_RESERVE_OUT, REGISTER, NEW_KEY,
-      KEY | NEW_KEY | APTPL,
+      KEY | NEW_KEY | POWER_LOSS,
       "this host is registered with another key than --key says, or is not; "
       "register-ignore does not ask" },
-    { "register-ignore", PERSISTENT_RESERVE_OUT,
-      REGISTER_AND_IGNORE_EXISTING_KEY, NEW_KEY, NEW_KEY | APTPL, OLD_RESERVE },
+    { "register-ignore", PERSISTENT_RESERVE_OUT, REGISTER_AND_IGNORE, NEW_KEY,
+      NEW_KEY | POWER_LOSS, OLD_RESERVE },
     { "reserve", PERSISTENT_RESERVE_OUT, RESERVE, KEY | TYPE, KEY | TYPE,
       NOT_WITH_THIS_KEY ", or there is another reservation" },
     { "release", PERSISTENT_RESERVE_OUT, RELEASE, KEY | TYPE, KEY | TYPE,
@@ -290,20 +291,21 @@ static void arguments_check(struct arguments *arguments)
     }
 }
 
+static const struct option options[] = {
+    { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, 'V' },
+    { "socket", required_argument, NULL, 'k' },
+    { "timeout", required_argument, NULL, 't' },
+    { "key", required_argument, NULL, KEY },
+    { "new-key", required_argument, NULL, NEW_KEY },
+    { "victim", required_argument, NULL, VICTIM },
+    { "type", required_argument, NULL, TYPE },
+    { "aptpl", no_argument, NULL, POWER_LOSS },
+    { NULL, 0, NULL, 0 },
+};
+
 static void arguments_parse(struct arguments *arguments, int argc, char **argv)
 {
-    static const struct option table[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "version", no_argument, NULL, 'V' },
-        { "socket", required_argument, NULL, 'k' },
-        { "timeout", required_argument, NULL, 't' },
-        { "key", required_argument, NULL, KEY },
-        { "new-key", required_argument, NULL, NEW_KEY },
-        { "victim", required_argument, NULL, VICTIM },
-        { "type", required_argument, NULL, TYPE },
-        { "aptpl", no_argument, NULL, APTPL },
-        { NULL, 0, NULL, 0 },
-    };
     static char name[] = CLIENT;
     int option;
 
@@ -312,7 +314,7 @@ static void arguments_parse(struct arguments *arguments, int argc, char **argv)
     arguments->timeout = 90 * SECOND;
     if (argc > 0)
         argv[0] = name; /* the prefix of getopt's messages */
-    while ((option = getopt_long(argc, argv, "hVk:t:", table, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "hVk:t:", options, NULL)) != -1) {
         switch (option) {
         case 'h':
             usage();
@@ -342,12 +344,12 @@ static void arguments_parse(struct arguments *arguments, int argc, char **argv)
         case TYPE:
             arguments->type = type_parse(optarg);
             break;
-        case APTPL:
+        case POWER_LOSS:
             break;
         default:
             die(EXIT_USAGE, "see " CLIENT " --help");
         }
-        if (option <= APTPL)
+        if (option <= POWER_LOSS)
             arguments->given |= (unsigned)option;
     }
     if (argc - optind != 2)
@@ -708,8 +710,8 @@ static int write_out(struct helper *helper, const struct arguments *arguments)
     be16_put(cdb + 7, LIST_SIZE);
     be64_put(list, arguments->key);
     be64_put(list + 8, arguments->action_key);
-    if (arguments->given & APTPL)
-        list[20] = 0x01;
+    if (arguments->given & POWER_LOSS)
+        list[LIST_FLAGS] = APTPL;
     helper_ask(helper, fd, cdb, list, &reply);
     status = outcome_print(command, fd, cdb, &reply);
     if (status == EXIT_UNIT_ATTENTION)

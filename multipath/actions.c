@@ -180,7 +180,6 @@ static enum refusal paths_refuse(const struct map *map)
     return NOT_REFUSED;
 }
 
-/* Of a device-mapper device that sg_io_vet() has let pass. */
 void multipath_execute(struct pr_command *command, dev_t device,
                        const char *socket_path, struct suspension *suspension)
 {

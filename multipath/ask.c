@@ -49,12 +49,6 @@ static ssize_t queue_put(int queue, int map, int answer)
     return sendmsg(queue, &message, MSG_NOSIGNAL);
 }
 
-/*
- * Asks for a command to be carried out: it is put into the worker's end of
- * the pair, so that on the queue, which all share, each takes little room.
- * Waits for that room. Returns where worker_answer() will find the result once
- * that is readable, or -1 and errno if it cannot be asked for.
- */
 int worker_ask(int queue, const struct pr_command *command)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
@@ -84,10 +78,6 @@ int worker_ask(int queue, const struct pr_command *command)
     return -1;
 }
 
-/*
- * Takes the result, or reports that the worker is gone or too late. Closes
- * answer.
- */
 void worker_answer(int answer, struct pr_command *command)
 {
     struct iovec parts[4] = {

@@ -43,14 +43,12 @@ void map_fail(struct map *map, const char *format, ...)
     log_warning("%s (%s): %s", map->name, map->alias, reason);
 }
 
-/* A status without sense data. */
 void map_answer(struct map *map, uint8_t status)
 {
     memset(&map->answer, 0, sizeof(map->answer));
     map->answer.status = status;
 }
 
-/* Waits a little, each time longer. False: until the deadline, at most. */
 bool map_wait(struct map *map, int64_t deadline)
 {
     int64_t left = deadline - clock_us();
@@ -64,10 +62,6 @@ bool map_wait(struct map *map, int64_t deadline)
     return true;
 }
 
-/*
- * What has to be put right has some time even after the deadline, once; but
- * while all I/O waits for it, little.
- */
 void map_extend(struct map *map)
 {
     bool is_suspended = map->suspension->alias[0] != '\0';
@@ -79,7 +73,6 @@ void map_extend(struct map *map)
         map->deadline = least;
 }
 
-/* Names become words of commands to multipathd. */
 bool is_word(const char *text)
 {
     for (; *text != '\0'; text++)
@@ -108,7 +101,6 @@ static bool path_found(void *context, const char *name)
     return true;
 }
 
-/* Adds the paths that have come; those that have gone stay, see path_look(). */
 bool map_list(struct map *map)
 {
     if (sysfs_slaves(map->device, path_found, map))
@@ -175,12 +167,6 @@ static bool path_open(const struct map *map, struct path *path)
     return false;
 }
 
-/*
- * May a command be sent to this path now (DUE), or why not? In a queue that
- * is blocked it would wait without a limit: its transport has not decided yet
- * whether the path is gone. (State names: drivers/scsi/scsi_sysfs.c in the
- * kernel.)
- */
 enum verdict path_look(const struct map *map, struct path *path)
 {
     char name[sizeof("/slaves//device/state") + sizeof(path->name)], state[32];
@@ -204,7 +190,6 @@ enum verdict path_look(const struct map *map, struct path *path)
     return NOT_TAKEN;
 }
 
-/* Asks multipathd which paths it has failed, or seen fail. */
 void map_see(struct map *map)
 {
     char table[MULTIPATHD_TABLE] = "";
@@ -216,11 +201,6 @@ void map_see(struct map *map)
         map->paths[i].seen = multipathd_path(table, map->paths[i].name);
 }
 
-/*
- * May the command do without this path, which has not taken it? Only if the
- * kernel sends it no I/O, and multipathd knows that: so that it will see it
- * come back, and register it. Says so in the log, once.
- */
 bool path_is_left_out(struct map *map, struct path *path)
 {
     if (path_look(map, path) != ASIDE) {
@@ -236,7 +216,6 @@ bool path_is_left_out(struct map *map, struct path *path)
     return true;
 }
 
-/* The map's name now, if that can be told to multipathd. */
 void alias_renew(dev_t device, char alias[ALIAS_SIZE])
 {
     char now[ALIAS_SIZE];
@@ -245,7 +224,6 @@ void alias_renew(dev_t device, char alias[ALIAS_SIZE])
         memcpy(alias, now, sizeof(now));
 }
 
-/* Returns why the device is refused, if it is. Its paths are not listed yet. */
 enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
                        struct suspension *suspension)
 {

@@ -28,7 +28,8 @@
 #ifndef MULTIPATH_H
 #define MULTIPATH_H
 
-#include "../prhelper.h"
+#include "../protocol.h"
+#include "commands.h"
 
 /* How long a command may take, and parts of it; see map_extend(), too. */
 #define COMMAND_WITHIN (40 * SECOND)
@@ -39,30 +40,10 @@
 #define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, to resume */
 #define RESUME_WITHIN (15 * SECOND)     /* or it hangs in the kernel */
 
-enum {
-    PATHS_MOST = 256,
-    LIST_SIZE = 24 /* parameter list, SPC-4 6.16.3; its offsets and flags: */
-};
-enum { LIST_FLAGS = 20, SPEC_I_PT = 0x08, ALL_TG_PT = 0x04, APTPL = 0x01 };
+enum { PATHS_MOST = 256 };
 
 enum { /* of a worker's answer, before the payload */
        ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE
-};
-
-enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
-       REGISTER,
-       RESERVE,
-       RELEASE,
-       CLEAR,
-       PREEMPT,
-       PREEMPT_AND_ABORT,
-       REGISTER_AND_IGNORE
-};
-
-enum { /* types of reservations, SPC-4 6.15.3.3 */
-       WRITE_EXCLUSIVE = 1,
-       EXCLUSIVE_ACCESS = 3,
-       WRITE_EXCLUSIVE_ALL_REGISTRANTS = 7 /* and 8: exclusive access */
 };
 
 /* What a path makes of a command. */
@@ -142,57 +123,149 @@ enum holder {
 };
 
 /* map.c: the map, its paths, and which of them may be left out. */
+/* Returns why the device is refused, if it is. Its paths are not listed yet. */
 enum refusal map_begin(struct map *, dev_t, const char *socket_path,
                        struct suspension *);
+/* Adds the paths that have come; those that have gone stay, see path_look(). */
 bool map_list(struct map *);
 void map_close(struct map *);
+/* Waits a little, each time longer. False: until the deadline, at most. */
 bool map_wait(struct map *, int64_t deadline);
+/*
+ * What has to be put right has some time even after the deadline, once; but
+ * while all I/O waits for it, little.
+ */
 void map_extend(struct map *);
 void map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* A status without sense data. */
 void map_answer(struct map *, uint8_t status);
+/*
+ * May a command be sent to this path now (DUE), or why not? In a queue that
+ * is blocked it would wait without a limit: its transport has not decided yet
+ * whether the path is gone. (State names: drivers/scsi/scsi_sysfs.c in the
+ * kernel.)
+ */
 enum verdict path_look(const struct map *, struct path *);
+/* Asks multipathd which paths it has failed, or seen fail. */
 void map_see(struct map *);
+/*
+ * May the command do without this path, which has not taken it? Only if the
+ * kernel sends it no I/O, and multipathd knows that: so that it will see it
+ * come back, and register it. Says so in the log, once.
+ */
 bool path_is_left_out(struct map *, struct path *);
+/* The map's name now, if that can be told to multipathd. */
 void alias_renew(dev_t, char alias[ALIAS_SIZE]);
+/* Names become words of commands to multipathd. */
 bool is_word(const char *text);
 
 /* send.c: a command on one path, or on any. */
 void request_set(struct request *, unsigned action, uint8_t scope_type,
                  uint64_t key, uint64_t action_key, uint8_t flags);
 bool is_register(const struct request *);
+/* Once, but for unit attentions; the answer is in the map. */
 enum verdict path_send(struct map *, struct path *, const struct request *);
+/*
+ * A target may want a registration for ALL_TG_PT to be changed in that way
+ * only (LIO does). Of the client's own commands that is for it to know.
+ */
 enum verdict path_register(struct map *, struct path *, const struct request *);
+/*
+ * Is the path registered with this key (DONE) or not (CONFLICT)? The answer
+ * stays, unless the path refuses to tell.
+ */
 enum verdict path_prove(struct map *, struct path *,
                         const struct multipathd_key *);
+/*
+ * The path that has answered; or NULL, and the answer is CONFLICT, of all
+ * paths that are not left out, or that it has failed. A conflict is not the
+ * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
+ * and the path may have come back without having been registered yet. Nor is
+ * NOT READY, for which others may be (LIO says it for some conflicts).
+ */
 struct path *any_send(struct map *, const struct request *);
+/* False: nobody answered, or with an error, which is now the answer. */
 bool reservation_read(struct map *, struct reservation *);
+/* How many registrations have the key; and map.generation. False: as above. */
 bool keys_read(struct map *, uint64_t key, unsigned *count);
 
 /* sweep.c: on all. */
+/*
+ * Every path is to be sent the command; but what is left out so far, or may
+ * hang as dm has failed it, when the others have had their turn.
+ */
 void all_due(struct map *);
 unsigned count_of(const struct map *, enum verdict);
+/* The answer if no path has done it. */
 void answer_undone(struct map *);
+/*
+ * Before anything is changed: waits until no path is blocked or in
+ * transition, or is one that multipathd has yet to notice the end of. A key
+ * that is changed on one path and, for seconds, not on the other lets a rival
+ * preempt the one and miss the other.
+ */
 bool settle(struct map *);
+/*
+ * Sends the command to every path that is DUE, also those that come
+ * meanwhile, until each has taken it, says CONFLICT or is left out. With a
+ * key, that is what it registers: a path that has it already is done. False:
+ * one refuses, or time is up, which is the answer; but with deadline 0 there
+ * is one turn only, and no answer.
+ */
 bool sweep(struct map *, struct request *, const struct multipathd_key *,
            int64_t deadline);
+/*
+ * Has the witness had the key all the time (DONE), or has somebody removed it
+ * (CONFLICT)? Anything else: cannot tell. But for DONE the answer says so.
+ */
 enum verdict witness_ask(struct map *, const struct multipathd_key *);
+/*
+ * Takes a key away that could not be put everywhere, or that somebody has
+ * removed elsewhere: only where it is, and nothing comes back in its place.
+ * The answer stays.
+ */
 void keys_take_off(struct map *, uint64_t key, uint8_t flags);
+/*
+ * The holder of the reservation, if it was made with our key. RELEASE of
+ * another type does nothing but for the holder, who is told so (SPC-4
+ * 5.12.11.2.2; LIO says CONFLICT).
+ */
 enum holder holder_find(struct map *, const struct multipathd_key *,
                         struct reservation *, struct path **);
 
 /* preempt.c: where other paths of ours lose their registration. */
+/*
+ * Sends a PREEMPT that takes our own key away. Returns the path that it was
+ * done through if all paths have their key again, else NULL: it is in the
+ * answer what came of it.
+ */
 struct path *preempt_own(struct map *, const struct request *,
                          const struct multipathd_key *);
+/* PREEMPT of our own key, by which a live path takes the reservation over. */
 struct path *take_over(struct map *, const struct multipathd_key *,
                        uint8_t scope_type);
+/*
+ * Tells multipathd that this host holds the reservation before the disk makes
+ * it so: if a path dies with it, it is known. *was is what it thought before;
+ * if that is nothing, because it was started anew, it is told afterwards only,
+ * as nobody could make it forget again.
+ */
 bool hold_announce(struct map *, enum multipathd_flag *was);
+/*
+ * The disk has made it so; or has not, for sure: after another error than a
+ * conflict it is asked. The answer stays.
+ */
 void hold_settle(struct map *, enum multipathd_flag was, bool holds,
                  const struct multipathd_key *);
 
 /* register.c */
 void map_register(struct map *, const struct multipathd_key *old,
                   struct request *);
+/*
+ * Also if all answers are lost, but the key is gone. Nothing of ours may be
+ * left, not even on a path that multipathd has registered meanwhile.
+ */
 void map_clear(struct map *, const struct multipathd_key *,
                const struct request *);
 

@@ -14,9 +14,11 @@
  * Source: multipathd(8), and the observed replies of multipath-tools 0.9.4
  * to 0.15.1. Versions before 0.13 know nothing of holding.
  */
-#include "../prhelper.h"
+#include "multipathd.h"
+#include "../protocol.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -232,7 +234,6 @@ static bool next_is(const char **text, const char *word)
     return length == strlen(word) && strncmp(*text - length, word, length) == 0;
 }
 
-/* For multipathd_path(); empty if it does not say. */
 void multipathd_paths_get(const struct multipathd *multipathd,
                           char table[MULTIPATHD_TABLE])
 {
@@ -242,10 +243,6 @@ void multipathd_paths_get(const struct multipathd *multipathd,
         table[0] = '\0';
 }
 
-/*
- * What multipathd thinks of a path: a line of its table, of which the first
- * is a heading. One that it does not know it cannot have seen fail.
- */
 struct multipathd_path multipathd_path(const char *table, const char *name)
 {
     struct multipathd_path path = { .is_ready = true };
@@ -264,7 +261,6 @@ struct multipathd_path multipathd_path(const char *table, const char *name)
     return path;
 }
 
-/* Does the word stand in its configuration, other than of known devices? */
 bool multipathd_config_has(const struct multipathd *multipathd,
                            const char *word)
 {
@@ -275,7 +271,6 @@ bool multipathd_config_has(const struct multipathd *multipathd,
            && strstr(config, word) != NULL;
 }
 
-/* The key that multipathd registers on new paths; value 0 if there is none. */
 bool multipathd_key_get(const struct multipathd *multipathd,
                         struct multipathd_key *key)
 {
@@ -298,7 +293,6 @@ bool multipathd_key_get(const struct multipathd *multipathd,
            && (key->aptpl || strcmp(end, "\n") == 0);
 }
 
-/* Sets the key, or with value 0 forgets it. */
 enum multipathd_said multipathd_key_set(const struct multipathd *multipathd,
                                         const struct multipathd_key *key)
 {
@@ -311,11 +305,6 @@ enum multipathd_said multipathd_key_set(const struct multipathd *multipathd,
                key->aptpl ? ":aptpl" : "");
 }
 
-/*
- * The map is registered, through these paths (names between spaces): others
- * are to be registered, now or when they appear. Older versions do not take
- * the names, and do only the latter.
- */
 enum multipathd_said multipathd_registered(const struct multipathd *multipathd,
                                            const char *paths)
 {
@@ -329,10 +318,6 @@ enum multipathd_said multipathd_registered(const struct multipathd *multipathd,
                : said;
 }
 
-/*
- * A command that takes but the map. That this host holds the reservation, or
- * does not, older versions refuse, and need not know.
- */
 enum multipathd_said multipathd_tell(const struct multipathd *multipathd,
                                      const char *command)
 {
@@ -342,10 +327,6 @@ enum multipathd_said multipathd_tell(const struct multipathd *multipathd,
                multipathd->map);
 }
 
-/*
- * getprstatus: does it register new paths with the key? getprhold: does this
- * host hold the reservation, through whatever path? Before 0.9.9 it says 1.
- */
 enum multipathd_flag multipathd_flag_get(const struct multipathd *multipathd,
                                          const char *command)
 {
@@ -360,10 +341,6 @@ enum multipathd_flag multipathd_flag_get(const struct multipathd *multipathd,
     return strcmp(reply, "unset\n") == 0 ? FLAG_UNSET : FLAG_UNKNOWN;
 }
 
-/*
- * Suspends or resumes the map, which these two know by its alias only. What
- * is neither yes nor no may mean that it is suspended.
- */
 enum multipathd_said multipathd_queue(const struct multipathd *multipathd,
                                       const char *command)
 {

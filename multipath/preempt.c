@@ -138,11 +138,6 @@ static enum restored paths_restore(struct map *map,
     return is_whole && truth == DONE ? RESTORED : RESTORED_PARTLY;
 }
 
-/*
- * Sends a PREEMPT that takes our own key away. Returns the path that it was
- * done through if all paths have their key again, else NULL: it is in the
- * answer what came of it.
- */
 struct path *preempt_own(struct map *map, const struct request *request,
                          const struct multipathd_key *key)
 {
@@ -180,7 +175,6 @@ struct path *preempt_own(struct map *map, const struct request *request,
     return answer.status == GOOD ? path : NULL;
 }
 
-/* PREEMPT of our own key, by which a live path takes the reservation over. */
 struct path *take_over(struct map *map, const struct multipathd_key *key,
                        uint8_t scope_type)
 {
@@ -190,12 +184,6 @@ struct path *take_over(struct map *map, const struct multipathd_key *key,
     return preempt_own(map, &preempt, key);
 }
 
-/*
- * Somebody has died who had suspended the map, or hangs: does what is left to
- * do. With the map to ourselves (is_alone) the paths get their keys back. Only
- * the path that was the witness can be that still, as others may have been
- * registered since; if there was none yet, nothing was.
- */
 void multipath_recover(const char *socket_path, struct suspension *suspension,
                        bool is_alone)
 {
@@ -227,12 +215,6 @@ void multipath_recover(const char *socket_path, struct suspension *suspension,
 
 /* ---- What multipathd is to think of the reservation ------------------- */
 
-/*
- * Tells multipathd that this host holds the reservation before the disk makes
- * it so: if a path dies with it, it is known. *was is what it thought before;
- * if that is nothing, because it was started anew, it is told afterwards only,
- * as nobody could make it forget again.
- */
 bool hold_announce(struct map *map, enum multipathd_flag *was)
 {
     *was = multipathd_flag_get(&map->multipathd, "getprhold");
@@ -244,10 +226,6 @@ bool hold_announce(struct map *map, enum multipathd_flag *was)
     return false;
 }
 
-/*
- * The disk has made it so; or has not, for sure: after another error than a
- * conflict it is asked. The answer stays.
- */
 void hold_settle(struct map *map, enum multipathd_flag was, bool holds,
                  const struct multipathd_key *key)
 {
@@ -255,9 +233,8 @@ void hold_settle(struct map *map, enum multipathd_flag was, bool holds,
     struct reservation reservation;
 
     if (holds || answer.status == RESERVATION_CONFLICT
-        || (reservation_read(map, &reservation)
-            && !(reservation.is_held
-                 && (reservation.key == key->value || reservation.key == 0))))
+        || !reservation_read(map, &reservation) || !reservation.is_held
+        || (reservation.key != key->value && reservation.key != 0))
         if (was == (holds ? FLAG_UNKNOWN : FLAG_UNSET))
             multipathd_tell(&map->multipathd,
                             holds ? "setprhold" : "unsetprhold");

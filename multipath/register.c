@@ -331,10 +331,6 @@ void map_register(struct map *map, const struct multipathd_key *old,
 
 /* ---- CLEAR ------------------------------------------------------------ */
 
-/*
- * Also if all answers are lost, but the key is gone. Nothing of ours may be
- * left, not even on a path that multipathd has registered meanwhile.
- */
 void map_clear(struct map *map, const struct multipathd_key *key,
                const struct request *request)
 {

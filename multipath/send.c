@@ -14,11 +14,6 @@
 /* In milliseconds. A block device has no less (BLK_MIN_SG_TIMEOUT). */
 enum { TIMEOUT_LEAST = 7000, SUSPENDED_LEAST = 1000 };
 
-enum {
-    READ_KEYS,
-    READ_RESERVATION
-}; /* of PERSISTENT RESERVE IN, SPC-4 6.15.1 */
-
 /* ---- One path --------------------------------------------------------- */
 
 void request_set(struct request *request, unsigned action, uint8_t scope_type,
@@ -132,7 +127,8 @@ static enum verdict path_execute(struct map *map, struct path *path,
     verdict = verdict_of(&command);
     sense_get(answer->sense, &key, &code);
     path->is_answered = !command.unreached && !command.is_lost
-                        && !(verdict == LOST && key == ABORTED_COMMAND);
+                        && (verdict != LOST || key != ABORTED_COMMAND
+                            || command.refusal != NOT_REFUSED);
     if (command.refusal != NOT_REFUSED)
         map->refusal = command.refusal;
     if (verdict == DONE)
@@ -145,7 +141,6 @@ static enum verdict path_execute(struct map *map, struct path *path,
     return verdict;
 }
 
-/* Once, but for unit attentions; the answer is in the map. */
 enum verdict path_send(struct map *map, struct path *path,
                        const struct request *request)
 {
@@ -166,10 +161,6 @@ enum verdict path_send(struct map *map, struct path *path,
     return verdict;
 }
 
-/*
- * A target may want a registration for ALL_TG_PT to be changed in that way
- * only (LIO does). Of the client's own commands that is for it to know.
- */
 enum verdict path_register(struct map *map, struct path *path,
                            const struct request *request)
 {
@@ -189,10 +180,6 @@ enum verdict path_register(struct map *map, struct path *path,
     return path_send(map, path, &all);
 }
 
-/*
- * Is the path registered with this key (DONE) or not (CONFLICT)? The answer
- * stays, unless the path refuses to tell.
- */
 enum verdict path_prove(struct map *map, struct path *path,
                         const struct multipathd_key *key)
 {
@@ -210,13 +197,6 @@ enum verdict path_prove(struct map *map, struct path *path,
 
 /* ---- Any path --------------------------------------------------------- */
 
-/*
- * The path that has answered; or NULL, and the answer is CONFLICT, of all
- * paths that are not left out, or that it has failed. A conflict is not the
- * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
- * and the path may have come back without having been registered yet. Nor is
- * NOT READY, for which others may be (LIO says it for some conflicts).
- */
 struct path *any_send(struct map *map, const struct request *request)
 {
     bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT, is_again = false;
@@ -294,7 +274,6 @@ static bool in_read(struct map *map, uint8_t action, uint8_t *data,
     return any_send(map, &request) != NULL && map->answer.status == GOOD;
 }
 
-/* False: nobody answered, or with an error, which is now the answer. */
 bool reservation_read(struct map *map, struct reservation *reservation)
 {
     uint8_t data[LIST_SIZE] = { 0 };
@@ -308,7 +287,6 @@ bool reservation_read(struct map *map, struct reservation *reservation)
     return true;
 }
 
-/* How many registrations have the key; and map.generation. False: as above. */
 bool keys_read(struct map *map, uint64_t key, unsigned *count)
 {
     uint8_t data[PROTOCOL_DATA_MAX] = { 0 };

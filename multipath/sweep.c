@@ -9,12 +9,6 @@
  */
 #include "multipath.h"
 
-enum { TEST_UNIT_READY = 0x00 };
-
-/*
- * But what is left out so far, or may hang as dm has failed it, has its turn
- * when the others have had theirs.
- */
 void all_due(struct map *map)
 {
     unsigned i;
@@ -35,7 +29,6 @@ unsigned count_of(const struct map *map, enum verdict verdict)
     return count;
 }
 
-/* The answer if no path has done it. */
 void answer_undone(struct map *map)
 {
     if (count_of(map, CONFLICT) > 0)
@@ -60,12 +53,6 @@ static bool is_settled(struct map *map, struct path *path,
            || path_is_left_out(map, path);
 }
 
-/*
- * Before anything is changed: waits until no path is blocked or in
- * transition, or is one that multipathd has yet to notice the end of. A key
- * that is changed on one path and, for seconds, not on the other lets a rival
- * preempt the one and miss the other.
- */
 bool settle(struct map *map)
 {
     const struct request test = { .cdb = { TEST_UNIT_READY } };
@@ -189,13 +176,6 @@ static bool path_sweep(struct map *map, struct path *path,
            || (request->cdb[1] == RELEASE && sense == ILLEGAL_REQUEST);
 }
 
-/*
- * Sends the command to every path that is DUE, also those that come
- * meanwhile, until each has taken it, says CONFLICT or is left out. With a
- * key, that is what it registers: a path that has it already is done. False:
- * one refuses, or time is up, which is the answer; but with deadline 0 there
- * is one turn only, and no answer.
- */
 bool sweep(struct map *map, struct request *request,
            const struct multipathd_key *key, int64_t deadline)
 {
@@ -231,10 +211,6 @@ bool sweep(struct map *map, struct request *request,
     return false;
 }
 
-/*
- * Has the witness had the key all the time (DONE), or has somebody removed it
- * (CONFLICT)? Anything else: cannot tell. But for DONE the answer says so.
- */
 enum verdict witness_ask(struct map *map, const struct multipathd_key *key)
 {
     enum verdict verdict = ASIDE;
@@ -254,11 +230,6 @@ enum verdict witness_ask(struct map *map, const struct multipathd_key *key)
     return verdict;
 }
 
-/*
- * Takes a key away that could not be put everywhere, or that somebody has
- * removed elsewhere: only where it is, and nothing comes back in its place.
- * The answer stays.
- */
 void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 {
     const struct answer answer = map->answer;
@@ -307,11 +278,6 @@ static enum holder holder_guess(struct map *map, uint64_t key)
     return HOLDER_UNKNOWN;
 }
 
-/*
- * The holder of the reservation, if it was made with our key. RELEASE of
- * another type does nothing but for the holder, who is told so (SPC-4
- * 5.12.11.2.2; LIO says CONFLICT).
- */
 enum holder holder_find(struct map *map, const struct multipathd_key *key,
                         struct reservation *reservation, struct path **path)
 {

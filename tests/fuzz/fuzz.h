@@ -12,7 +12,7 @@
 #ifndef FUZZ_H
 #define FUZZ_H
 
-#include "../../prhelper.h"
+#include "../../supervisor.h"
 
 #include <setjmp.h>
 

@@ -21,6 +21,7 @@ shows what was sent and logged, too.
 It must not make a device do what no device does, such as to execute a command
 and then say that it did not.
 """
+import collections
 import errno
 import itertools
 import os
@@ -148,8 +149,8 @@ class Disk:
 # ---- What goes wrong --------------------------------------------------------
 
 def sense(key, asc, ascq, is_deferred=False):
-    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0,
-                  0, 0])
+    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0,
+                  asc, ascq, 0, 0, 0, 0])
 
 
 SENSES = {'transition': sense(2, 4, 0x0a), 'becoming ready': sense(2, 4, 1),
@@ -188,6 +189,10 @@ TROUBLES = [(), (PATH,), (PATH,), (PATH, PATH), (MULTIPATHD,), (RIVAL_ACTS,),
             (DIES, RIVAL_ACTS), (PATH, DIES), (PATH, MULTIPATHD, RIVAL_ACTS)]
 
 
+# A key, by multipathd to a path that has come.
+Given = collections.namedtuple('Given', 'what key done_at')
+
+
 class Case:
     """One command; what was done to it is in story."""
 
@@ -202,7 +207,7 @@ class Case:
         self.refuses = False    # a path, with what is for the guest to hear
         self.away, self.came = set(), {}    # paths; when, in us
         self.given = {}         # by multipathd when it came
-        self.is_mpd_well = True
+        self.is_mpd_well, self.is_restarted = True, False
         self.base = self.target.clock()
         self.is_aimed = self.rng.random() < .4
         self.beginning()
@@ -293,6 +298,9 @@ class Case:
         elif name == 'twin holds' and rng.random() < .4:
             path = rng.choice(PATHS)
             self.path_state(path, self.nexus(path))
+        elif name == 'twin is left' and rng.random() < .4:
+            path = rng.choice(PATHS)    # multipathd may register it again
+            self.path_failed(path, self.nexus(path))
 
     def path_fails(self):
         rng = self.rng
@@ -352,7 +360,8 @@ class Case:
 
     def path_refuses(self, path, n):
         """As the device's own answer: to all, or PERSISTENT RESERVE OUT."""
-        kind = self.rng.choice((*REFUSALS, *4 * FAILS_LATE, 'deferred recovered'))
+        kind = self.rng.choice((*REFUSALS, *4 * FAILS_LATE,
+                                'deferred recovered'))
         after = kind in FAILS_LATE and self.rng.random() < .7
         self.is_benign, self.refuses = False, True
         self.inject(path, kind, (.3, 3, 20, EVER), {
@@ -447,14 +456,18 @@ class Case:
                     {'host_status': host}, not after, after)
 
     def answer_is_lost(self):
-        """To the command itself, most often the first time it is sent."""
+        """To the command itself, most often the first time it is sent; or it
+        says that there was an error."""
         path = self.lab.order[self.rng.choice((0, 0, 1, 2))]
         host, self.is_benign = self.rng.choice(LOST_BY), False
         after = self.rng.random() < .75
-        self.nexus(path).answer(host_status=host, after=after,
-                                only=(0x5f, self.action))
-        self.tell('%s: host %02x%s, %s' % (
-            sim.disk_name(path), host, ' after it is done' if after else '',
+        what, text = {'host_status': host}, 'host %02x' % host
+        if self.rng.random() < .25:
+            text, self.refuses = self.rng.choice(FAILS_LATE), True
+            what = {'status': 2, 'driver_status': 8, 'sense': REFUSALS[text]}
+        self.nexus(path).answer(**what, after=after, only=(0x5f, self.action))
+        self.tell('%s: %s%s, %s' % (
+            sim.disk_name(path), text, ' after it is done' if after else '',
             NAMES[self.action]))
 
     def path_status(self, path, n):
@@ -588,7 +601,7 @@ class Case:
     def restart(self, _):
         """What multipathd 0.13 and later finds out when it starts: from its
         file the key, from the disk if that is registered and if it holds."""
-        known, lun = self.lab.known, self.lab.lun
+        known, lun, self.is_restarted = self.lab.known, self.lab.lun, True
         keys = [self.nexus(n).key for n in WHO]
         known.prflag = 'set' if known.key in keys and known.key else 'unset'
         known.prhold = 'set' if lun.type and known.key and (
@@ -625,7 +638,8 @@ class Case:
             told.append('%s%s at step %s%d' % (
                 {LOOK: 'LOOK', 0xff: 'UNREGISTER'}.get(what)
                 or NAMES[what],
-                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware), '+' if step >= HIT else '', step % HIT))
+                (' %x' % self.sa_key) * (what in PREEMPTS and is_aware),
+                '+' if step >= HIT else '', step % HIT))
             if what == LOOK:
                 self.act(LOOK, nexus, step)
             elif what == 0xff:
@@ -771,8 +785,10 @@ class Case:
     def explanations(self):
         """Where the command may have been carried out: the answer and the
         disk at the end, None: not at all."""
-        acts = sorted((a for a in self.done() if a.what <= LOOK
-                       or a.what == DM and a.status),
+        given = [Given(DM, key, self.came[path])
+                 for path, key in self.given.items()]
+        acts = sorted(given + [a for a in self.done() if a.what <= LOOK
+                               or a.what == DM and a.status],
                       key=lambda a: a.done_at)
         ways = [self.action]
         if self.action in REGISTERS and not self.sa_key \
@@ -940,7 +956,8 @@ class Case:
             return True
         if self.action == CLEAR or self.action in REGISTERS \
                 and not self.sa_key:
-            return known.prflag == 'unset' or not known.key
+            return known.prflag == 'unset' or not known.key \
+                or self.is_restarted and known.fixed    # a twin has it, too
         return self.action not in REGISTERS or (
             known.key == self.sa_key and known.prflag == 'set')
 
@@ -1028,7 +1045,8 @@ class Case:
         clean = not any(self.changes(path, what) for path in PATHS
                         for what in (STATE, OPEN, DELAY))
         return self.answer == GOOD or self.is_killed or not clean \
-            or self.refuses or self.away or self.came or str(self.answer).startswith('status') or all(
+            or self.refuses or self.away or self.came \
+            or str(self.answer).startswith('status') or all(
             n.inject or n.state or n.delay_ms or n.open_errno or n.open_other
             for n in paths)
 

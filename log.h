@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * log.h - what everything stands on: the clock, messages, trace events.
+ *
+ * It must never know what a message is about.
+ */
+#ifndef LOG_H
+#define LOG_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#define PROGRAM "qemu-pr-helper"
+
+/* Time is in microseconds of the monotonic clock; some points never come. */
+#define SECOND INT64_C(1000000)
+#define NEVER INT64_MAX
+
+static inline int64_t clock_us(void)
+{
+    struct timespec now = { 0 };
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * SECOND + now.tv_nsec / 1000;
+}
+
+static inline int64_t sooner(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* For whoever has been told to leave and has no command at a device. */
+#define LEAVE_WITHIN SECOND
+
+/*
+ * log.c: one line per call to stderr or syslogd. Never blocks or fails. What
+ * somebody has asked for is logged whatever the level. Warnings are limited
+ * for each peer that they are about, which *log_about() says; {0}: none.
+ */
+enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
+/*
+ * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
+ * description that other processes share: a pipe or a terminal is opened
+ * anew, a socket is told with each line. To be called again when stderr has
+ * become something else.
+ */
+void log_open(void);
+/* Returns a socket to syslogd, whether there is one or not; -1 and errno. */
+int log_syslog_open(void);
+/* Makes stderr this socket, and closes fd. */
+void log_syslog_use(int fd);
+/*
+ * Finds a syslogd that was started since, for all processes: the socket is
+ * one that they share. No session may do this, lest it talk to others.
+ */
+void log_syslog_renew(void);
+void log_level_set(int level);
+struct log_peer {
+    pid_t pid;
+    uid_t uid;
+};
+enum { LOG_WINDOWS = 32 };
+struct log_shared {   /* in memory that all processes share */
+    unsigned lost[2]; /* messages, lines of the trace file */
+    struct log_window {
+        struct log_peer peer;
+        int64_t since;
+        unsigned warnings;
+    } windows[LOG_WINDOWS];
+};
+/* To be called before the first fork. */
+void log_share(struct log_shared *);
+/* To be set to whom the warnings that follow are about, in this process. */
+struct log_peer *log_about(void);
+/*
+ * Says how many messages were lost, if any were since it last said so, a
+ * second after the first; NEVER: at once. Returns when to look again.
+ */
+int64_t log_check(int64_t now);
+void log_at(int level, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+#define log_asked(...) log_at(LOG_ASKED, __VA_ARGS__)
+#define log_error(...) log_at(LOG_ERRORS, __VA_ARGS__)
+#define log_warning(...) log_at(LOG_NORMAL, __VA_ARGS__)
+#define log_verbose(...) log_at(LOG_VERBOSE, __VA_ARGS__)
+/* To a file, or (-1) where messages go; prefix may be "". */
+void log_line(int file, int level, const char *prefix, const char *format,
+              va_list arguments);
+/* For start-up only: says why and exits with status 1. */
+void fatal(const char *format, ...)
+    __attribute__((format(printf, 1, 2), noreturn));
+
+/*
+ * trace.c: events that -T chooses; to a file, or where messages go. Some are
+ * on with -v, too.
+ */
+enum trace_event {
+    TRACE_CLIENT_CONNECT,
+    TRACE_CLIENT_END,
+    TRACE_REQUEST,
+    TRACE_PR_IN,
+    TRACE_PR_OUT,
+    TRACE_PATH,
+    TRACE_MULTIPATHD,
+    TRACE_EVENTS
+};
+/* For -T help. */
+void trace_list(void);
+/* Turns on what matches; with a - before the pattern, off. */
+void trace_enable(const char *pattern);
+/* Takes over fd, and closes the one before. */
+void trace_file_set(int fd);
+int trace_file(void); /* -1: none */
+void trace_begin(bool is_verbose);
+bool trace_is_on(enum trace_event);
+/* Keeps errno. */
+void trace(enum trace_event, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+#endif

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * commands.h - a persistent reservation command on a multipath map, as the rest
+ * of the helper sees it: asked for, or carried out.
+ *
+ * Nobody outside of this folder may need to know more.
+ */
+#ifndef COMMANDS_H
+#define COMMANDS_H
+
+#include "../sg_io.h"
+#include "multipathd.h"
+
+/* Of a multipath map, as long as somebody must resume it. */
+struct suspension {
+    dev_t device;
+    char alias[ALIAS_SIZE]; /* empty: there is none */
+    char witness[32];       /* the path that has kept its key; likewise */
+    int64_t resume_by;      /* or another worker does it */
+};
+/* Of a device-mapper device that sg_io_vet() has let pass. */
+void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
+                       struct suspension *);
+/*
+ * Somebody has died who had suspended the map, or hangs: does what is left to
+ * do. With the map to ourselves (is_alone) the paths get their keys back. Only
+ * the path that was the witness can be that still, as others may have been
+ * registered since; if there was none yet, nothing was.
+ */
+void multipath_recover(const char *socket_path, struct suspension *,
+                       bool is_alone);
+/*
+ * With --single-process: the other clients wait. The map that a command has
+ * left suspended is for the caller to recover first, from resume_by on.
+ */
+void multipath_execute_here(struct pr_command *, const char *socket_path,
+                            struct suspension *);
+
+/*
+ * ask.c: has a worker carry out a command. An answer that has not come within
+ * WORKER_WITHIN does not come.
+ */
+#define WORKER_WITHIN (65 * SECOND)
+/*
+ * Asks for a command to be carried out: it is put into the worker's end of
+ * the pair, so that on the queue, which all share, each takes little room.
+ * Waits for that room. Returns where worker_answer() will find the result once
+ * that is readable, or -1 and errno if it cannot be asked for.
+ */
+int worker_ask(int queue, const struct pr_command *);
+/*
+ * Takes the result, or reports that the worker is gone or too late. Closes
+ * answer.
+ */
+void worker_answer(int answer, struct pr_command *);
+
+#endif

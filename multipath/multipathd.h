@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * multipathd.h - what multipathd is told, and asked, about one map; the only
+ * part of this folder that the administrator's client has, too.
+ *
+ * It must never take silence for an answer.
+ */
+#ifndef MULTIPATHD_H
+#define MULTIPATHD_H
+
+#include "../log.h"
+
+enum { ALIAS_SIZE = 129 }; /* DM_NAME_LEN (linux/dm-ioctl.h), a line's end */
+struct multipathd {
+    const char *map;         /* dm-N */
+    const char *alias;       /* what else it is called */
+    const char *socket_path; /* our own socket's, or NULL */
+    const int64_t *deadline; /* clock_us(); NULL: each command's own */
+};
+struct multipathd_path {
+    bool is_failed; /* the kernel sends it no I/O */
+    bool is_ready;  /* its checker has not seen it fail */
+};
+struct multipathd_key {
+    uint64_t value; /* 0: none */
+    bool aptpl;
+};
+enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
+enum multipathd_flag { FLAG_UNKNOWN, FLAG_UNSET, FLAG_SET };
+/* The key that multipathd registers on new paths; value 0 if there is none. */
+bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
+enum { MULTIPATHD_TABLE = 1 << 16 }; /* of some 3,000 paths */
+/* What it thinks of all paths, for multipathd_path(); empty: it is silent. */
+void multipathd_paths_get(const struct multipathd *,
+                          char table[MULTIPATHD_TABLE]);
+/*
+ * What multipathd thinks of a path: a line of its table, of which the first
+ * is a heading. One that it does not know it cannot have seen fail.
+ */
+struct multipathd_path multipathd_path(const char *table, const char *name);
+/* Does the word stand in its configuration, other than of known devices? */
+bool multipathd_config_has(const struct multipathd *, const char *word);
+/*
+ * getprstatus: does it register new paths with the key? getprhold: does this
+ * host hold the reservation, through whatever path? Before 0.9.9 it says 1.
+ */
+enum multipathd_flag multipathd_flag_get(const struct multipathd *,
+                                         const char *command);
+/* Sets the key, or with value 0 forgets it. */
+enum multipathd_said multipathd_key_set(const struct multipathd *,
+                                        const struct multipathd_key *);
+/*
+ * The map is registered, through these paths (names between spaces): others
+ * are to be registered, now or when they appear. Older versions do not take
+ * the names, and do only the latter.
+ */
+enum multipathd_said multipathd_registered(const struct multipathd *,
+                                           const char *paths);
+/*
+ * A command that takes but the map. That this host holds the reservation, or
+ * does not, older versions refuse, and need not know.
+ */
+enum multipathd_said multipathd_tell(const struct multipathd *,
+                                     const char *command);
+/*
+ * Suspends or resumes the map, which these two know by its alias only. What
+ * is neither yes nor no may mean that it is suspended.
+ */
+enum multipathd_said multipathd_queue(const struct multipathd *,
+                                      const char *command);
+
+#endif

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * start.h - what start-up consists of, in the order of main(), and the
+ * listening socket.
+ *
+ * Nothing here may be called once clients are served, but listen_remove() and
+ * notify_send().
+ */
+#ifndef START_H
+#define START_H
+
+#include "log.h"
+
+#include <sys/stat.h>
+
+/* options.c */
+struct options {
+    const char *socket_path;
+    const char *pid_file;
+    bool socket_path_given;
+    bool pid_file_given;
+    bool background;
+    bool single_process;
+    bool sandbox;
+    uid_t uid; /* (uid_t)-1: as started */
+    gid_t gid; /* (gid_t)-1: as started */
+    unsigned max_clients;
+    int64_t client_timeout;
+    int64_t stop_timeout;
+};
+void options_parse(struct options *, int argc, char **argv);
+
+/* listen.c: the listening socket, and the messages to a service manager. */
+struct listener {
+    int fd;
+    const char *path; /* the name that we made, NULL: none */
+    struct stat made; /* of that name; all 0: it was gone at once */
+};
+/*
+ * Were we started by a service manager that passed us a socket? Takes the
+ * variables out of the environment. Before the first fork.
+ */
+bool listen_is_activated(const struct options *);
+/* Makes the socket, in place of one that nobody listens on any more. */
+void listen_open(struct listener *, const char *path);
+/*
+ * Uses the socket that was passed to us. What it may have been told to
+ * attach to each message would take the place of a client's descriptor.
+ */
+void listen_activated(struct listener *);
+/* Removes the name if it is still the one that listen_open() made. */
+void listen_remove(const struct listener *);
+/*
+ * A socket to who waits for our messages, or -1 if nobody does: libvirtd, for
+ * one, hands its own NOTIFY_SOCKET down, but systemd says in SYSTEMD_EXEC_PID
+ * (since version 248) whose it is. Other managers do not set that. Before the
+ * first fork.
+ */
+int notify_open(void);
+void notify_send(int fd, const char *state);
+
+/* daemon.c */
+/* So that a socket or a disk never becomes somebody's stdout. */
+void daemon_open_standard_fds(void);
+/*
+ * Goes on in a child. The caller's process stays in here until the child
+ * has called daemon_background_ready() with what this returns, and leaves
+ * with status 0; or until the child has died, and leaves with its status.
+ */
+int daemon_background(void);
+/* From here on, messages go to this socket of syslogd's; -1: nowhere. */
+void daemon_background_ready(int report, int syslog);
+/*
+ * Writes the PID file and locks it for as long as this process lives (such
+ * locks are not inherited by children). The descriptor stays open. Closing
+ * any other descriptor of that file would lose the lock.
+ */
+void daemon_pid_file(const char *path);
+
+/* privdrop.c */
+void privdrop(uid_t uid, gid_t gid);
+
+#endif
