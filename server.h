@@ -48,7 +48,7 @@ struct record {
     unsigned long long commands;
     unsigned long long errors; /* commands that were not answered with GOOD */
     uint32_t state;            /* enum protocol_state: what it waits for */
-    bool busy; /* the device has, or had, a command not yet answered */
+    uint8_t busy; /* or 0: the device has, or had, a command not yet answered */
 };
 
 struct service { /* what all clients of this process have in common */

@@ -137,7 +137,7 @@ static void sessions_kill(const struct roster *roster)
         if (roster->places[i].pid == 0)
             continue;
         kill(roster->places[i].pid, SIGKILL);
-        commands += roster->records[i].busy;
+        commands += roster->records[i].busy != 0;
     }
     if (commands > 0)
         log_error("%u commands did not end in time, leaving without them",

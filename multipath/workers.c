@@ -86,9 +86,15 @@ int64_t workers_check(struct workers *workers, int64_t now)
     }
     if (now < workers->retry)
         next = workers->retry;
-    for (i = 0; i < workers->slots; i++)
-        if (is_suspender(workers, i))
-            next = sooner(next, workers->suspensions[i].resume_by);
+    for (i = 0; i < workers->slots; i++) {
+        int64_t *resume_by = &workers->suspensions[i].resume_by;
+
+        if (!is_suspender(workers, i))
+            continue;
+        /* No worker takes longer; or its place would be lost. */
+        *resume_by = sooner(*resume_by, now + COMMAND_WITHIN);
+        next = sooner(next, *resume_by);
+    }
     return next;
 }
 

@@ -551,6 +551,44 @@ def test_who_forgets_to_answer_has_not_said_good(tmp_path):
     subprocess.run([program_], check=True)
 
 
+def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
+    """It stands in memory that one which has been taken over shares."""
+    if shutil.which('cc') is None:
+        pytest.skip('no compiler')
+    source, program_ = tmp_path / 'main.c', str(tmp_path / 'main')
+    source.write_text('''#include "multipath/multipath.h"
+        #include "supervisor.h"
+        void log_at(int level, const char *format, ...)
+        {
+        }
+        int main(void)
+        {
+            pid_t pids[1] = { 1 };
+            struct suspension it[1] = { { .alias = "a" } }, *due;
+            struct workers all = { .slots = 1, .pids = pids,
+                                   .suspensions = it };
+            int64_t now = 1000 * SECOND;
+            unsigned place;
+
+            /* No place for who resumes: not looked at again and again. */
+            due = workers_resume(&all, now, &place);
+            if (due != NULL)
+                workers_started(&all, place, -1, due, now);
+            if (workers_check(&all, now) <= now)
+                return 1;
+            /* For ever is not long. */
+            pids[0] = 0;
+            it[0].resume_by = NEVER;
+            now = workers_check(&all, now);
+            return now == NEVER || workers_resume(&all, now, &place) != it
+                   || place != 0;
+        }''')
+    subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP, '-o',
+                    program_, str(source),
+                    os.path.join(TOP, 'multipath/workers.c')], check=True)
+    subprocess.run([program_], check=True)
+
+
 # ---- All is well ------------------------------------------------------------
 
 @pytest.mark.parametrize('version', ['0.14', '0.9.4'])
