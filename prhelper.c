@@ -68,6 +68,7 @@ static void stop(struct server *server, int64_t now)
         client_hurry(&server->clients[i], now);
     if (server->listener == NULL)
         return;
+    server->service.suspension->resume_by = 0; /* the last chance */
     listen_remove(server->listener);
     notify_send(server->notify, "STOPPING=1");
 }

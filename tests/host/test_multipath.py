@@ -2178,6 +2178,18 @@ def test_map_is_resumed_when_multipathd_does_so_again(lab_of, mode):
     lab.wait_idle()
 
 
+@pytest.mark.parametrize('mode', MODES)
+def test_map_is_resumed_before_the_helper_ends(lab_of, mode):
+    lab = lab_of(mode, env=FAST)
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    lab.mpd.on('^resume', 'fail')
+    assert action.run(lab) == LOST
+    wait_until(lambda: lab.helper.log().count('dmsetup resume mpatha') > 1)
+    lab.mpd.rules.clear()
+    assert lab.helper.stop() == 0
+    assert not lab.known.suspended
+
+
 @pytest.mark.parametrize('who', ['session', 'client'])
 def test_worker_goes_on_without_its(lab_of, who):
     """It does what it has begun, and nobody else is the worse for it."""
