@@ -198,26 +198,56 @@ static void trace_parse(char *argument)
     }
 }
 
+static const struct option long_options[] = {
+    { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, 'V' },
+    { "daemon", no_argument, NULL, 'd' },
+    { "pidfile", required_argument, NULL, 'f' },
+    { "socket", required_argument, NULL, 'k' },
+    { "user", required_argument, NULL, 'u' },
+    { "group", required_argument, NULL, 'g' },
+    { "quiet", no_argument, NULL, 'q' },
+    { "verbose", no_argument, NULL, 'v' },
+    { "trace", required_argument, NULL, 'T' },
+    { "single-process", no_argument, NULL, OPTION_SINGLE_PROCESS },
+    { "max-clients", required_argument, NULL, OPTION_MAX_CLIENTS },
+    { "client-timeout", required_argument, NULL, OPTION_CLIENT_TIMEOUT },
+    { "stop-timeout", required_argument, NULL, OPTION_STOP_TIMEOUT },
+    { "sandbox", required_argument, NULL, OPTION_SANDBOX },
+    { NULL, 0, NULL, 0 },
+};
+
+/* The options that have no letter. */
+static void option_long(struct options *options, int option)
+{
+    switch (option) {
+    case OPTION_SINGLE_PROCESS:
+        options->single_process = true;
+        break;
+    case OPTION_MAX_CLIENTS:
+        options->max_clients = (unsigned)number("--max-clients", optarg, 1,
+                                                8192);
+        break;
+    case OPTION_CLIENT_TIMEOUT:
+        options->client_timeout =
+            (int64_t)number("--client-timeout", optarg, 1, 86400) * SECOND;
+        break;
+    case OPTION_STOP_TIMEOUT:
+        options->stop_timeout =
+            (int64_t)number("--stop-timeout", optarg, 0, 86400) * SECOND;
+        break;
+    case OPTION_SANDBOX:
+        options->sandbox = strcmp(optarg, "off") != 0;
+        if (options->sandbox && strcmp(optarg, "on") != 0)
+            fatal("--sandbox: '%s' is neither on nor off", optarg);
+        break;
+    default:
+        fatal("Try `" PROGRAM " --help' for more information.");
+    }
+}
+
 void options_parse(struct options *options, int argc, char **argv)
 {
-    static const struct option table[] = {
-        { "help", no_argument, NULL, 'h' },
-        { "version", no_argument, NULL, 'V' },
-        { "daemon", no_argument, NULL, 'd' },
-        { "pidfile", required_argument, NULL, 'f' },
-        { "socket", required_argument, NULL, 'k' },
-        { "user", required_argument, NULL, 'u' },
-        { "group", required_argument, NULL, 'g' },
-        { "quiet", no_argument, NULL, 'q' },
-        { "verbose", no_argument, NULL, 'v' },
-        { "trace", required_argument, NULL, 'T' },
-        { "single-process", no_argument, NULL, OPTION_SINGLE_PROCESS },
-        { "max-clients", required_argument, NULL, OPTION_MAX_CLIENTS },
-        { "client-timeout", required_argument, NULL, OPTION_CLIENT_TIMEOUT },
-        { "stop-timeout", required_argument, NULL, OPTION_STOP_TIMEOUT },
-        { "sandbox", required_argument, NULL, OPTION_SANDBOX },
-        { NULL, 0, NULL, 0 },
-    };
     static const char letters[] = "hVdf:k:u:g:qvT:";
     static char name[] = PROGRAM;
     int option, level = LOG_NORMAL;
@@ -226,7 +256,8 @@ void options_parse(struct options *options, int argc, char **argv)
     *options = defaults;
     if (argc > 0)
         argv[0] = name; /* the prefix of getopt's messages */
-    while ((option = getopt_long(argc, argv, letters, table, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, letters, long_options, NULL))
+           != -1) {
         switch (option) {
         case 'h':
             usage();
@@ -261,35 +292,16 @@ void options_parse(struct options *options, int argc, char **argv)
             break;
         case 'T': /* below */
             break;
-        case OPTION_SINGLE_PROCESS:
-            options->single_process = true;
-            break;
-        case OPTION_MAX_CLIENTS:
-            options->max_clients = (unsigned)number("--max-clients", optarg, 1,
-                                                    8192);
-            break;
-        case OPTION_CLIENT_TIMEOUT:
-            options->client_timeout =
-                (int64_t)number("--client-timeout", optarg, 1, 86400) * SECOND;
-            break;
-        case OPTION_STOP_TIMEOUT:
-            options->stop_timeout =
-                (int64_t)number("--stop-timeout", optarg, 0, 86400) * SECOND;
-            break;
-        case OPTION_SANDBOX:
-            options->sandbox = strcmp(optarg, "off") != 0;
-            if (options->sandbox && strcmp(optarg, "on") != 0)
-                fatal("--sandbox: '%s' is neither on nor off", optarg);
-            break;
         default:
-            fatal("Try `" PROGRAM " --help' for more information.");
+            option_long(options, option);
         }
     }
     level = quiet ? LOG_ERRORS : level;
     log_level_set(level);
     /* Once more, as -q silences also what was said before it. */
     optind = 1;
-    while ((option = getopt_long(argc, argv, letters, table, NULL)) != -1)
+    while ((option = getopt_long(argc, argv, letters, long_options, NULL))
+           != -1)
         if (option == 'T')
             trace_parse(optarg);
     trace_begin(level >= LOG_VERBOSE);

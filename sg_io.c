@@ -230,7 +230,9 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
         command->unreached = hdr->host_status < 0x10 || hdr->host_status > 0x13;
         command->is_lost =
             command->unreached
-            && memchr(not_done, hdr->host_status, sizeof(not_done)) == NULL;
+            && (hdr->host_status > UINT8_MAX
+                || memchr(not_done, hdr->host_status, sizeof(not_done))
+                       == NULL);
         return;
     }
     if (hdr->driver_status == DRIVER_TIMEOUT) {

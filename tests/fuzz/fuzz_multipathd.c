@@ -275,10 +275,14 @@ static void said_check(enum multipathd_said said)
 /* What the line of sda begins with, if that is one. */
 static void path_check(const struct multipathd *multipathd)
 {
-    struct multipathd_path path = { false, false };
-    bool found = multipathd_path_get(multipathd, "sda", &path);
+    static char table[MULTIPATHD_TABLE];
     char *text = (char *)system_.received + sizeof(size_t), *line;
+    struct multipathd_path path;
+    bool found;
 
+    multipathd_paths_get(multipathd, table);
+    path = multipathd_path(table, "sda");
+    found = table[0] != '\0';
     MUST(!found || was_asked());
     system_.received[system_.received_size] = '\0';
     line = strncmp(text, "sda ", 4) == 0 ? text : strstr(text, "\nsda ");
