@@ -326,10 +326,12 @@ int fuzz_prctl(int option, ...)
 }
 
 /* Only a process that has no queue does that. */
-void multipath_execute_here(struct pr_command *command, const char *socket_path)
+void multipath_execute_here(struct pr_command *command, const char *socket_path,
+                            struct suspension *suspension)
 {
     (void)command;
     (void)socket_path;
+    (void)suspension;
     MUST(false);
 }
 
