@@ -18,18 +18,21 @@
 #define RESUME_AGAIN (2 * SECOND) /* after one could not */
 #define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
 
+/* In place of a pid: it is dead, and has left a map suspended. */
+#define DEAD ((pid_t)-1)
+
+/* (A look at a place that is free would take memory for it.) */
 static bool is_suspender(const struct workers *workers, unsigned i)
 {
-    return workers->suspensions[i].alias[0] != '\0';
+    return workers->pids[i] != 0 && workers->suspensions[i].alias[0] != '\0';
 }
 
 unsigned workers_place(const struct workers *workers)
 {
     unsigned i;
 
-    for (i = 0; i < workers->slots; i++)
-        if (workers->pids[i] == 0 && !is_suspender(workers, i))
-            break;
+    for (i = 0; i < workers->slots && workers->pids[i] != 0; i++)
+        ;
     return i;
 }
 
@@ -47,10 +50,16 @@ void workers_started(struct workers *workers, unsigned place, pid_t pid,
     workers->retry = now + (pid > 0 ? TAKE_WITHIN : RETRY_AFTER);
 }
 
+/* The next command may be for a map that is suspended: that goes first. */
 void workers_reported(struct workers *workers)
 {
+    unsigned i;
+
     workers->pending = 0;
     workers->retry = 0;
+    for (i = 0; i < workers->slots; i++)
+        if (workers->pids[i] == DEAD)
+            workers->suspensions[i].resume_by = 0;
 }
 
 /* A dead one's place is taken by who resumes its map. */
@@ -64,8 +73,8 @@ struct suspension *workers_resume(struct workers *workers, int64_t now,
 
         if (!is_suspender(workers, i) || now < suspension->resume_by)
             continue;
-        *place = workers->pids[i] == 0 ? i : workers_place(workers);
-        if (workers->pids[i] != 0 && *place < workers->slots)
+        *place = workers->pids[i] == DEAD ? i : workers_place(workers);
+        if (workers->pids[i] != DEAD && *place < workers->slots)
             log_error("map %.*s has been suspended for too long: having it "
                       "resumed",
                       ALIAS_SIZE - 1, suspension->alias);
@@ -89,8 +98,11 @@ int64_t workers_check(struct workers *workers, int64_t now)
     for (i = 0; i < workers->slots; i++) {
         int64_t *resume_by = &workers->suspensions[i].resume_by;
 
-        if (!is_suspender(workers, i))
+        if (!is_suspender(workers, i)) {
+            if (workers->pids[i] == DEAD) /* it was another that resumed it */
+                workers->pids[i] = 0;
             continue;
+        }
         /* No worker takes longer; or its place would be lost. */
         *resume_by = sooner(*resume_by, now + COMMAND_WITHIN);
         next = sooner(next, *resume_by);
@@ -108,11 +120,11 @@ void workers_ended(struct workers *workers, pid_t pid, int status, int64_t now)
         ;
     if (i == workers->slots)
         return;
-    workers->pids[i] = 0;
     if (WIFSIGNALED(status))
         log_error("a command on a multipath map died of signal %d",
                   WTERMSIG(status));
-    if (is_suspender(workers, i)) {
+    workers->pids[i] = is_suspender(workers, i) ? DEAD : 0;
+    if (workers->pids[i] == DEAD) {
         log_error("map %.*s may be suspended: having it resumed",
                   ALIAS_SIZE - 1, workers->suspensions[i].alias);
         workers->suspensions[i].resume_by =
@@ -125,7 +137,7 @@ unsigned workers_count(const struct workers *workers)
     unsigned i, count = 0;
 
     for (i = 0; i < workers->slots; i++)
-        count += workers->pids[i] != 0;
+        count += workers->pids[i] > 0;
     return count;
 }
 
@@ -134,7 +146,7 @@ bool workers_any(const struct workers *workers)
     unsigned i;
 
     for (i = 0; i < workers->slots; i++)
-        if (workers->pids[i] != 0 || is_suspender(workers, i))
+        if (workers->pids[i] > 0 || is_suspender(workers, i))
             return true;
     return false;
 }

@@ -577,7 +577,7 @@ def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
             if (workers_check(&all, now) <= now)
                 return 1;
             /* For ever is not long. */
-            pids[0] = 0;
+            pids[0] = -1; /* dead, with a map suspended */
             it[0].resume_by = NEVER;
             now = workers_check(&all, now);
             return now == NEVER || workers_resume(&all, now, &place) != it

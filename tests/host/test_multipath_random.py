@@ -202,6 +202,7 @@ class Case:
         lab.is_consistent = False       # that is for us to say
         self.is_benign, self.gone, self.is_killed = True, set(), False
         self.is_left = False    # suspended, and nobody is there to resume it
+        self.has_killed = False
         self.is_keyless = self.is_silent = self.is_slow = False
         self.unopened, self.acts = set(), []
         self.refuses = False    # a path, with what is for the guest to hear
@@ -738,10 +739,17 @@ class Case:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(.002)
             self.target.script.killed = 0
+            self.has_killed = True
 
     def wait_idle(self):
-        """Main has a suspended map resumed by another worker, a bit later."""
+        """The supervisor has a suspended map resumed by another worker, a
+        tenth of a second later; who may have to be killed as well."""
         end = time.monotonic() + 10 * (not self.is_left)
+        if self.has_killed:
+            time.sleep(.12)
+        while len(self.lab.helper.sessions()) > 1 and time.monotonic() < end:
+            self.kill()
+            time.sleep(.0005)
         self.lab.wait_idle()
         while self.lab.known.suspended and not self.is_silent \
                 and time.monotonic() < end:
