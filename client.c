@@ -30,8 +30,8 @@ static void client_warn(const struct client *client, const char *what,
                 client->record->peer.uid, what, why);
 }
 
-void client_begin(struct client *client, int socket,
-                  const struct service *service, struct record *record)
+void client_begin(struct client *client, int socket, struct service *service,
+                  struct record *record)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
     socklen_t size = sizeof(peer);
@@ -201,7 +201,7 @@ static bool command_execute(struct client *client, struct pr_command *command)
         return true;
     if (client->service->queue < 0) {
         multipath_execute_here(command, client->service->socket_path,
-                               client->service->suspension);
+                               &client->service->suspension);
         return true;
     }
     client->answer = worker_ask(client->service->queue, command);

@@ -68,7 +68,7 @@ static void stop(struct server *server, int64_t now)
         client_hurry(&server->clients[i], now);
     if (server->listener == NULL)
         return;
-    server->service.suspension->resume_by = 0; /* the last chance */
+    server->service.suspension.resume_by = 0; /* the last chance */
     listen_remove(server->listener);
     notify_send(server->notify, "STOPPING=1");
 }
@@ -83,10 +83,9 @@ static void clients_leave(const struct server *server)
 }
 
 /* Tries again if a map is suspended. Returns the time; sooner of *wake. */
-static int64_t map_recover(const struct service *service, int64_t now,
-                           int64_t *wake)
+static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
 {
-    struct suspension *suspension = service->suspension;
+    struct suspension *suspension = &service->suspension;
 
     if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
         multipath_recover(service->socket_path, suspension, true);
@@ -105,7 +104,6 @@ static int64_t map_recover(const struct service *service, int64_t now,
  */
 static void serve(struct server *server)
 {
-    const struct service *service = &server->service;
     struct pollfd *fds = server->fds;
     bool stopping = false;
 
@@ -119,7 +117,7 @@ static void serve(struct server *server)
         }
         fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
         if (server->listener != NULL) {
-            now = map_recover(service, now, &wake);
+            now = map_recover(&server->service, now, &wake);
             if ((signals & SIGNAL_STATUS) != 0)
                 report_totals(server->roster, 0, now);
             wake = sooner(wake, report_status(server->roster, now));
@@ -249,7 +247,6 @@ int main(int argc, char **argv)
     struct roster roster = { 0 };
     struct supervisor supervisor = { 0 };
     struct server server = { .listener = &listener };
-    struct suspension suspension = { 0 };
     int report = -1, syslog = -1;
     bool activated;
 
@@ -277,7 +274,6 @@ int main(int argc, char **argv)
     if (options.single_process) {
         roster.most = roster.slots = clients_limit(options.max_clients);
         server_set_up(&server, &roster, &options, roster.slots);
-        server.service.suspension = &suspension;
         signal(SIGCHLD, SIG_IGN); /* who becomes our child is not ours */
     } else {
         supervisor_set_up(&supervisor, &server, &roster, &options);

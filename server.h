@@ -55,12 +55,12 @@ struct service { /* what all clients of this process have in common */
     int64_t timeout;
     const char *socket_path; /* ours, NULL: a service manager's */
     int queue; /* to the workers; -1: we do commands on maps ourselves, */
-    struct suspension *suspension; /* and resume this one, NULL otherwise */
+    struct suspension suspension; /* and resume this one */
 };
 
 struct client {
     int socket; /* -1: no client */
-    const struct service *service;
+    struct service *service;
     int answer; /* of a command that a worker carries out; -1: none */
     int64_t deadline;
     bool refusal_logged;
@@ -70,7 +70,7 @@ struct client {
 };
 
 /* Takes over the socket; service and record stay the caller's. */
-void client_begin(struct client *, int socket, const struct service *,
+void client_begin(struct client *, int socket, struct service *,
                   struct record *);
 /* What to wait for: the client, or the answer of who works for it. */
 void client_poll(const struct client *, struct pollfd *);

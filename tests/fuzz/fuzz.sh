@@ -76,7 +76,9 @@ run() {
     case $engine in
     replay) "$program" "$seeds"/* ;;
     libfuzzer)
-        "$program" -max_total_time="$seconds" -max_len=4096 -timeout=10 \
+        # What it says of leaks at its end may hang by itself.
+        timeout -k 5 $((seconds + 60)) \
+            "$program" -max_total_time="$seconds" -max_len=4096 -timeout=10 \
             -artifact_prefix="$program-" "$kept" "$seeds"
         ;;
     afl)

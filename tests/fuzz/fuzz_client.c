@@ -386,7 +386,7 @@ void report_reply(const struct client *client, const struct pr_command *command,
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
-    static const struct service service = { .timeout = 1000, .queue = QUEUE };
+    static struct service service = { .timeout = 1000, .queue = QUEUE };
     struct client *client = malloc(sizeof(*client));
     struct record record;
     unsigned how;
