@@ -17,6 +17,7 @@
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
 #define RESUME_AGAIN (2 * SECOND) /* after one could not */
 #define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
+#define LOOK_AGAIN SECOND         /* what a worker has suspended meanwhile */
 
 /* In place of a pid: it is dead, and has left a map suspended. */
 #define DEAD ((pid_t)-1)
@@ -98,6 +99,9 @@ int64_t workers_check(struct workers *workers, int64_t now)
     for (i = 0; i < workers->slots; i++) {
         int64_t *resume_by = &workers->suspensions[i].resume_by;
 
+        if (workers->pids[i] == 0)
+            continue;
+        next = sooner(next, now + LOOK_AGAIN);
         if (!is_suspender(workers, i)) {
             if (workers->pids[i] == DEAD) /* it was another that resumed it */
                 workers->pids[i] = 0;

@@ -579,8 +579,8 @@ def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
             /* For ever is not long. */
             pids[0] = -1; /* dead, with a map suspended */
             it[0].resume_by = NEVER;
-            now = workers_check(&all, now);
-            return now == NEVER || workers_resume(&all, now, &place) != it
+            workers_check(&all, now);
+            return workers_resume(&all, now + COMMAND_WITHIN, &place) != it
                    || place != 0;
         }''')
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP, '-o',
@@ -2146,6 +2146,21 @@ def test_worker_is_killed_while_the_helper_stops(lab_of):
     assert lab.helper.process.wait(20) == 0
     assert not lab.known.suspended
     assert len(lab.mpd.texts('resume')) == 2
+
+
+def test_map_of_a_worker_that_hangs_is_resumed(lab_of):
+    """In the kernel, where no time limit helps; and nothing else happens."""
+    lab = lab_of(env={'SIM_SPEED': '20'})
+    action = ACTIONS[SUSPENDED]
+    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
+    prepare(lab, action)
+    nexus = lab.nexus(lab.order[1])
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        assert lab.known.suspended
+        wait_until(lambda: not lab.known.suspended)
+        assert 'has been suspended for too long' in lab.helper.log()
 
 
 def test_resumer_is_killed_too(lab_of):
