@@ -318,6 +318,8 @@ bool sandbox_main(const char *socket_path, int queue)
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
 
+    /* glibc 2.41's gets memory when it is first called: now or never. */
+    (void)strerror(ENOSYS);
     if (version < 1)
         log_verbose("this kernel has no Landlock: %s", strerror(errno));
     else if (landlock_restrict(version, socket_path) < 0)
