@@ -496,7 +496,7 @@ Restart=no
 ExecStart=
 ExecStart=%s -B %s
 StandardOutput=truncate:/run/probe
-''' % (os.environ['PYTHON'], PROBE)
+''' % (os.environ['PYTHON'], shutil.copy(PROBE, '/run'))   # no /tmp there
     names = '/run/multipathd.socket', \
         '\0/org/kernel/linux/storage/multipathd'
     with contextlib.ExitStack() as stack:
