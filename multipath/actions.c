@@ -219,6 +219,9 @@ void multipath_execute_here(struct pr_command *command, const char *socket_path,
     struct stat st;
 
     if (suspension->alias[0] != '\0') {
+        log_warning("map %s is suspended: no command on a map before it is "
+                    "resumed",
+                    suspension->alias);
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
         return;
     }

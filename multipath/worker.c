@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * worker.c - the process that carries out one command on a multipath map, see
- * workers.c, or resumes the map that another one has left suspended.
+ * ask.c, or resumes the map that another one has left suspended.
  *
  * It must never trust what is on the queue, which a session has put there; or
  * work on a map at the same time as another, but to read. It lets no signal

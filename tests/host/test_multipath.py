@@ -2094,6 +2094,15 @@ def lab_of(request):
         lab.close()
 
 
+def prepare_suspended(lab):
+    """An action, and the nexus and how many of its commands come before the
+    one that is sent to it while the map is suspended."""
+    action = ACTIONS[SUSPENDED]
+    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
+    prepare(lab, action)
+    return action, lab.nexus(lab.order[1]), skip
+
+
 def send(client, action, fd):
     client.send(action.cdb, [fd])
     if action.data:
@@ -2109,10 +2118,7 @@ SUSPENDED = 'preempt and abort ourselves'
 def test_helper_is_stopped_while_a_map_is_suspended(lab_of, mode, number):
     """The command ends as if nothing was, and then the helper does."""
     lab = lab_of(mode)
-    action = ACTIONS[SUSPENDED]
-    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
-    prepare(lab, action)
-    nexus = lab.nexus(lab.order[1])
+    action, nexus, skip = prepare_suspended(lab)
     with nexus.hanging(skip):
         send(lab.client, action, lab.map)
         nexus.wait_held()
@@ -2130,10 +2136,7 @@ def test_helper_is_stopped_while_a_map_is_suspended(lab_of, mode, number):
 def test_worker_is_killed_while_the_helper_stops(lab_of):
     """It does not leave before the map is resumed, though not at once."""
     lab = lab_of()
-    action = ACTIONS[SUSPENDED]
-    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
-    prepare(lab, action)
-    nexus = lab.nexus(lab.order[1])
+    action, nexus, skip = prepare_suspended(lab)
     lab.mpd.on('resume', 'fail', count=1)
     with nexus.hanging(skip):
         send(lab.client, action, lab.map)
@@ -2151,10 +2154,7 @@ def test_worker_is_killed_while_the_helper_stops(lab_of):
 def test_map_of_a_worker_that_hangs_is_resumed(lab_of):
     """In the kernel, where no time limit helps; and nothing else happens."""
     lab = lab_of(env={'SIM_SPEED': '20'})
-    action = ACTIONS[SUSPENDED]
-    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
-    prepare(lab, action)
-    nexus = lab.nexus(lab.order[1])
+    action, nexus, skip = prepare_suspended(lab)
     with nexus.hanging(skip):
         send(lab.client, action, lab.map)
         nexus.wait_held()
@@ -2187,6 +2187,9 @@ def test_map_is_resumed_when_multipathd_does_so_again(lab_of, mode):
     assert action.run(lab) == LOST
     wait_until(lambda: lab.helper.log().count('dmsetup resume mpatha') > 2)
     assert lab.client.read_in(lab.alone, READ_KEYS).status == GOOD
+    if mode == 'single-process':
+        assert code(lab.client.read_in(lab.other_map, READ_KEYS)) == LOST
+        assert 'map mpatha is suspended' in lab.helper.log()
     lab.mpd.rules.clear()
     wait_until(lambda: not lab.known.suspended)
     wait_until(lambda: lab.client.read_in(lab.map, READ_KEYS).status == GOOD)
@@ -2237,10 +2240,7 @@ def test_worker_goes_on_without_its(lab_of, who):
 def test_main_is_killed_while_a_map_is_suspended(lab_of):
     """The worker is nobody's child then, and ends what it has begun."""
     lab = lab_of('sessions')
-    action = ACTIONS[SUSPENDED]
-    skip = turn(lab, action, lab.order[1], REGISTER_AND_IGNORE)
-    prepare(lab, action)
-    nexus = lab.nexus(lab.order[1])
+    action, nexus, skip = prepare_suspended(lab)
     with nexus.hanging(skip):
         send(lab.client, action, lab.map)
         nexus.wait_held()
