@@ -196,10 +196,11 @@ void listen_open(struct listener *listener, const char *path)
             fatal("cannot bind socket to %s: %s", path, strerror(errno));
         place_clear(path, &address, length, is_shared); /* it has come back */
     }
+    /* Whoever could connect may have put another in its place already. */
+    (void)lstat(path, &listener->made); /* if it is gone, all 0: no file's */
     if (listen(listener->fd, BACKLOG) < 0)
         fatal("cannot listen on %s: %s", path, strerror(errno));
     listener->path = path;
-    (void)lstat(path, &listener->made); /* if it is gone, all 0: no file's */
 }
 
 void listen_remove(const struct listener *listener)
