@@ -4,7 +4,8 @@
 # The tests. A SUITE is one of these, each a folder beside this file unless
 # another is named; host and kernel, at the same time, unless others are given:
 #
-#   host         needs no root and no SCSI
+#   host         needs no root and no SCSI; its tests of maps, which mostly
+#                wait, run beside the others, as the suite maps
 #   kernel       in User-mode Linux, as root; and again the host's tests in
 #                which root makes a difference
 #   hostile      on the simulated disk
@@ -33,11 +34,12 @@ export BUILD
 named=$(printf '%s\n' "$@" | sed -n '/^tests\//p')
 suites=$(printf '%s\n' "$@" | sed 's|^tests/\([^/]*\)/.*|\1|' |
     awk '!seen[$0]++' | paste -s -d ' ')
+[ -n "$named" ] || suites=$(echo "$suites" | sed 's/\<host\>/host maps/')
 
 # Without the kernel of uml.sh only these run, and the others are a skip each.
 wanted=$suites
 no_kernel=$("$top/tests/lib/uml.sh" 2>&1) || wanted=$(echo "$suites" |
-    tr ' ' '\n' | grep -x -e host -e hostile | paste -s -d ' ')
+    tr ' ' '\n' | grep -x -e host -e maps -e hostile | paste -s -d ' ')
 
 if [ -z "${RUN_FETCHED:-}" ]; then
     packages='python3 python3-pytest'
@@ -92,6 +94,8 @@ tests_of() {
         echo tests/kernel tests/host/test_options.py \
             tests/host/test_startup.py tests/host/test_log.py
         ;;
+    host:) echo tests/host '--ignore-glob=tests/host/test_multipath*' ;;
+    maps:) echo tests/host/test_multipath*.py ;;
     multipath:) echo tests/multipath/test_multipathd.py ;;
     reference:) echo tests/multipath/test_reference.py ;;
     *) echo "tests/$1" ;;
@@ -104,7 +108,7 @@ suite() {
     name=$1
     seconds=900
     case $name in
-    kernel | multipath | reference | supervisors) seconds=420 ;;
+    kernel | multipath | reference | supervisors) seconds=540 ;;
     transport) seconds=600 ;;
     esac
     # shellcheck disable=SC2046 # a list of words
@@ -113,9 +117,9 @@ suite() {
         --junitxml="$results/$name.xml" $(tests_of "$name")
     # TMPDIR is of this machine.
     case $name in
-    kernel | supervisors) set -- UML_TIMEOUT=430 tests/lib/uml.sh "$@" ;;
+    kernel | supervisors) set -- UML_TIMEOUT=550 tests/lib/uml.sh "$@" ;;
     multipath | reference)
-        set -- UML_TIMEOUT=430 UML_NEXUSES=3 tests/lib/uml.sh \
+        set -- UML_TIMEOUT=550 UML_NEXUSES=3 tests/lib/uml.sh \
             tests/lib/multipath.sh "$@"
         ;;
     transport)
@@ -136,7 +140,7 @@ suite() {
 
 for name in $suites; do
     case $name in
-    host | kernel | hostile | multipath | reference | transport | \
+    host | maps | kernel | hostile | multipath | reference | transport | \
         supervisors) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
@@ -180,7 +184,7 @@ export PROGRESS
 echo "running $wanted, each file of tests:"
 tail -n +1 -s 0.3 -f --pid=$$ "$PROGRESS" &
 follower=$!
-for name in kernel multipath reference host; do
+for name in kernel multipath reference maps host; do
     case " $wanted " in
     *" $name "*) suite $name ;;
     esac
