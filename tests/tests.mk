@@ -216,8 +216,9 @@ cross-check: check-cross
 
 ## See it work
 ## demo: a cluster's life on a real SCSI target, step by step
-demo: $(HELPER) $(CLIENT)
-	tests/demo/demo.sh
+demo:
+	@$(MAKE) -s $(HELPER) $(CLIENT)
+	@tests/demo/demo.sh
 
 .PHONY: sim fault check-all check-host check-kernel check-aarch64 $(ALL) \
 	lint fuzz soak coverage cross-check
