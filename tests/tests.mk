@@ -224,5 +224,10 @@ demo:
 	@$(MAKE) -s $(HELPER) $(CLIENT)
 	@tests/demo/demo.sh
 
+## demo-migration: a guest with a reservation moves, in sid's QEMU (root)
+demo-migration:
+	@$(MAKE) -s $(HELPER)
+	@tests/demo/demo.sh migration
+
 .PHONY: sim fault check-all check-host check-kernel check-aarch64 $(ALL) \
-	lint fuzz soak coverage cross-check
+	demo-migration lint fuzz soak coverage cross-check

@@ -2,11 +2,9 @@
 that a reservation shuts out cannot write, whatever it tries.
 
 Without an argument it boots tests/lib/uml.sh with itself inside, and shows what
-comes of it: one step at a time and in colours on a terminal, else all at once.
-Inside (argument: the helper's PID file), /dev/sda and /dev/sdb are two I_T
-nexuses onto one LUN; each step prints the commands as an administrator would
-give them, and what the disk said. The first thing that is not as it should be
-ends the story with a sentence that says so, and exit status 1.
+comes of it (see story.py). Inside, where the argument is the helper's PID file,
+/dev/sda and /dev/sdb are two I_T nexuses onto one LUN; each step prints the
+commands as an administrator would give them, and what the disk said.
 
 Must send nothing to the disk itself but a few writes, to show a reservation's
 effect: all reservation commands go through qemu-pr-client to the helper's
@@ -15,14 +13,13 @@ socket, as QEMU's do.
 import errno
 import mmap
 import os
-import re
 import subprocess
 import sys
-import textwrap
+
+from story import Wrong, outside, say, step, tell
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
-BUILD = os.environ.get('BUILD', os.path.join(TOP, 'build'))
 HELPER = os.environ.get('HELPER', os.path.join(TOP, 'qemu-pr-helper'))
 CLIENT = os.environ.get('CLIENT', os.path.join(TOP, 'qemu-pr-client'))
 DISKS = {'A': '/dev/sda', 'B': '/dev/sdb'}
@@ -31,24 +28,7 @@ GOOD, UNIT_ATTENTION, REFUSED, CONFLICT = 0, 6, 9, 24   # see its manual
 MEANT = {GOOD: 'succeeded', UNIT_ATTENTION: 'been told of a unit attention',
          REFUSED: 'been refused by the helper',
          CONFLICT: 'met a reservation conflict'}
-SCREEN = '\f\n'     # the end of one
 KEYS = KEY_A, KEY_B = '0xaaaa', '0xbbbb'
-steps = 0
-
-
-class Wrong(Exception):
-    """What is not as it should be, as a sentence without its full stop."""
-
-
-def say(text, indent='', more=0):
-    """Lines that are too long go on with so much more indent."""
-    for line in text.splitlines():
-        words = line.lstrip()
-        first = indent + line[:len(line) - len(words)]
-        print(textwrap.fill(words, 79, initial_indent=first,
-                            subsequent_indent=first + ' ' * more,
-                            break_on_hyphens=False))
-    sys.stdout.flush()
 
 
 def client(who, action, *options, expected=GOOD, has=(), lacks=()):
@@ -85,14 +65,6 @@ def writes(who, allowed):
     if written != allowed:
         raise Wrong('%s could %swrite, and should%s have been able to' % (
             who, '' if written else 'not ', '' if allowed else ' not'))
-
-
-def step(title):
-    global steps
-    if steps:
-        print(SCREEN, end='')
-    steps += 1
-    say('%d. %s' % (steps, title), more=3)
 
 
 def play():
@@ -162,74 +134,13 @@ goes straight to the disk. (Here one helper serves both; hosts have one each.)
 def inside(pidfile):
     # Returns once the helper listens, and leaves its pid in the file.
     subprocess.check_call([HELPER, '-d', '-f', pidfile])
-    try:
-        play()
-    except Wrong as wrong:
-        print()
-        say('FAILED in step %d: %s.' % (steps, wrong))
-        return 1
-    finally:
-        with open(pidfile) as f:
-            os.kill(int(f.read()), 15)
-    return 0
-
-
-COLOURS = (('^[0-9]+\\. ', '1'), ('^   \\$ ', '36'), ('^FAILED', '1;31'),
-           ('refused', '31'), (': written$', '32'))
-
-
-def coloured(line):
-    for pattern, code in COLOURS:
-        if re.search(pattern, line):
-            return '\033[%sm%s\033[0m\n' % (code, line.rstrip('\n'))
-    return line
-
-
-def wait():
-    """Until Enter; False for the end."""
-    answer = input('-- Enter goes on, q ends: ')
-    print('\033[A\033[K', end='')      # that line has had its time
-    return not answer.startswith('q')
-
-
-def show(lines, is_terminal, has_colours):
-    """All of it, or False if somebody has had enough."""
-    for line in lines:
-        if line != SCREEN:
-            print(coloured(line) if has_colours else line, end='', flush=True)
-            continue
-        print(flush=True)
-        if is_terminal and not wait():
-            return False
-    return True
-
-
-def outside():
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    has_colours = (sys.stdout.isatty() and 'NO_COLOR' not in os.environ
-                   and os.environ.get('TERM', 'dumb') != 'dumb')
-    log = os.path.join(BUILD, 'demo.log')
-    with open(log, 'wb') as errors:
-        kernel = subprocess.Popen(
-            [TOP + '/tests/lib/uml.sh', sys.executable, '-B', __file__,
-             '/run/pr.pid'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=errors, text=True)
-        try:
-            if not show(kernel.stdout, is_terminal, has_colours):
-                kernel.terminate()
-                kernel.wait()
-                return 0
-        except (KeyboardInterrupt, EOFError):
-            kernel.terminate()
-            kernel.wait()
-            return 130
-        status = kernel.wait()
-    if os.path.getsize(log) or status > 1:
-        print('FAILED: %s; what was said is in %s' % (
-            {124: 'it took too long', 125: 'no kernel could be booted'}.get(
-                status, 'the story broke off'), os.path.relpath(log)))
+    status = tell(play)
+    with open(pidfile) as f:
+        os.kill(int(f.read()), 15)
     return status
 
 
 if __name__ == '__main__':
-    sys.exit(inside(sys.argv[1]) if sys.argv[1:] else outside())
+    sys.exit(inside(sys.argv[1]) if sys.argv[1:] else outside(
+        [TOP + '/tests/lib/uml.sh', sys.executable, '-B',
+         os.path.abspath(__file__), '/run/pr.pid']))
