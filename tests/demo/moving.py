@@ -70,8 +70,8 @@ class Story:
     def play(self):
         a, b = self.hosts
         say('''\
-Two hosts and a rival share a disk, each by a path of its own. On each host runs
-a qemu-pr-helper; the guest has the disk by QEMU's scsi-block.
+Two hosts and a rival share a disk, each by a path of its own. A qemu-pr-helper
+runs on each host; the guest has the disk by QEMU's scsi-block.
 
     host a, /dev/sda --+      guest in QEMU
     host b, /dev/sdb --+-- one disk
