@@ -196,6 +196,36 @@ def test_the_binaries_are_as_small(tmp_path):
             assert abs(real - int(size)) < int(size) / 10, (binary, real)
 
 
+@pytest.mark.parametrize('claim, drop_in', [
+    (r'this one by (\d\.\d),', ''),
+    (r'and by (\d\.\d) with `contrib/systemd/no-multipath.conf`',
+     'no-multipath.conf')])
+def test_systemd_finds_no_more_to_object_to(claim, drop_in, tmp_path):
+    needs('systemd-analyze')
+    unit = 'qemu-pr-helper.service'
+    shutil.copy(TOP + '/contrib/systemd/' + unit, tmp_path)
+    if drop_in:
+        os.mkdir(tmp_path / (unit + '.d'))
+        shutil.copy(TOP + '/contrib/systemd/' + drop_in,
+                    tmp_path / (unit + '.d'))
+    said = run('systemd-analyze', 'security', '--offline=yes', '--no-pager',
+               unit, env=dict(os.environ, SYSTEMD_UNIT_PATH='%s:' % tmp_path))[1]
+    found = re.search(r'level for \S+: (\d\.\d)', said)
+    if not found:
+        pytest.skip('systemd-analyze: ' + said[-200:])
+    claimed, = re.findall(claim, ' '.join(read('README.md').split()))
+    assert float(found[1]) <= float(claimed)
+
+
+def test_each_row_of_landlock_has_its_version_of_the_kernel():
+    """Of its interface, that is: the source asks for the same."""
+    versions = {'files': ('5.13', 'version < 1'), 'TCP': ('6.7', 'version >= 4'),
+                'signals': ('6.12', 'version >= 6')}
+    source = read('sandbox.c')
+    for name, (linux, condition) in versions.items():
+        assert row('SECURITY.md', name)[0] == linux and condition in source
+
+
 # Names. ---------------------------------------------------------------------
 
 def targets():
@@ -216,6 +246,14 @@ def test_the_targets_that_documents_name_are_there():
         for word in re.sub("'.*?'", '', ' '.join(commands)).split():
             if '=' not in word and re.match('[a-z]', word):
                 assert word in known, (name, word)
+
+
+def test_the_tests_that_documents_name_are_there():
+    words = {word for name in DOCUMENTS for word in re.findall(
+        r'\bT=(\w+)(?!\w*\.)', read(name)) if word not in ('NAME', 'test_')}
+    assert len(words) > 1
+    for word in words:
+        assert run(TOP + '/tests/lib/find.sh', word)[0] == 0, word
 
 
 def files():
