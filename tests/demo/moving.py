@@ -4,8 +4,8 @@ from host to host, while a rival tries to write all the time.
 Without an argument it starts itself in Debian sid, whose QEMU takes
 reservations along, and shows what comes of it (see story.py). There,
 tests/qemu/qemu.sh runs it in User-mode Linux, with what migration.py gets as
-arguments: /dev/sda is host a's nexus onto the one LUN, /dev/sdb is host b's, and
-/dev/sdc the rival's.
+arguments: /dev/sda is host a's nexus onto the one LUN, /dev/sdb is host b's,
+and /dev/sdc the rival's.
 
 Must send nothing to the disk but the rival's commands and a few writes, to show
 who may: the reservation is the guest's, through QEMU and the helper.

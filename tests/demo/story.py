@@ -1,5 +1,5 @@
-"""How the demos are told: numbered steps, one screen at a time and in colours on
-a terminal, all at once elsewhere.
+"""How the demos are told: numbered steps, one screen at a time and in colours
+on a terminal, all at once elsewhere.
 
 A demo has two halves. One runs in User-mode Linux and prints its story (tell(),
 step(), say()); the first thing that is not as it should be ends it with a

@@ -3,8 +3,8 @@ options, exit statuses, numbers, sizes, names of targets and of files, messages.
 
 A claim is read from the document, and what it must be from the programs, from
 make, or, for numbers that nothing prints, from the source. Nothing here may
-need a disk, root, or longer than seconds. When a test fails, either the document
-is wrong or the program is; find out which before changing either.
+need a disk, root, or longer than seconds. When a test fails, either the
+document is wrong or the program is; find out which before changing either.
 """
 import fnmatch
 import glob
@@ -16,6 +16,7 @@ import subprocess
 import pytest
 
 from helper import TOP, program
+from test_examples import systemd_environment
 
 HELPER = program('HELPER', 'qemu-pr-helper')
 CLIENT = program('CLIENT', 'qemu-pr-client')
@@ -126,7 +127,7 @@ def test_there_is_one_version():
 def test_a_session_has_so_many_system_calls():
     """Counted after the preprocessor has left out other machines' names."""
     needs('cc')
-    text = run('cc', '-E', '-P', '-D_GNU_SOURCE', '-o', '-', TOP + '/sandbox.c')[1]
+    text = run('cc', '-E', '-P', '-D_GNU_SOURCE', TOP + '/sandbox.c')[1]
     if os.uname().machine != 'x86_64':
         pytest.skip('the number is that of x86-64')
     calls = set(re.findall(r'\{ SESSION,\s+(\d+|__NR_\w+)', text))
@@ -138,10 +139,10 @@ def test_a_session_has_so_many_system_calls():
     assert number(r'; (\d+) system\n', read('README.md')) == claimed
     listed = re.search(r'A session can make these system calls only: (.*?)\n\(',
                        read(MANUAL), re.S)[1]
-    assert len(set(re.findall(r'[a-z]\w+', re.sub(
-        r'without an address|to\nthe main process|\.Dv \w+ [,;]|\bas\b|for Unix '
-        r'sockets|and to the trace file|to standard error|\band\b', '',
-        listed)))) == claimed, listed
+    names = re.sub(r'without an address|to\nthe main process|\.Dv \w+ [,;]|'
+                   r'\bas\b|for Unix sockets|and to the trace file|'
+                   r'to standard error|\band\b', '', listed)
+    assert len(set(re.findall(r'[a-z]\w+', names))) == claimed, names
 
 
 @pytest.mark.parametrize('document, pattern, source, where, unit', [
@@ -209,7 +210,7 @@ def test_systemd_finds_no_more_to_object_to(claim, drop_in, tmp_path):
         shutil.copy(TOP + '/contrib/systemd/' + drop_in,
                     tmp_path / (unit + '.d'))
     said = run('systemd-analyze', 'security', '--offline=yes', '--no-pager',
-               unit, env=dict(os.environ, SYSTEMD_UNIT_PATH='%s:' % tmp_path))[1]
+               unit, env=systemd_environment(tmp_path))[1]
     found = re.search(r'level for \S+: (\d\.\d)', said)
     if not found:
         pytest.skip('systemd-analyze: ' + said[-200:])
@@ -219,7 +220,8 @@ def test_systemd_finds_no_more_to_object_to(claim, drop_in, tmp_path):
 
 def test_each_row_of_landlock_has_its_version_of_the_kernel():
     """Of its interface, that is: the source asks for the same."""
-    versions = {'files': ('5.13', 'version < 1'), 'TCP': ('6.7', 'version >= 4'),
+    versions = {'files': ('5.13', 'version < 1'),
+                'TCP': ('6.7', 'version >= 4'),
                 'signals': ('6.12', 'version >= 6')}
     source = read('sandbox.c')
     for name, (linux, condition) in versions.items():
