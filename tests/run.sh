@@ -13,6 +13,7 @@
 #                each in a User-mode Linux, the two files of multipath/
 #   transport    in one, with iSCSI sessions as the paths
 #   supervisors  what is in contrib/ under systemd, OpenRC, runit and s6, there
+#   docs         what the documents say, and the examples
 #
 # A TEST is a file of tests or one test in it, as lib/find.sh writes them
 # (tests/host/test_protocol.py::test_...), and runs as in its suite. Ends with
@@ -39,7 +40,8 @@ suites=$(printf '%s\n' "$@" | sed 's|^tests/\([^/]*\)/.*|\1|' |
 # Without the kernel of uml.sh only these run, and the others are a skip each.
 wanted=$suites
 no_kernel=$("$top/tests/lib/uml.sh" 2>&1) || wanted=$(echo "$suites" |
-    tr ' ' '\n' | grep -x -e host -e maps -e hostile | paste -s -d ' ')
+    tr ' ' '\n' | grep -x -e host -e maps -e hostile -e docs |
+    paste -s -d ' ')
 
 if [ -z "${RUN_FETCHED:-}" ]; then
     packages='python3 python3-pytest'
@@ -67,6 +69,12 @@ if [ -z "${RUN_FETCHED:-}" ]; then
     case " $wanted " in
     *' supervisors '*)
         packages="$packages user-mode-linux kmod mount systemd openrc runit s6"
+        ;;
+    esac
+    case " $wanted " in
+    *' docs '*)
+        packages="$packages =libvirt-clients libxml2-utils =multipath-tools
+            systemd python3-yaml"
         ;;
     esac
     case " $wanted " in
@@ -141,7 +149,7 @@ suite() {
 for name in $suites; do
     case $name in
     host | maps | kernel | hostile | multipath | reference | transport | \
-        supervisors) ;;
+        supervisors | docs) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
         exit 1
@@ -184,7 +192,7 @@ export PROGRESS
 echo "running $wanted, each file of tests:"
 tail -n +1 -s 0.3 -f --pid=$$ "$PROGRESS" &
 follower=$!
-for name in kernel multipath reference maps host; do
+for name in kernel multipath reference maps host docs; do
     case " $wanted " in
     *" $name "*) suite $name ;;
     esac

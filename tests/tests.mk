@@ -111,6 +111,10 @@ check-migration: $(HELPER)
 check-supervisors: $(HELPER)
 	tests/run.sh supervisors
 
+## check-docs: what the documents say that a command can check
+check-docs: $(HELPER) $(CLIENT) $(if $(IMAGE),static)
+	tests/run.sh docs
+
 ## Tests of other builds
 ## check-warnings: neither compiler has anything to say
 check-warnings:
@@ -178,8 +182,8 @@ check-lint: $(OBJECTS)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
 	shellcheck -s sh -e SC2034,SC2154 contrib/alpine/APKBUILD
-	shellcheck .ci/run contrib/*.sh contrib/debian/prhelper.p* tests/*.sh \
-		tests/*/*.sh $(CONTRIB_SCRIPTS)
+	shellcheck .ci/run contrib/*.sh contrib/examples/*.sh \
+		contrib/debian/prhelper.p* tests/*.sh tests/*/*.sh $(CONTRIB_SCRIPTS)
 	mandoc -Tlint man/*.[18]
 	! find tests -name '*.[cs]*' -o -name '*.py' | sed 's|.*/||' | sort | \
 		uniq -d | grep . # two files of one name, which pytest cannot tell
@@ -201,7 +205,7 @@ check-coverage: $(HELPER) $(CLIENT)
 	tests/host/coverage.sh
 
 ## check-all: these but check-aarch64, as CI does (root)
-ALL = check-warnings check-lint check $(addprefix check-,static sanitized \
+ALL = check-warnings check-lint check $(addprefix check-,docs static sanitized \
 	hostile multipath transport qemu libvirt migration supervisors cross \
 	reproducible deb recipes debian fuzz soak coverage) demo
 check-all:
@@ -216,8 +220,14 @@ cross-check: check-cross
 
 ## See it work
 ## demo: a cluster's life on a real SCSI target, step by step
-demo: $(HELPER) $(CLIENT)
-	tests/demo/demo.sh
+demo:
+	@$(MAKE) -s $(HELPER) $(CLIENT)
+	@tests/demo/demo.sh
+
+## demo-migration: a guest with a reservation moves, in sid's QEMU (root)
+demo-migration:
+	@$(MAKE) -s $(HELPER)
+	@tests/demo/demo.sh migration
 
 .PHONY: sim fault check-all check-host check-kernel check-aarch64 $(ALL) \
-	lint fuzz soak coverage cross-check
+	demo-migration lint fuzz soak coverage cross-check

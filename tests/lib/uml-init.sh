@@ -97,6 +97,11 @@ for tty in /dev/tty1 /dev/tty2; do
 done
 set +e
 "$@" </dev/null >/dev/tty1 2>/dev/tty2
-echo $? >"$uml_run/status"
+status=$?
+# It waits until all that was written has been passed on.
+for tty in /dev/tty1 /dev/tty2; do
+    stty -F $tty -opost
+done
+echo $status >"$uml_run/status"
 echo o >/proc/sysrq-trigger
 sleep 60

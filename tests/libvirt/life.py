@@ -1,10 +1,11 @@
 """The helper in libvirt's hands, run inside User-mode Linux by libvirt.sh.
 
 libvirtd starts one for a virtual machine whose disk has <reservations
-managed='yes'/>, with its own environment, as a daemon, and with a PID file of
-which it lets the helper inherit the descriptor that is locked. The machine is
-the one of qemu.sh, and so are the initiators: what its guest did is judged by
-what the rival's nexus, /dev/sdb, reads from the target.
+managed='yes'/>, as in contrib/examples/libvirt.xml, with its own environment,
+as a daemon, and with a PID file of which it lets the helper inherit the
+descriptor that is locked. The machine is the one of qemu.sh, and so are the
+initiators: what its guest did is judged by what the rival's nexus, /dev/sdb,
+reads from the target.
 
 All of it is done with the helper under test, and then with QEMU's. Where
 QEMU's does otherwise, that is said, and is no failure.
@@ -56,13 +57,10 @@ cgroup_controllers = []
 stdio_handler = "file"
 pr_helper = "%s"
 '''}
-DISK = '''
-<disk type='block' device='lun'>
-  <driver name='qemu' type='raw' cache='none'/>
-  <source dev='/dev/%s'><reservations managed='yes'/></source>
-  <target dev='%s' bus='scsi'/>
-</disk>
-'''
+with open(os.path.join(TESTS, '../contrib/examples/libvirt.xml')) as f:
+    DISK = re.search("<disk type='block'.*?</disk>", f.read(), re.S)[0]
+DISK = re.sub("dev='/dev/.*?'", "dev='/dev/%s'",
+              DISK.replace("dev='sda'", "dev='%s'"))
 DOMAIN = '''
 <domain type='qemu'>
   <name>vm</name>

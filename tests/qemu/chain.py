@@ -104,22 +104,19 @@ class Rival(Side):
 
 
 class Guest(Side):
-    """QEMU and the virtual machine in it, whose disk is this one of ours;
-    more for its drive and device, and where its monitor is, may be told."""
+    """QEMU and the virtual machine in it, whose disk is this one of ours, as
+    a file of contrib/examples/ starts them."""
     device = '/dev/sda'
 
-    def __init__(self, qemu, disk, path=SOCKET, monitor=QMP, drive='',
-                 device=''):
+    def __init__(self, qemu, disk, path=SOCKET, monitor=QMP,
+                 recipe='qemu.sh'):
         self.monitor = monitor
-        drive = ('if=none,id=hd,driver=raw,file.driver=host_device,'
-                 'file.filename=%s,file.pr-manager=pr%s' % (disk, drive))
         self.text = ''
         self.process = subprocess.Popen(
-            [*qemu, '-serial', 'file:' + GUEST_LOG, '-serial', 'stdio',
-             '-qmp', 'unix:%s,server=on,wait=off' % monitor,
-             '-object', 'pr-manager-helper,id=pr,path=' + path,
-             '-drive', drive, '-device', 'virtio-scsi',
-             '-device', 'scsi-block,drive=hd' + device],
+            [os.path.join(TESTS, '../contrib/examples', recipe), disk,
+             *qemu[1:], '-serial', 'file:' + GUEST_LOG, '-serial', 'stdio',
+             '-qmp', 'unix:%s,server=on,wait=off' % monitor],
+            env=dict(os.environ, QEMU=qemu[0], SOCKET=path),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=open('/run/qemu.log', 'ab'))
 

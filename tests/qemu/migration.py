@@ -40,9 +40,6 @@ from direct import sg_io
 BLOCK, RIVALS, HOSTS = 512, 600, 704    # its size; those that they write
 SOCKET = '/run/migration.sock'
 DEADLINE = 120
-# Two QEMUs have the disk open. The one that a guest is migrated to opens it
-# for writing once the guest runs, unless told otherwise: too late to register.
-DRIVE = ',file.locking=off,auto-read-only=off'
 EXCLUSIVE = 3, 6        # types that forbid others to read, too
 TO_ONE = 1, 3           # types that let only the nexus write that reserved
 NAMES = dict(TYPES)
@@ -107,8 +104,7 @@ class Host:
     def start(self, *options):
         self.guest = Guest(
             [*self.qemu, *options], self.disk, self.socket,
-            '/run/qmp-%s.sock' % self.name, DRIVE,
-            ',share-rw=on,migrate-pr=on')
+            '/run/qmp-%s.sock' % self.name, 'qemu-migrate.sh')
         return self.guest
 
     def expect(self):
