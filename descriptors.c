@@ -11,9 +11,7 @@
 #include "kernel.h"
 #include "server.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -42,7 +40,7 @@ int descriptor_high(int fd)
                      descriptors_limit(HIGHEST_NUMBER + 1) - 2);
 
     if (high < 0)
-        fatal("too few descriptors, see ulimit -n: %s", strerror(errno));
+        fatal("too few descriptors, see ulimit -n:");
     return high;
 }
 

@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <string.h>
 
 /* How long something that is always ready may keep signals waiting. */
 #define SIGNALS_WITHIN (SECOND / 100)
@@ -32,10 +31,10 @@ void signals_set_up(void)
 
     sigfillset(&action.sa_mask);
     if (sigprocmask(SIG_SETMASK, &action.sa_mask, NULL) < 0)
-        fatal("cannot block signals: %s", strerror(errno));
+        fatal("cannot block signals:");
     for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
         if (sigaction(handled[i], &action, NULL) < 0)
-            fatal("cannot handle signals: %s", strerror(errno));
+            fatal("cannot handle signals:");
 }
 
 void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake)

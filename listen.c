@@ -92,7 +92,7 @@ void listen_activated(struct listener *listener)
               ACTIVATION_FD);
     if (fcntl(ACTIVATION_FD, F_SETFD, FD_CLOEXEC) < 0
         || fcntl(ACTIVATION_FD, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
-        fatal("socket activation failed: %s", strerror(errno));
+        fatal("socket activation failed:");
     for (i = 0; i < sizeof(attached) / sizeof(attached[0]); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
     listen(ACTIVATION_FD, BACKLOG); /* anew, with ours */
@@ -104,7 +104,7 @@ static int unix_socket(int type)
     int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     if (fd < 0)
-        fatal("cannot create a socket: %s", strerror(errno));
+        fatal("cannot create a socket:");
     return fd;
 }
 
@@ -169,12 +169,11 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
         /* Before, as whoever made it may be quicker to make the next one. */
         log_warning("%s is no socket: renaming it to %s", path, aside);
         if (rename(path, aside) < 0 && errno != ENOENT)
-            fatal("cannot rename %s, which is no socket: %s", path,
-                  strerror(errno));
+            fatal("cannot rename %s, which is no socket:", path);
     } else if (is_alive(address, length, is_shared)) {
         fatal("cannot bind socket to %s: another process listens there", path);
     } else if (unlink(path) < 0 && errno != ENOENT) {
-        fatal("cannot replace the stale socket %s: %s", path, strerror(errno));
+        fatal("cannot replace the stale socket %s:", path);
     }
 }
 
@@ -193,13 +192,13 @@ void listen_open(struct listener *listener, const char *path)
     place_clear(path, &address, length, is_shared);
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
         if (errno != EADDRINUSE || !is_shared || --tries == 0)
-            fatal("cannot bind socket to %s: %s", path, strerror(errno));
+            fatal("cannot bind socket to %s:", path);
         place_clear(path, &address, length, is_shared); /* it has come back */
     }
     /* Whoever could connect may have put another in its place already. */
     (void)lstat(path, &listener->made); /* if it is gone, all 0: no file's */
     if (listen(listener->fd, BACKLOG) < 0)
-        fatal("cannot listen on %s: %s", path, strerror(errno));
+        fatal("cannot listen on %s:", path);
     listener->path = path;
 }
 
@@ -213,7 +212,7 @@ void listen_remove(const struct listener *listener)
         return;
     /* The directory may be another user's, and our power over it gone. */
     if (unlink(listener->path) < 0)
-        log_verbose("cannot remove %s: %s", listener->path, strerror(errno));
+        log_verbose("cannot remove %s:", listener->path);
 }
 
 int notify_open(void)
@@ -233,8 +232,7 @@ int notify_open(void)
     }
     fd = unix_socket(SOCK_DGRAM);
     if (connect(fd, (const struct sockaddr *)&address, length) < 0) {
-        log_warning("cannot connect to NOTIFY_SOCKET '%s': %s", name,
-                    strerror(errno));
+        log_warning("cannot connect to NOTIFY_SOCKET '%s':", name);
         close(fd);
         return -1;
     }
@@ -244,5 +242,5 @@ int notify_open(void)
 void notify_send(int fd, const char *state)
 {
     if (fd >= 0 && send(fd, state, strlen(state), MSG_NOSIGNAL) < 0)
-        log_warning("cannot notify the service manager: %s", strerror(errno));
+        log_warning("cannot notify the service manager:");
 }

@@ -161,26 +161,28 @@ static bool line_write(int file, const char *line, size_t size)
 }
 
 /*
- * The time, in UTC, and a space; not by libc, which opens files for it. (A
- * clock of Linux' ends in 2262.)
+ * Writes the time, in UTC, and a space. libc's functions would open files for
+ * it. A year begins in March here, so that a leap day is its last one; a month
+ * of it has 153 / 5 days.
  */
 static int time_write(char *line, size_t size)
 {
-    static const uint8_t days[] = { 31, 28, 31, 30, 31, 30,
-                                    31, 31, 30, 31, 30, 31 };
-    unsigned year = 1970, month = 0, leap = 0, day, second, length;
     struct timespec now = { 0 };
+    unsigned century, year, month, day, second;
 
     clock_gettime(CLOCK_REALTIME, &now);
-    day = (unsigned)(now.tv_sec / 86400);
     second = (unsigned)(now.tv_sec % 86400);
-    for (; day >= (length = 365 + leap); day -= length, year++)
-        leap = (year + 1) % 4 == 0 && ((year + 1) % 100 != 0 || year == 1999);
-    for (; day >= (length = days[month] + (month == 1 ? leap : 0)); month++)
-        day -= length;
-    return snprintf(line, size, "%u-%02u-%02uT%02u:%02u:%02u.%06ldZ ", year,
-                    month + 1, day + 1, second / 3600, second / 60 % 60,
-                    second % 60, now.tv_nsec / 1000);
+    day = (unsigned)(now.tv_sec / 86400) + 719468; /* from the year 0 on */
+    century = (4 * day + 3) / 146097;
+    day -= 146097 * century / 4;
+    year = (4 * day + 3) / 1461;
+    day -= 1461 * year / 4;
+    month = (5 * day + 2) / 153;
+    return snprintf(line, size, "%u-%02u-%02uT%02u:%02u:%02u.%06ldZ ",
+                    100 * century + year + (month >= 10),
+                    month < 10 ? month + 3 : month - 9,
+                    day - (153 * month + 2) / 5 + 1, second / 3600,
+                    second / 60 % 60, second % 60, now.tv_nsec / 1000);
 }
 
 /* What comes before the text; as long as line[] has room for much more. */
@@ -230,6 +232,9 @@ void log_line(int file, int level, const char *prefix, const char *format,
     body = vsnprintf(line + head, sizeof(line) - (size_t)head, format,
                      arguments);
     size = (size_t)head + (body > 0 ? (size_t)body : 0);
+    if (format[strlen(format) - 1] == ':' && size < sizeof(line))
+        size += (size_t)snprintf(line + size, sizeof(line) - size, " %s",
+                                 strerror(saved_errno));
     if (size > sizeof(line) - 1)
         size = sizeof(line) - 1;
     for (i = 0; i < size; i++)

@@ -37,9 +37,10 @@ static inline int64_t sooner(int64_t a, int64_t b)
 #define LEAVE_WITHIN SECOND
 
 /*
- * log.c: one line per call to stderr or syslogd. Never blocks or fails. What
- * somebody has asked for is logged whatever the level. Warnings are limited
- * for each peer that they are about, which *log_about() says; {0}: none.
+ * log.c: one line per call to stderr or syslogd. Never blocks or fails. After
+ * a format that ends in a colon comes what errno means. What somebody has
+ * asked for is logged whatever the level. Warnings are limited for each peer
+ * that they are about, which *log_about() says; {0}: none.
  */
 enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 /*

@@ -113,7 +113,7 @@ static bool line_read(int fd, const char *path, char *line, size_t size)
     while ((got = read(fd, &line[length], 1)) > 0 && line[length] != '\n')
         length += length < size - 1;
     if (got < 0)
-        fatal("%s: %s", path, strerror(errno));
+        fatal("%s:", path);
     line[length] = '\0';
     return got > 0 || length > 0;
 }
@@ -151,7 +151,7 @@ static int trace_open(const char *path, int flags)
     int fd = open(path, flags | O_CLOEXEC, 0666);
 
     if (fd < 0)
-        fatal("%s: %s", path, strerror(errno));
+        fatal("%s:", path);
     return fd;
 }
 

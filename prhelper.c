@@ -22,7 +22,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -168,7 +167,7 @@ static void *table(size_t size, int flags)
                         flags | MAP_ANONYMOUS, -1, 0);
 
     if (memory == MAP_FAILED)
-        fatal("cannot allocate %zu bytes: %s", size, strerror(errno));
+        fatal("cannot allocate %zu bytes:", size);
     return memory;
 }
 
@@ -229,10 +228,10 @@ static void supervisor_set_up(struct supervisor *supervisor,
     supervisor->pending = NOBODY;
     supervisor->roster = roster;
     if (pipe2(supervisor->report, O_CLOEXEC | O_NONBLOCK) < 0)
-        fatal("cannot make a pipe: %s", strerror(errno));
+        fatal("cannot make a pipe:");
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, supervisor->queue)
         < 0)
-        fatal("cannot make a queue: %s", strerror(errno));
+        fatal("cannot make a queue:");
     low = supervisor->queue[QUEUE_IN];
     server->service.queue = supervisor->queue[QUEUE_IN] = descriptor_high(low);
     close(low);

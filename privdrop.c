@@ -31,10 +31,8 @@
  */
 #include "start.h"
 
-#include <errno.h>
 #include <grp.h>
 #include <linux/capability.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -56,7 +54,7 @@ static void capabilities(long number, const char *what,
     };
 
     if (syscall(number, &header, data) < 0)
-        fatal("cannot %s capabilities: %s", what, strerror(errno));
+        fatal("cannot %s capabilities:", what);
 }
 
 static bool bounding_set_empty(void)
@@ -78,9 +76,8 @@ static bool bounding_set_empty(void)
 static void step_failed(const char *step, bool must)
 {
     if (must)
-        fatal("cannot %s: %s", step, strerror(errno));
-    log_at(geteuid() == 0 ? LOG_NORMAL : LOG_VERBOSE, "cannot %s: %s", step,
-           strerror(errno));
+        fatal("cannot %s:", step);
+    log_at(geteuid() == 0 ? LOG_NORMAL : LOG_VERBOSE, "cannot %s:", step);
 }
 
 /* (uid_t)-1 and (gid_t)-1 leave the id as it is. */
@@ -108,18 +105,18 @@ void privdrop(uid_t uid, gid_t gid)
     if (getgroups(0, NULL) != 0 && setgroups(0, NULL) != 0)
         step_failed("clear the supplementary groups", must);
     if (gid != (gid_t)-1 && setresgid(gid, gid, gid) < 0)
-        fatal("cannot change the group id to %u: %s", gid, strerror(errno));
+        fatal("cannot change the group id to %u:", gid);
     if (uid != (uid_t)-1
         && (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0
             || setresuid(uid, uid, uid) < 0
             || prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0))
-        fatal("cannot change the user id to %u: %s", uid, strerror(errno));
+        fatal("cannot change the user id to %u:", uid);
     /* An empty inheritable set empties the ambient one too. */
     capabilities(SYS_capset, "drop", keep);
     if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0)
-        fatal("cannot forbid core dumps: %s", strerror(errno));
+        fatal("cannot forbid core dumps:");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        fatal("cannot set no_new_privs: %s", strerror(errno));
+        fatal("cannot set no_new_privs:");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
-        fatal("cannot make the process undumpable: %s", strerror(errno));
+        fatal("cannot make the process undumpable:");
 }

@@ -10,7 +10,7 @@
  */
 #include "server.h"
 
-#include <string.h>
+#include <errno.h>
 
 #define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
 
@@ -130,8 +130,9 @@ bool roster_is_crowded(struct roster *roster, int64_t now)
 void roster_back_off(struct roster *roster, const char *what, int error,
                      int64_t now)
 {
+    errno = error;
     if (!roster->complained)
-        log_error("cannot %s, trying again: %s", what, strerror(error));
+        log_error("cannot %s, trying again:", what);
     roster->complained = true;
     roster->retry = now + RETRY_AFTER;
 }

@@ -321,13 +321,12 @@ bool sandbox_main(const char *socket_path, int queue)
     /* glibc 2.41's gets memory when it is first called: now or never. */
     (void)strerror(ENOSYS);
     if (version < 1)
-        log_verbose("this kernel has no Landlock: %s", strerror(errno));
+        log_verbose("this kernel has no Landlock:");
     else if (landlock_restrict(version, socket_path) < 0)
         log_warning("Landlock does not work, so what files can be opened is "
-                    "not restricted: %s",
-                    strerror(errno));
+                    "not restricted:");
     if (sandbox_enter(MAIN, queue) == 0)
         return true;
-    log_warning("no seccomp filter: %s", strerror(errno));
+    log_warning("no seccomp filter:");
     return false;
 }

@@ -69,7 +69,7 @@ static void session_begin(const struct supervisor *supervisor, unsigned place,
         _exit(EXIT_FAILURE);
     if (supervisor->is_filtered
         && sandbox_enter(SESSION, server->service.queue) < 0) {
-        log_error("no sandbox for a session: %s", strerror(errno));
+        log_error("no sandbox for a session:");
         _exit(EXIT_FAILURE);
     }
 }
