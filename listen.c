@@ -61,7 +61,7 @@ bool listen_is_activated(const struct options *options)
     unsetenv("LISTEN_FDNAMES");
     if (count <= 0)
         return false;
-    if (options->socket_path_given)
+    if (options->socket_path != NULL)
         fatal("Unix socket can't be set when using socket activation");
     if (count > 1)
         fatal(PROGRAM " does not support socket activation with "

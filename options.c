@@ -22,17 +22,9 @@
 #define SANDBOX true
 #endif
 
-enum { /* long options without a short one */
-       OPTION_SINGLE_PROCESS = 256,
-       OPTION_MAX_CLIENTS,
-       OPTION_CLIENT_TIMEOUT,
-       OPTION_STOP_TIMEOUT,
-       OPTION_SANDBOX
-};
+#define PID_FILE LOCALSTATEDIR "/run/qemu-pr-helper.pid"
 
 static const struct options defaults = {
-    .socket_path = PROTOCOL_SOCKET,
-    .pid_file = LOCALSTATEDIR "/run/qemu-pr-helper.pid",
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,
     .sandbox = SANDBOX,
@@ -53,9 +45,9 @@ static void usage(void)
             "  -d, --daemon             run in the background\n"
             "  -f, --pidfile=PATH       PID file, written if this or -d is "
             "given\n"
-            "                           (default %s)\n"
+            "                           (default " PID_FILE ")\n"
             "  -k, --socket=PATH        path of the Unix socket\n"
-            "                           (default %s)\n"
+            "                           (default " PROTOCOL_SOCKET ")\n"
             "  -u, --user=USER          user to drop privileges to\n"
             "  -g, --group=GROUP        group to drop privileges to\n"
             "  -q, --quiet              log errors only\n"
@@ -75,8 +67,7 @@ static void usage(void)
             "                           (default %d)\n"
             "      --sandbox=on|off     refuse what the helper does not need\n"
             "                           (default on)\n",
-            defaults.pid_file, defaults.socket_path, defaults.max_clients,
-            (int)(defaults.client_timeout / SECOND),
+            defaults.max_clients, (int)(defaults.client_timeout / SECOND),
             (int)(defaults.stop_timeout / SECOND));
 }
 
@@ -92,16 +83,16 @@ static bool number_parse(const char *text, unsigned long most,
            && *value <= most;
 }
 
-/* One from least to most; anything else is fatal. */
-static unsigned long number(const char *option, const char *text,
-                            unsigned long least, unsigned long most)
+/* The argument of an option: one from least to most; anything else is fatal. */
+static int64_t number(const char *option, unsigned long least,
+                      unsigned long most)
 {
     unsigned long value;
 
-    if (!number_parse(text, most, &value) || value < least)
-        fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
+    if (!number_parse(optarg, most, &value) || value < least)
+        fatal("%s: '%s' is not a number from %lu to %lu", option, optarg, least,
               most);
-    return value;
+    return (int64_t)value;
 }
 
 /* One line without its end, as far as it fits. False at the end of the file. */
@@ -169,35 +160,39 @@ static void trace_events(const char *path)
 
 static void trace_parse(char *argument)
 {
+    bool is_first = true;
     char *word;
-    bool first = true;
 
     for (word = strtok(argument, ","); word != NULL;
-         word = strtok(NULL, ","), first = false) {
+         word = strtok(NULL, ","), is_first = false) {
         char *value = strchr(word, '=');
+        const char *key = word;
 
         if (value != NULL)
             *value++ = '\0';
-        if (value != NULL && strcmp(word, "events") == 0) {
+        if (value == NULL && is_first) {
+            value = word;
+            key = "enable";
+        }
+        if (value != NULL && strcmp(key, "events") == 0) {
             trace_events(value);
-        } else if (value != NULL && strcmp(word, "file") == 0) {
+        } else if (value != NULL && strcmp(key, "file") == 0) {
             /* Not to wait for a FIFO's reader. */
             trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
                                                  | O_NONBLOCK | O_NOCTTY));
-        } else if (value != NULL ? strcmp(word, "enable") == 0 : first) {
-            const char *pattern = value != NULL ? value : word;
-
-            if (strcmp(pattern, "help") == 0) {
-                trace_list();
-                exit(EXIT_SUCCESS);
-            }
-            trace_enable(pattern);
-        } else {
+        } else if (value == NULL || strcmp(key, "enable") != 0) {
             fatal("Invalid parameter '%s'", word);
+        } else if (strcmp(value, "help") == 0) {
+            trace_list();
+            exit(EXIT_SUCCESS);
+        } else {
+            trace_enable(value);
         }
     }
 }
 
+/* Those of long_options[] that have no letter have one that is not here. */
+static const char letters[] = "hVdf:k:u:g:qvT:";
 static const struct option long_options[] = {
     { "help", no_argument, NULL, 'h' },
     { "version", no_argument, NULL, 'V' },
@@ -209,34 +204,54 @@ static const struct option long_options[] = {
     { "quiet", no_argument, NULL, 'q' },
     { "verbose", no_argument, NULL, 'v' },
     { "trace", required_argument, NULL, 'T' },
-    { "single-process", no_argument, NULL, OPTION_SINGLE_PROCESS },
-    { "max-clients", required_argument, NULL, OPTION_MAX_CLIENTS },
-    { "client-timeout", required_argument, NULL, OPTION_CLIENT_TIMEOUT },
-    { "stop-timeout", required_argument, NULL, OPTION_STOP_TIMEOUT },
-    { "sandbox", required_argument, NULL, OPTION_SANDBOX },
+    { "single-process", no_argument, NULL, 'P' },
+    { "max-clients", required_argument, NULL, 'M' },
+    { "client-timeout", required_argument, NULL, 'C' },
+    { "stop-timeout", required_argument, NULL, 'S' },
+    { "sandbox", required_argument, NULL, 'B' },
     { NULL, 0, NULL, 0 },
 };
 
-/* The options that have no letter. */
-static void option_long(struct options *options, int option)
+/* What fills in struct options; optarg is the option's argument. */
+static void option_take(struct options *options, int option)
 {
     switch (option) {
-    case OPTION_SINGLE_PROCESS:
+    case 'h':
+        usage();
+        exit(EXIT_SUCCESS);
+    case 'V':
+        dprintf(STDOUT_FILENO, PROGRAM " " VERSION " (prhelper)\n");
+        exit(EXIT_SUCCESS);
+    case 'd':
+        options->background = true;
+        break;
+    case 'f':
+        options->pid_file = optarg;
+        break;
+    case 'k':
+        if (optarg[0] != '/')
+            fatal("socket path must be absolute");
+        options->socket_path = optarg;
+        break;
+    case 'u':
+        options->uid = (uid_t)id_find("user", "/etc/passwd", optarg);
+        break;
+    case 'g':
+        options->gid = (gid_t)id_find("group", "/etc/group", optarg);
+        break;
+    case 'P':
         options->single_process = true;
         break;
-    case OPTION_MAX_CLIENTS:
-        options->max_clients = (unsigned)number("--max-clients", optarg, 1,
-                                                8192);
+    case 'M':
+        options->max_clients = (unsigned)number("--max-clients", 1, 8192);
         break;
-    case OPTION_CLIENT_TIMEOUT:
-        options->client_timeout =
-            (int64_t)number("--client-timeout", optarg, 1, 86400) * SECOND;
+    case 'C':
+        options->client_timeout = number("--client-timeout", 1, 86400) * SECOND;
         break;
-    case OPTION_STOP_TIMEOUT:
-        options->stop_timeout =
-            (int64_t)number("--stop-timeout", optarg, 0, 86400) * SECOND;
+    case 'S':
+        options->stop_timeout = number("--stop-timeout", 0, 86400) * SECOND;
         break;
-    case OPTION_SANDBOX:
+    case 'B':
         options->sandbox = strcmp(optarg, "off") != 0;
         if (options->sandbox && strcmp(optarg, "on") != 0)
             fatal("--sandbox: '%s' is neither on nor off", optarg);
@@ -248,7 +263,6 @@ static void option_long(struct options *options, int option)
 
 void options_parse(struct options *options, int argc, char **argv)
 {
-    static const char letters[] = "hVdf:k:u:g:qvT:";
     static char name[] = PROGRAM;
     int option, level = LOG_NORMAL;
     bool quiet = false;
@@ -258,47 +272,18 @@ void options_parse(struct options *options, int argc, char **argv)
         argv[0] = name; /* the prefix of getopt's messages */
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1) {
-        switch (option) {
-        case 'h':
-            usage();
-            exit(EXIT_SUCCESS);
-        case 'V':
-            dprintf(STDOUT_FILENO, PROGRAM " " VERSION " (prhelper)\n");
-            exit(EXIT_SUCCESS);
-        case 'd':
-            options->background = true;
-            break;
-        case 'f':
-            options->pid_file = optarg;
-            options->pid_file_given = true;
-            break;
-        case 'k':
-            if (optarg[0] != '/')
-                fatal("socket path must be absolute");
-            options->socket_path = optarg;
-            options->socket_path_given = true;
-            break;
-        case 'u':
-            options->uid = (uid_t)id_find("user", "/etc/passwd", optarg);
-            break;
-        case 'g':
-            options->gid = (gid_t)id_find("group", "/etc/group", optarg);
-            break;
-        case 'q':
+        if (option == 'q')
             quiet = true;
-            break;
-        case 'v':
+        else if (option == 'v')
             level++;
-            break;
-        case 'T': /* below */
-            break;
-        default:
-            option_long(options, option);
-        }
+        else if (option != 'T')
+            option_take(options, option);
     }
+    if (options->background && options->pid_file == NULL)
+        options->pid_file = PID_FILE;
     level = quiet ? LOG_ERRORS : level;
     log_level_set(level);
-    /* Once more, as -q silences also what was said before it. */
+    /* -T is for another turn, as -q silences also what was said before it. */
     optind = 1;
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1)

@@ -263,12 +263,13 @@ int main(int argc, char **argv)
         syslog = log_syslog_open();
     }
     signals_set_up();
-    if (options.background || options.pid_file_given)
+    if (options.pid_file != NULL)
         daemon_pid_file(options.pid_file);
     if (activated)
         listen_activated(&listener);
     else
-        listen_open(&listener, options.socket_path);
+        listen_open(&listener, options.socket_path != NULL ? options.socket_path
+                                                           : PROTOCOL_SOCKET);
     /* Stage 2. */
     if (options.single_process) {
         roster.most = roster.slots = clients_limit(options.max_clients);

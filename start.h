@@ -15,10 +15,8 @@
 
 /* options.c */
 struct options {
-    const char *socket_path;
-    const char *pid_file;
-    bool socket_path_given;
-    bool pid_file_given;
+    const char *socket_path; /* NULL: none was given */
+    const char *pid_file;    /* NULL: none is to be written */
     bool background;
     bool single_process;
     bool sandbox;

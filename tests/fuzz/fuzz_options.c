@@ -139,11 +139,14 @@ static void options_check(const struct options *options)
     MUST(options->stop_timeout <= most);
     MUST(options->client_timeout % SECOND == 0);
     MUST(options->stop_timeout % SECOND == 0);
-    MUST(options->socket_path[0] == '/');
-    MUST(is_given(options->socket_path, "/var/run/qemu-pr-helper.sock"));
-    MUST(is_given(options->pid_file, "/var/run/qemu-pr-helper.pid"));
-    MUST(options->socket_path_given || !is_given(options->socket_path, ""));
-    MUST(options->pid_file_given || !is_given(options->pid_file, ""));
+    if (options->socket_path != NULL) {
+        MUST(options->socket_path[0] == '/');
+        MUST(is_given(options->socket_path, ""));
+    }
+    if (options->pid_file != NULL && !is_given(options->pid_file, "")) {
+        MUST(options->background);
+        MUST(strcmp(options->pid_file, "/var/run/qemu-pr-helper.pid") == 0);
+    }
 }
 
 static void arguments_split(void)
