@@ -180,10 +180,13 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
 void listen_open(struct listener *listener, const char *path)
 {
     struct sockaddr_un address;
-    socklen_t length = protocol_address(&address, path);
+    socklen_t length;
     int tries = 1000;
     bool is_shared;
 
+    if (path == NULL)
+        path = PROTOCOL_SOCKET;
+    length = protocol_address(&address, path);
     if (length == 0)
         fatal("UNIX socket path '%s' is too long: the limit is %zu bytes", path,
               sizeof(address.sun_path) - 1);

@@ -31,7 +31,7 @@
 /* A client is waiting at the listener. */
 static void client_accept(struct server *server, int64_t now)
 {
-    struct roster *roster = server->roster;
+    struct roster *roster = &server->roster;
     unsigned i;
     int socket;
 
@@ -41,8 +41,8 @@ static void client_accept(struct server *server, int64_t now)
         client_close(&server->clients[i]);
         roster_remove(roster, i);
     }
-    i = roster_place(roster);
-    socket = accept4(server->listener->fd, NULL, NULL, SOCK_CLOEXEC);
+    i = roster_find(roster, 0);
+    socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0) {
         roster_back_off(roster, "accept a new client", errno, now);
         return;
@@ -50,7 +50,7 @@ static void client_accept(struct server *server, int64_t now)
     log_syslog_renew();
     roster->complained = false;
     roster_enter(roster, i, 1); /* we may not ask for our own */
-    roster_greet(roster, i);
+    roster_greet(roster);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
     if (i == server->used)
@@ -65,10 +65,10 @@ static void stop(struct server *server, int64_t now)
     server->service.timeout = LEAVE_WITHIN;
     for (i = 0; i < server->used; i++)
         client_hurry(&server->clients[i], now);
-    if (server->listener == NULL)
+    if (server->listener.fd < 0)
         return;
     server->service.suspension.resume_by = 0; /* the last chance */
-    listen_remove(server->listener);
+    listen_remove(&server->listener);
     notify_send(server->notify, "STOPPING=1");
 }
 
@@ -115,15 +115,15 @@ static void serve(struct server *server)
             stop(server, now);
         }
         fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
-        if (server->listener != NULL) {
+        if (server->listener.fd >= 0) {
             now = map_recover(&server->service, now, &wake);
             if ((signals & SIGNAL_STATUS) != 0)
-                report_totals(server->roster, 0, now);
-            wake = sooner(wake, report_status(server->roster, now));
-            if (now < server->roster->retry)
-                wake = sooner(wake, server->roster->retry);
+                report_totals(&server->roster, 0, now);
+            wake = sooner(wake, report_status(&server->roster, now));
+            if (now < server->roster.retry)
+                wake = sooner(wake, server->roster.retry);
             else if (!stopping)
-                fds[0].fd = server->listener->fd;
+                fds[0].fd = server->listener.fd;
         }
         for (i = 0; i < server->used; i++) {
             const struct client *client = &server->clients[i];
@@ -149,12 +149,12 @@ static void serve(struct server *server)
                 || (fds[i + 1].revents != 0 ? client_work(client)
                                             : !client_expire(client, now)))
                 continue;
-            if (server->listener == NULL)
+            if (server->listener.fd < 0)
                 return;
             client_close(client);
-            roster_remove(server->roster, i);
+            roster_remove(&server->roster, i);
         }
-        if (server->listener != NULL && fds[0].revents != 0)
+        if (server->listener.fd >= 0 && fds[0].revents != 0)
             client_accept(server, clock_us());
     }
 }
@@ -184,17 +184,19 @@ static unsigned clients_limit(unsigned wanted)
 }
 
 /* The tables take memory only where they are used. */
-static void server_set_up(struct server *server, struct roster *roster,
-                          const struct options *options, unsigned clients)
+static void server_set_up(struct server *server, const struct options *options,
+                          unsigned clients)
 {
+    struct roster *roster = &server->roster;
+
+    roster->pending = NOBODY;
     roster->crowded_by = NEVER;
     roster->status_by = NEVER;
     roster->places = table(roster->slots * sizeof(struct place), MAP_PRIVATE);
     roster->records = table(roster->slots * sizeof(struct record), MAP_SHARED);
     log_share(table(sizeof(struct log_shared), MAP_SHARED));
-    server->roster = roster;
     server->service.timeout = options->client_timeout;
-    server->service.socket_path = server->listener->path;
+    server->service.socket_path = server->listener.path;
     server->service.queue = -1;
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
     server->fds = table((clients + 1) * sizeof(struct pollfd), MAP_PRIVATE);
@@ -205,28 +207,24 @@ static void server_set_up(struct server *server, struct roster *roster,
  * that were told to leave while a disk makes them hang.
  */
 static void supervisor_set_up(struct supervisor *supervisor,
-                              struct server *server, struct roster *roster,
                               const struct options *options)
 {
     struct workers *workers = &supervisor->workers;
+    struct server *server = &supervisor->server;
     int low;
 
-    roster->most = options->max_clients;
-    roster->slots = workers->slots = roster->most * 2 + 16;
-    server_set_up(server, roster, options, 1);
+    server->roster.most = options->max_clients;
+    server->roster.slots = workers->slots = options->max_clients * 2 + 16;
+    server_set_up(server, options, 1);
     /* What a session does not see it need not have a copy of. */
-    madvise(roster->places, roster->slots * sizeof(struct place),
+    madvise(server->roster.places, workers->slots * sizeof(struct place),
             MADV_DONTFORK);
     workers->pids = table(workers->slots * sizeof(pid_t), MAP_PRIVATE);
     workers->suspensions = table(workers->slots * sizeof(struct suspension),
                                  MAP_SHARED);
-    supervisor->options = options;
-    supervisor->listener = server->listener;
-    supervisor->notify = server->notify;
-    supervisor->pid = getpid();
+    supervisor->stop_timeout = options->stop_timeout;
     supervisor->stop_by = NEVER;
-    supervisor->pending = NOBODY;
-    supervisor->roster = roster;
+    supervisor->pid = getpid();
     if (pipe2(supervisor->report, O_CLOEXEC | O_NONBLOCK) < 0)
         fatal("cannot make a pipe:");
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, supervisor->queue)
@@ -242,10 +240,8 @@ static void supervisor_set_up(struct supervisor *supervisor,
 int main(int argc, char **argv)
 {
     struct options options;
-    struct listener listener = { 0 };
-    struct roster roster = { 0 };
     struct supervisor supervisor = { 0 };
-    struct server server = { .listener = &listener };
+    struct server *server = &supervisor.server;
     int report = -1, syslog = -1;
     bool activated;
 
@@ -256,7 +252,7 @@ int main(int argc, char **argv)
     log_open();
     options_parse(&options, argc, argv);
     activated = listen_is_activated(&options);
-    server.notify = notify_open();
+    server->notify = notify_open();
 
     if (options.background) {
         report = daemon_background();
@@ -266,29 +262,29 @@ int main(int argc, char **argv)
     if (options.pid_file != NULL)
         daemon_pid_file(options.pid_file);
     if (activated)
-        listen_activated(&listener);
+        listen_activated(&server->listener);
     else
-        listen_open(&listener, options.socket_path != NULL ? options.socket_path
-                                                           : PROTOCOL_SOCKET);
+        listen_open(&server->listener, options.socket_path);
     /* Stage 2. */
     if (options.single_process) {
-        roster.most = roster.slots = clients_limit(options.max_clients);
-        server_set_up(&server, &roster, &options, roster.slots);
+        server->roster.most = server->roster.slots = clients_limit(
+            options.max_clients);
+        server_set_up(server, &options, server->roster.slots);
         signal(SIGCHLD, SIG_IGN); /* who becomes our child is not ours */
     } else {
-        supervisor_set_up(&supervisor, &server, &roster, &options);
+        supervisor_set_up(&supervisor, &options);
     }
     privdrop(options.uid, options.gid); /* stage 3 */
     if (options.background)
         daemon_background_ready(report, syslog);
     if (options.sandbox) /* stage 4 */
-        supervisor.is_filtered = sandbox_main(listener.path,
-                                              server.service.queue);
-    notify_send(server.notify, "READY=1");
+        supervisor.is_filtered = sandbox_main(server->listener.path,
+                                              server->service.queue);
+    notify_send(server->notify, "READY=1");
 
-    if (options.single_process || supervise(&supervisor, &server))
-        serve(&server);
-    if (server.listener != NULL) /* what all have lost together, once */
+    if (options.single_process || supervise(&supervisor))
+        serve(server);
+    if (server->listener.fd >= 0) /* what all have lost together, once */
         log_check(NEVER);
     /* Without closing anything: an exiting process does not linger. */
     _exit(EXIT_SUCCESS);

@@ -138,7 +138,7 @@ static const char states[6][10] = { "greeting", "greeting",  "idle",
 
 static bool is_client(const struct roster *roster, unsigned i)
 {
-    return roster->places[i].pid != 0 && roster->places[i].has_client;
+    return roster->places[i].pid != 0 && i != roster->pending;
 }
 
 void report_totals(struct roster *roster, unsigned workers, int64_t now)

@@ -17,11 +17,11 @@
 /* How long there may be too many clients: those who reconnect are leaving. */
 #define CROWDED_FOR (SECOND / 4)
 
-unsigned roster_place(const struct roster *roster)
+unsigned roster_find(const struct roster *roster, pid_t pid)
 {
     unsigned i;
 
-    for (i = 0; i < roster->slots && roster->places[i].pid != 0; i++)
+    for (i = 0; i < roster->slots && roster->places[i].pid != pid; i++)
         ;
     return i;
 }
@@ -29,17 +29,22 @@ unsigned roster_place(const struct roster *roster)
 void roster_enter(struct roster *roster, unsigned i, pid_t pid)
 {
     roster->places[i] = (struct place){ .pid = pid, .leave_by = NEVER };
+    roster->count++;
+    roster->pending = i;
 }
 
-void roster_greet(struct roster *roster, unsigned i)
+void roster_greet(struct roster *roster)
 {
-    roster->places[i].has_client = true;
     roster->totals.clients++;
+    roster->pending = NOBODY;
 }
 
 void roster_remove(struct roster *roster, unsigned i)
 {
     roster->places[i].pid = 0;
+    roster->count--;
+    if (roster->pending == i)
+        roster->pending = NOBODY;
     roster->totals.commands += roster->records[i].commands;
     roster->totals.errors += roster->records[i].errors;
 }

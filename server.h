@@ -100,7 +100,6 @@ void client_close(struct client *);
  */
 struct place {
     pid_t pid; /* 0: free; the session that serves it, 1: there are none */
-    bool has_client;
     int64_t leave_by; /* NEVER, or when to kill it if it is still there */
 };
 
@@ -109,11 +108,15 @@ struct totals {
     unsigned long long commands, errors;
 };
 
+#define NOBODY ((unsigned)-1)
+
 struct roster {
     unsigned most;          /* clients at a time */
     unsigned slots;         /* of the tables that follow */
     struct place *places;   /* this process's own */
     struct record *records; /* shared with the sessions */
+    unsigned count;         /* of places that are not free */
+    unsigned pending;       /* the place that waits for its client, or NOBODY */
     struct totals totals;   /* commands and errors: of who is gone */
     int64_t crowded_by;     /* NEVER, or when too many clients are too many */
     int64_t retry;   /* when to try accept and fork again after a failure */
@@ -121,11 +124,12 @@ struct roster {
     unsigned status_slot; /* where report_status() goes on */
     int64_t status_by;    /* and when; NEVER: nobody has asked */
 };
-/* A free place; slots: there is none. */
-unsigned roster_place(const struct roster *);
+/* The place with that pid, 0: a free one; slots: there is none. */
+unsigned roster_find(const struct roster *, pid_t);
+/* Who comes to that place has no client yet: it is pending. */
 void roster_enter(struct roster *, unsigned place, pid_t);
-/* Who is in that place has its client now. */
-void roster_greet(struct roster *, unsigned place);
+/* The pending one has its client now. */
+void roster_greet(struct roster *);
 void roster_remove(struct roster *, unsigned place);
 /* How many there are that have not been told to leave. */
 unsigned roster_active(const struct roster *);
@@ -158,8 +162,8 @@ int64_t report_status(struct roster *, int64_t now);
 
 /* prhelper.c: what the inner loop is about. */
 struct server {
-    struct listener *listener; /* NULL: it ends with its one client */
-    struct roster *roster;     /* of the listener's clients; NULL likewise */
+    struct listener listener; /* fd -1: it ends with its one client */
+    struct roster roster;     /* of the listener's clients */
     int notify;
     struct service service;
     struct client *clients;

@@ -39,7 +39,10 @@ struct listener {
  * variables out of the environment. Before the first fork.
  */
 bool listen_is_activated(const struct options *);
-/* Makes the socket, in place of one that nobody listens on any more. */
+/*
+ * Makes the socket, in place of one that nobody listens on any more. The path
+ * may be NULL: PROTOCOL_SOCKET.
+ */
 void listen_open(struct listener *, const char *path);
 /*
  * Uses the socket that was passed to us. What it may have been told to

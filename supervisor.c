@@ -33,9 +33,9 @@ enum { LISTENER, REPORT, QUEUE, EVENTS };
  * a session, whose client has its hello; or leaves with the errno that
  * prevented it.
  */
-static void session_begin(const struct supervisor *supervisor, unsigned place,
-                          struct server *server)
+static void session_begin(struct supervisor *supervisor, unsigned place)
 {
+    struct server *server = &supervisor->server;
     int socket;
 
     /* It dies with the supervisor, but see client_busy(). */
@@ -43,24 +43,23 @@ static void session_begin(const struct supervisor *supervisor, unsigned place,
         _exit(errno);
     if (getppid() != supervisor->pid)
         _exit(ESRCH); /* which was gone before we asked to go with it */
-    socket = accept4(supervisor->listener->fd, NULL, NULL, SOCK_CLOEXEC);
+    socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
     if (write(supervisor->report[1], "s", 1) < 0)
         _exit(errno); /* the supervisor would wait for this byte */
     log_syslog_renew();
-    server->listener = NULL;
-    server->roster = NULL;
     server->used = 1;
     client_begin(&server->clients[0], socket, &server->service,
-                 &supervisor->roster->records[place]);
+                 &server->roster.records[place]);
     /* The client reads its hello while we go on; we read nothing of it yet. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
     munmap(supervisor->workers.suspensions,
            supervisor->workers.slots * sizeof(struct suspension));
     /* One by one, too, for kernels without close_range() (before 5.9). */
-    close(supervisor->listener->fd);
+    close(server->listener.fd);
+    server->listener.fd = -1;
     close(supervisor->report[0]);
     close(supervisor->report[1]);
     close(supervisor->queue[QUEUE_OUT]);
@@ -74,11 +73,10 @@ static void session_begin(const struct supervisor *supervisor, unsigned place,
     }
 }
 
-static void session_leave(struct supervisor *supervisor, unsigned i,
-                          int64_t now)
+static void session_leave(const struct roster *roster, unsigned i, int64_t now)
 {
-    kill(supervisor->roster->places[i].pid, SIGTERM);
-    supervisor->roster->places[i].leave_by = now + LEAVE_WITHIN;
+    kill(roster->places[i].pid, SIGTERM);
+    roster->places[i].leave_by = now + LEAVE_WITHIN;
 }
 
 /*
@@ -89,12 +87,12 @@ static void session_leave(struct supervisor *supervisor, unsigned i,
 static void make_room(struct supervisor *supervisor, const char *what,
                       int error, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
+    struct roster *roster = &supervisor->server.roster;
 
     roster_back_off(roster, what, error, now);
     if (supervisor->room == ROOM_MADE || roster_active(roster) < 2)
         return;
-    session_leave(supervisor, roster_evict(roster), now);
+    session_leave(roster, roster_evict(roster), now);
     supervisor->room = ROOM_AWAITED;
 }
 
@@ -104,14 +102,13 @@ static void make_room(struct supervisor *supervisor, const char *what,
  * descriptor that their client made up. Tells one to leave if there have been
  * too many for a moment. Returns when to look again.
  */
-static int64_t sessions_check(struct supervisor *supervisor, int64_t now)
+static int64_t sessions_check(struct roster *roster, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
     int64_t next;
     unsigned i;
 
     if (roster_is_crowded(roster, now))
-        session_leave(supervisor, roster_evict(roster), now);
+        session_leave(roster, roster_evict(roster), now);
     next = roster->crowded_by;
     for (i = 0; i < roster->slots; i++) {
         struct place *place = &roster->places[i];
@@ -152,31 +149,31 @@ static void sessions_kill(const struct roster *roster)
  */
 static void reports_read(struct supervisor *supervisor)
 {
+    struct roster *roster = &supervisor->server.roster;
     char bytes[16];
     ssize_t count = read(supervisor->report[0], bytes, sizeof(bytes));
 
     while (count-- > 0) {
         if (supervisor->room == ROOM_ENOUGH) /* or it was made for this one */
-            supervisor->roster->complained = false;
+            roster->complained = false;
         supervisor->room = ROOM_ENOUGH;
         if (bytes[count] == 'w') {
             workers_reported(&supervisor->workers);
-        } else if (supervisor->pending != NOBODY) {
-            roster_greet(supervisor->roster, supervisor->pending);
-            supervisor->pending = NOBODY;
+        } else if (roster->pending != NOBODY) {
+            roster_greet(roster);
         }
     }
 }
 
-static void session_ended(struct supervisor *supervisor, unsigned i, int status,
+static void session_ended(struct roster *roster, unsigned i, int status,
                           int64_t now)
 {
-    struct roster *roster = supervisor->roster;
     const struct place *place = &roster->places[i];
     const struct log_peer peer = roster->records[i].peer;
+    bool is_pending = i == roster->pending;
     char whose[64] = " that had no client yet";
 
-    if (place->has_client)
+    if (!is_pending)
         snprintf(whose, sizeof(whose), " of client pid %d uid %u", peer.pid,
                  peer.uid);
     if (WIFSIGNALED(status) && place->leave_by == NEVER)
@@ -186,20 +183,17 @@ static void session_ended(struct supervisor *supervisor, unsigned i, int status,
                       ? ": it made a system call that the sandbox forbids, see "
                         "the kernel's log"
                       : "");
-    if (!place->has_client) {
-        supervisor->pending = NOBODY;
-        if (WIFEXITED(status))
-            roster_back_off(roster, "accept a new client", WEXITSTATUS(status),
-                            now);
-        else
-            roster->retry = now + SECOND / 10;
-    }
+    if (is_pending && WIFEXITED(status))
+        roster_back_off(roster, "accept a new client", WEXITSTATUS(status),
+                        now);
+    else if (is_pending)
+        roster->retry = now + SECOND / 10;
     roster_remove(roster, i);
 }
 
 static void children_reap(struct supervisor *supervisor, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
+    struct roster *roster = &supervisor->server.roster;
     pid_t pid;
     int status;
 
@@ -207,10 +201,9 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
         unsigned i;
 
         reports_read(supervisor); /* its byte may be there still */
-        for (i = 0; i < roster->slots && roster->places[i].pid != pid; i++)
-            ;
+        i = roster_find(roster, pid);
         if (i < roster->slots)
-            session_ended(supervisor, i, status, now);
+            session_ended(roster, i, status, now);
         else
             workers_ended(&supervisor->workers, pid, status, now);
         if (supervisor->room == ROOM_AWAITED) {
@@ -226,24 +219,15 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
 
 static void stop(struct supervisor *supervisor, int64_t now)
 {
+    const struct roster *roster = &supervisor->server.roster;
     unsigned i;
 
-    supervisor->stop_by = now + supervisor->options->stop_timeout;
-    listen_remove(supervisor->listener);
-    notify_send(supervisor->notify, "STOPPING=1");
-    for (i = 0; i < supervisor->roster->slots; i++)
-        if (supervisor->roster->places[i].pid != 0)
-            session_leave(supervisor, i, now);
-}
-
-static bool is_anybody_left(const struct supervisor *supervisor)
-{
-    unsigned i;
-
-    for (i = 0; i < supervisor->roster->slots; i++)
-        if (supervisor->roster->places[i].pid != 0)
-            return true;
-    return workers_any(&supervisor->workers);
+    supervisor->stop_by = now + supervisor->stop_timeout;
+    listen_remove(&supervisor->server.listener);
+    notify_send(supervisor->server.notify, "STOPPING=1");
+    for (i = 0; i < roster->slots; i++)
+        if (roster->places[i].pid != 0)
+            session_leave(roster, i, now);
 }
 
 /* For a command on the queue; or, with a suspension, to resume that map. */
@@ -269,11 +253,10 @@ static void worker_start(struct supervisor *supervisor, unsigned place,
 }
 
 /* For who is waiting at the listener. Returns true in the session. */
-static bool session_start(struct supervisor *supervisor, struct server *server,
-                          int64_t now)
+static bool session_start(struct supervisor *supervisor, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
-    unsigned place = roster_place(roster);
+    struct roster *roster = &supervisor->server.roster;
+    unsigned place = roster_find(roster, 0);
     pid_t pid;
 
     if (place == roster->slots) {
@@ -284,7 +267,7 @@ static bool session_start(struct supervisor *supervisor, struct server *server,
     roster->records[place].since = now;
     pid = fork();
     if (pid == 0) {
-        session_begin(supervisor, place, server);
+        session_begin(supervisor, place);
         return true;
     }
     if (pid < 0) {
@@ -292,14 +275,13 @@ static bool session_start(struct supervisor *supervisor, struct server *server,
         return false;
     }
     roster_enter(roster, place, pid);
-    supervisor->pending = place;
     return false;
 }
 
-bool supervise(struct supervisor *supervisor, struct server *server)
+bool supervise(struct supervisor *supervisor)
 {
     struct workers *workers = &supervisor->workers;
-    struct roster *roster = supervisor->roster;
+    struct roster *roster = &supervisor->server.roster;
     struct pollfd fds[EVENTS] = { { .events = POLLIN },
                                   { .events = POLLIN },
                                   { .events = POLLIN } };
@@ -317,7 +299,8 @@ bool supervise(struct supervisor *supervisor, struct server *server)
             report_totals(roster, workers_count(workers), now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
-        if (supervisor->stop_by != NEVER && !is_anybody_left(supervisor))
+        if (supervisor->stop_by != NEVER && roster->count == 0
+            && !workers_any(workers))
             return false;
         if (supervisor->stop_by <= now) {
             sessions_kill(roster);
@@ -328,7 +311,7 @@ bool supervise(struct supervisor *supervisor, struct server *server)
         if (suspension != NULL)
             worker_start(supervisor, place, suspension, now);
         wake = sooner(wake, workers_check(workers, now));
-        wake = sooner(wake, sessions_check(supervisor, now));
+        wake = sooner(wake, sessions_check(roster, now));
         wake = sooner(wake, report_status(roster, now));
         if (now < roster->retry)
             wake = sooner(wake, roster->retry);
@@ -337,16 +320,15 @@ bool supervise(struct supervisor *supervisor, struct server *server)
         fds[QUEUE].fd = workers->pending == 0 && now >= workers->retry
                             ? supervisor->queue[QUEUE_OUT]
                             : -1;
-        fds[LISTENER].fd = supervisor->pending == NOBODY && now >= roster->retry
+        fds[LISTENER].fd = roster->pending == NOBODY && now >= roster->retry
                                    && supervisor->stop_by == NEVER
-                               ? supervisor->listener->fd
+                               ? supervisor->server.listener.fd
                                : -1;
         events_wait(fds, EVENTS, now, wake);
 
         if (fds[QUEUE].revents != 0)
             worker_start(supervisor, workers_place(workers), NULL, clock_us());
-        if (fds[LISTENER].revents != 0
-            && session_start(supervisor, server, clock_us()))
+        if (fds[LISTENER].revents != 0 && session_start(supervisor, clock_us()))
             return true;
     }
 }

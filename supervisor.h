@@ -52,24 +52,19 @@ enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 /* For a process more: since fork() failed a client was told to go, has gone. */
 enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
 
-#define NOBODY ((unsigned)-1)
-
 struct supervisor {
-    const struct options *options;
-    struct listener *listener;
-    int notify;
+    struct server server; /* what a session takes over; the roster is ours */
+    int64_t stop_timeout;
     pid_t pid;
     bool is_filtered; /* system calls are */
     int64_t stop_by;  /* NEVER, or when to leave whatever is in flight */
     enum room room;
-    int report[2];    /* children write a byte when they have a descriptor */
-    int queue[2];     /* commands on multipath maps: see multipath/ask.c */
-    unsigned pending; /* the place of the session that has no client yet */
-    struct roster *roster;
+    int report[2]; /* children write a byte when they have a descriptor */
+    int queue[2];  /* commands on multipath maps: see multipath/ask.c */
     struct workers workers;
 };
 /* Returns true in a session, which has its client; false at the end. */
-bool supervise(struct supervisor *, struct server *session);
+bool supervise(struct supervisor *);
 
 /* multipath/worker.c; never returns. */
 void worker_run(const struct supervisor *, struct suspension *, bool is_resumer)
