@@ -151,7 +151,7 @@ static const char *client_receive(struct client *client, bool *more)
     else if (count > 1)
         violation = "more than one descriptor";
     else
-        violation = protocol_received(c, (size_t)bytes, fd);
+        violation = protocol_moved(c, (size_t)bytes, fd);
     if (fd >= 0 && fd != c->fd)
         close(fd);
     *more = c->state == PROTOCOL_EXECUTE
@@ -171,8 +171,7 @@ static const char *client_send(struct client *client)
             return NULL;
         return "disconnected before its reply";
     }
-    protocol_sent(&client->conversation, (size_t)bytes);
-    return NULL;
+    return protocol_moved(&client->conversation, (size_t)bytes, -1);
 }
 
 /*
