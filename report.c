@@ -17,12 +17,7 @@
 
 /* ---- Commands --------------------------------------------------------- */
 
-enum {
-    DEVICE_SIZE = 48,
-    COMMAND_SIZE = 128,
-    PARTITIONS = 16,
-    SCSI_GENERIC_MAJOR = 21
-};
+enum { DEVICE_SIZE = 48, COMMAND_SIZE = 128 };
 
 /* Name and number. Linux names disks sda to sdz, sdaa and so on. */
 static const char *device_name(char text[DEVICE_SIZE], int fd)
@@ -43,7 +38,8 @@ static const char *device_name(char text[DEVICE_SIZE], int fd)
         index = (number & 0xfff00) | (unsigned)row << 4 | (number >> 4 & 0xf);
         for (index++; index > 0; index = (index - 1) / 26)
             *--letter = (char)('a' + (index - 1) % 26);
-        snprintf(name, sizeof(name), "sd%s%.0u", letter, number % PARTITIONS);
+        snprintf(name, sizeof(name), "sd%s%.0u", letter,
+                 number % SCSI_DISK_MINORS);
     } else if (is_block ? sysfs_has(st.st_rdev, "/dm")
                         : family == SCSI_GENERIC_MAJOR) {
         snprintf(name, sizeof(name), "%s%u", is_block ? "dm-" : "sg", number);
@@ -87,16 +83,14 @@ void report_request(const struct client *client,
 static const char *command_name(const struct pr_command *command,
                                 char text[COMMAND_SIZE])
 {
-    static const char *const actions[] = { /* SPC-4 6.16.2 */
-                                           "REGISTER",
+    static const char *const actions[] = { "REGISTER",
                                            "RESERVE",
                                            "RELEASE",
                                            "CLEAR",
                                            "PREEMPT",
                                            "PREEMPT AND ABORT",
                                            "REGISTER AND IGNORE EXISTING KEY",
-                                           "REGISTER AND MOVE"
-    };
+                                           "REGISTER AND MOVE" };
     static const uint8_t none[16];
     const uint8_t *keys = command->length < sizeof(none) ? none : command->data;
     unsigned action = command->cdb[1] & 0x1f;

@@ -93,7 +93,12 @@ enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 /* Is this the block device of a whole SCSI disk? */
 bool sg_io_is_disk(const struct stat *);
-/* Which of the sixteen block majors of SCSI disks this is; -1: none. */
+/* A character major, and how many minors a disk has: its own, partitions. */
+enum { SCSI_GENERIC_MAJOR = 21, SCSI_DISK_MINORS = 16 };
+/*
+ * Which of the sixteen block majors of SCSI disks this is; -1: none. (Source:
+ * Documentation/admin-guide/devices.txt in the kernel.)
+ */
 int sg_io_disk_row(unsigned number);
 /* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
 enum vet sg_io_refuse(struct pr_command *, enum refusal);
