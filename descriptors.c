@@ -52,7 +52,7 @@ void descriptors_close_except(int a, int b, int c)
     for (;;) {
         unsigned next = ~0U, i;
 
-        for (i = 0; i < sizeof(keep) / sizeof(keep[0]); i++)
+        for (i = 0; i < COUNT(keep); i++)
             if (keep[i] >= (int)from && (unsigned)keep[i] < next)
                 next = (unsigned)keep[i];
         if (next > from)

@@ -32,7 +32,7 @@ void signals_set_up(void)
     sigfillset(&action.sa_mask);
     if (sigprocmask(SIG_SETMASK, &action.sa_mask, NULL) < 0)
         fatal("cannot block signals:");
-    for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
+    for (i = 0; i < COUNT(handled); i++)
         if (sigaction(handled[i], &action, NULL) < 0)
             fatal("cannot handle signals:");
 }

@@ -93,7 +93,7 @@ void listen_activated(struct listener *listener)
     if (fcntl(ACTIVATION_FD, F_SETFD, FD_CLOEXEC) < 0
         || fcntl(ACTIVATION_FD, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
         fatal("socket activation failed:");
-    for (i = 0; i < sizeof(attached) / sizeof(attached[0]); i++)
+    for (i = 0; i < COUNT(attached); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
     listen(ACTIVATION_FD, BACKLOG); /* anew, with ours */
     listener->fd = ACTIVATION_FD;

@@ -28,7 +28,19 @@
 #include <time.h>
 #include <unistd.h>
 
-static struct log_shared unshared;
+/* How many warnings may a client cause in a second, and how many clients? */
+enum { WARNINGS_MOST = 10, WINDOWS = 32 };
+
+/* A page, shared by all processes. */
+struct shared {
+    unsigned lost[2]; /* messages, lines of the trace file */
+    struct window {
+        struct log_peer peer;
+        int64_t since;
+        unsigned warnings;
+    } windows[WINDOWS];
+};
+static struct shared unshared;
 static struct {
     int level;
     bool is_socket;
@@ -40,11 +52,8 @@ static struct {
     bool is_telling; /* in log_check() */
     unsigned told;   /* how many were lost then, in vain */
     int64_t tell_by; /* 0, or when to say it */
-    struct log_shared *shared;
+    struct shared *shared;
 } log_state = { .shared = &unshared };
-
-/* How many warnings may a client cause in a second? */
-enum { WARNINGS_MOST = 10 };
 
 void log_open(void)
 {
@@ -101,10 +110,9 @@ void log_syslog_renew(void)
         syslog_connect(STDERR_FILENO);
 }
 
-void log_share(struct log_shared *shared)
+void log_share(void *page)
 {
-    *shared = unshared;
-    log_state.shared = shared;
+    log_state.shared = memcpy(page, &unshared, sizeof(unshared));
 }
 
 struct log_peer *log_about(void)
@@ -116,15 +124,15 @@ struct log_peer *log_about(void)
  * Each peer has a window of a second; those that find none have the last one
  * together. Races between processes cost a line too many, or too few.
  */
-static bool rate_is_exceeded(struct log_shared *shared)
+static bool rate_is_exceeded(struct shared *shared)
 {
     const struct log_peer peer = log_state.peer;
-    struct log_window *window = NULL;
+    struct window *window = NULL;
     int64_t now = clock_us();
     unsigned i;
 
-    for (i = 0; i < LOG_WINDOWS; i++) {
-        struct log_window *at = &shared->windows[i];
+    for (i = 0; i < WINDOWS; i++) {
+        struct window *at = &shared->windows[i];
         bool is_open = (uint64_t)now - (uint64_t)at->since < (uint64_t)SECOND;
 
         if (is_open && at->peer.pid == peer.pid && at->peer.uid == peer.uid)
@@ -133,8 +141,8 @@ static bool rate_is_exceeded(struct log_shared *shared)
             window = at;
     }
     if (window == NULL)
-        return shared->windows[LOG_WINDOWS - 1].warnings++ >= WARNINGS_MOST;
-    *window = (struct log_window){ peer, now, 1 };
+        return shared->windows[WINDOWS - 1].warnings++ >= WARNINGS_MOST;
+    *window = (struct window){ peer, now, 1 };
     return false;
 }
 

@@ -16,6 +16,8 @@
 
 #define PROGRAM "qemu-pr-helper"
 
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
 /* Time is in microseconds of the monotonic clock; some points never come. */
 #define SECOND INT64_C(1000000)
 #define NEVER INT64_MAX
@@ -60,22 +62,13 @@ void log_syslog_use(int fd);
  */
 void log_syslog_renew(void);
 void log_level_set(int level);
+/* Before the first fork: a page that all processes share, for their counts. */
+void log_share(void *page);
+/* To be set to whom the warnings that follow are about, in this process. */
 struct log_peer {
     pid_t pid;
     uid_t uid;
 };
-enum { LOG_WINDOWS = 32 };
-struct log_shared {   /* in memory that all processes share */
-    unsigned lost[2]; /* messages, lines of the trace file */
-    struct log_window {
-        struct log_peer peer;
-        int64_t since;
-        unsigned warnings;
-    } windows[LOG_WINDOWS];
-};
-/* To be called before the first fork. */
-void log_share(struct log_shared *);
-/* To be set to whom the warnings that follow are about, in this process. */
 struct log_peer *log_about(void);
 /*
  * Says how many messages were lost, if any were since it last said so, a

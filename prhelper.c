@@ -194,7 +194,7 @@ static void server_set_up(struct server *server, const struct options *options,
     roster->status_by = NEVER;
     roster->places = table(roster->slots * sizeof(struct place), MAP_PRIVATE);
     roster->records = table(roster->slots * sizeof(struct record), MAP_SHARED);
-    log_share(table(sizeof(struct log_shared), MAP_SHARED));
+    log_share(table(4096, MAP_SHARED));
     server->service.timeout = options->client_timeout;
     server->service.socket_path = server->listener.path;
     server->service.queue = -1;

@@ -13,8 +13,6 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
 /* ---- Commands --------------------------------------------------------- */
 
 enum { DEVICE_SIZE = 48, COMMAND_SIZE = 128 };

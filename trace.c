@@ -15,15 +15,11 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char names[TRACE_EVENTS][15] = {
-    [TRACE_CLIENT_CONNECT] = "client_connect",
-    [TRACE_CLIENT_END] = "client_end",
-    [TRACE_REQUEST] = "request",
-    [TRACE_PR_IN] = "pr_in",
-    [TRACE_PR_OUT] = "pr_out",
-    [TRACE_PATH] = "path",
-    [TRACE_MULTIPATHD] = "multipathd",
-};
+/* In the order of enum trace_event. */
+static const char names[TRACE_EVENTS][15] = { "client_connect", "client_end",
+                                              "request",        "pr_in",
+                                              "pr_out",         "path",
+                                              "multipathd" };
 
 /* What -v logs. */
 enum {
