@@ -18,9 +18,7 @@ static int64_t signals_by;
 
 static void signal_handle(int number)
 {
-    signals |= number == SIGCHLD   ? SIGNAL_CHILD
-               : number == SIGUSR1 ? SIGNAL_STATUS
-                                   : SIGNAL_STOP;
+    signals |= 1 << number;
 }
 
 void signals_set_up(void)

@@ -22,40 +22,34 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum {
-    ACTIVATION_FD = 3, /* SD_LISTEN_FDS_START, sd-daemon.h */
-    /*
-     * Who has connected is served in that order, so that one who does nothing
-     * else would have all others wait behind it; who finds no place waits in
-     * connect(), for the next that is free, with the same chance as anybody.
-     */
-    BACKLOG = 16
-};
+enum { ACTIVATION_FD = 3 }; /* SD_LISTEN_FDS_START, sd-daemon.h */
+/*
+ * Clients are served in the order in which they have connected, so that one
+ * who does nothing else would have all others wait behind it. Who finds no
+ * place here waits in connect(), with the same chance of the next as anybody.
+ */
+enum { BACKLOG = 16 };
 
 /*
- * Whether a variable is the number of this process: one for another process
- * has come down to us. To be asked by the process that was started, before
- * it forks.
+ * The number that a variable of the environment is; -1: it is none. One for
+ * another process may have come down to us: a pid has to be compared by the
+ * process that was started, before it forks.
  */
-static bool is_our_pid(const char *text)
+static long number_of(const char *variable)
 {
-    char *end;
+    const char *text = getenv(variable);
+    char *end = NULL;
+    long number = text != NULL ? strtol(text, &end, 10) : -1;
 
-    return strtol(text, &end, 10) == (long)getpid() && *end == '\0';
+    return end != NULL && *end == '\0' ? number : -1;
 }
 
 bool listen_is_activated(const struct options *options)
 {
-    const char *pid = getenv("LISTEN_PID");
-    const char *fds = getenv("LISTEN_FDS");
-    long count;
-    char *end;
+    long count = number_of("LISTEN_FDS");
 
-    if (pid == NULL || fds == NULL || !is_our_pid(pid))
+    if (number_of("LISTEN_PID") != (long)getpid())
         return false;
-    count = strtol(fds, &end, 10);
-    if (*end != '\0')
-        count = 0;
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
@@ -221,12 +215,13 @@ void listen_remove(const struct listener *listener)
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
-    const char *pid = getenv("SYSTEMD_EXEC_PID");
     struct sockaddr_un address;
     socklen_t length;
     int fd;
 
-    if (name == NULL || (pid != NULL && !is_our_pid(pid)))
+    if (name == NULL
+        || (getenv("SYSTEMD_EXEC_PID") != NULL
+            && number_of("SYSTEMD_EXEC_PID") != (long)getpid()))
         return -1;
     length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {

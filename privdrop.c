@@ -2,22 +2,25 @@
 /*
  * privdrop.c - the steps down in privilege, and here the third of them.
  *
- *	stage            gives up                     may still
- *	1 exec           nothing                      all that who started it
- *may: main()                                      opens log, trace and PID
- *	                                              file, binds the socket
- *	2 descriptors.c  numbers below 512 for the    the same
- *	                 queue and the trace file
- *	3 privdrop()     all capabilities but CAP_    open what its user may
- *open; SYS_RAWIO, and the way to    send SCSI commands gain any; groups, with
- *-u and -g the ids; core dumps, ptrace by the same uid 4 sandbox_main() system
- *calls that none of    fork the others, signal them, the processes makes; files
- *remove its socket but those in /sys and /dev 5 a session      the listener;
- *all numbers    serve its one client: SG_IO session_begin  from the queue's up
- *(by      on what that sends, ask for RLIMIT_NOFILE); all calls    a worker but
- *some 20; life after the supervisor 6 a worker       the listener; all calls
- *but  open devices, talk to worker_run()   a session's and some 10 multipathd,
- *for one command
+ *   stage               gives up                may still
+ *   1 main()            nothing                 all that who started it may:
+ *                                               open log, trace and PID file,
+ *                                               bind the socket
+ *   2 descriptor_high() numbers from 511 on for the same
+ *                       queue and trace file
+ *   3 privdrop()        all capabilities but    open what its user may open,
+ *                       CAP_SYS_RAWIO; groups,  send SCSI commands
+ *                       with -u and -g the ids;
+ *                       core dumps, ptrace
+ *   4 sandbox_main()    calls that no process   fork the others, signal them,
+ *                       makes; files but those  remove its socket
+ *                       in /sys and /dev
+ *   5 session_begin()   the listener, calls but serve its one client: SG_IO on
+ *                       some 20, numbers from   what that sends, ask for a
+ *                       the queue's up, life    worker
+ *                       after its parent
+ *   6 worker_run()      the listener, calls but open devices and talk to
+ *                       a session's and some 10 multipathd, for one command
  *
  * 5 and 6 come after 4, each in a child; with --single-process there is
  * neither, and 4 is the last.

@@ -14,11 +14,12 @@
 #include "start.h"
 
 #include <poll.h>
-
+#include <signal.h>
 #include <sys/resource.h>
 
 /* events.c: signals are blocked but in events_wait(). */
-enum { SIGNAL_STOP = 1, SIGNAL_CHILD = 2, SIGNAL_STATUS = 4 };
+enum { SIGNAL_STOP = 1 << SIGTERM | 1 << SIGINT | 1 << SIGHUP };
+enum { SIGNAL_CHILD = 1 << SIGCHLD, SIGNAL_STATUS = 1 << SIGUSR1 };
 void signals_set_up(void);
 /* Which have come, a bit for each, since it was called last. */
 unsigned signals_take(void);
