@@ -90,26 +90,16 @@ void client_close(struct client *client)
     client_busy(client, false);
 }
 
-/*
- * Takes the descriptors out of a message, in which there is room for one
- * header, and closes all but the first. Returns how many there were; *fd is
- * the first, or -1.
- */
-static size_t descriptors_take(const struct msghdr *message, int *fd)
+/* The descriptor that came with a message; -1: none. */
+static int descriptor_take(const struct msghdr *message)
 {
     const struct cmsghdr *header = CMSG_FIRSTHDR(message);
-    size_t i, count = 0;
+    int fd = -1;
 
-    *fd = -1;
     if (header != NULL && header->cmsg_level == SOL_SOCKET
         && header->cmsg_type == SCM_RIGHTS)
-        count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (i = count; i-- > 0;) {
-        if (*fd >= 0)
-            close(*fd);
-        memcpy(fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-    }
-    return count;
+        memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+    return fd;
 }
 
 /*
@@ -122,7 +112,7 @@ static const char *client_receive(struct client *client, bool *more)
     struct conversation *c = &client->conversation;
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))]; /* two fit on 64 bits */
+        char bytes[CMSG_LEN(sizeof(int))]; /* the kernel closes what is more */
     } control;
     struct iovec data;
     struct msghdr message = { .msg_iov = &data,
@@ -131,7 +121,6 @@ static const char *client_receive(struct client *client, bool *more)
                               .msg_controllen = sizeof(control.bytes) };
     const char *violation;
     ssize_t bytes;
-    size_t count;
     int fd;
 
     *more = false;
@@ -142,14 +131,13 @@ static const char *client_receive(struct client *client, bool *more)
             return NULL;
         return strerror(errno);
     }
-    count = descriptors_take(&message, &fd);
+    fd = descriptor_take(&message);
     if (bytes == 0)
         violation = protocol_is_idle(c) ? "disconnected"
                                         : "disconnected inside a request";
     else if (message.msg_flags & MSG_CTRUNC)
-        violation = "truncated ancillary data";
-    else if (count > 1)
-        violation = "more than one descriptor";
+        violation = fd >= 0 ? "more than one descriptor"
+                            : "truncated ancillary data";
     else
         violation = protocol_moved(c, (size_t)bytes, fd);
     if (fd >= 0 && fd != c->fd)
