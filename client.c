@@ -65,7 +65,8 @@ static void conversation_fd_close(struct conversation *c)
 
 void client_leave(const struct client *client)
 {
-    client_trace(client, TRACE_CLIENT_END, "told to leave");
+    if (client->socket >= 0)
+        client_trace(client, TRACE_CLIENT_END, "told to leave");
 }
 
 /*

@@ -72,15 +72,6 @@ static void stop(struct server *server, int64_t now)
     notify_send(server->notify, "STOPPING=1");
 }
 
-static void clients_leave(const struct server *server)
-{
-    unsigned i;
-
-    for (i = 0; i < server->used; i++)
-        if (server->clients[i].socket >= 0)
-            client_leave(&server->clients[i]);
-}
-
 /* Tries again if a map is suspended. Returns the time; sooner of *wake. */
 static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
 {
@@ -117,9 +108,8 @@ static void serve(struct server *server)
         fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
         if (server->listener.fd >= 0) {
             now = map_recover(&server->service, now, &wake);
-            if ((signals & SIGNAL_STATUS) != 0)
-                report_totals(&server->roster, 0, now);
-            wake = sooner(wake, report_status(&server->roster, now));
+            wake = sooner(wake, report_status(&server->roster,
+                                              signals & SIGNAL_STATUS, 0, now));
             if (now < server->roster.retry)
                 wake = sooner(wake, server->roster.retry);
             else if (!stopping)
@@ -136,7 +126,8 @@ static void serve(struct server *server)
             in_flight += client_is_in_flight(client);
         }
         if (stopping && in_flight == 0) {
-            clients_leave(server);
+            for (i = 0; i < server->used; i++)
+                client_leave(&server->clients[i]);
             return;
         }
         events_wait(fds, server->used + 1, now, wake);

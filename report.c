@@ -133,7 +133,7 @@ static bool is_client(const struct roster *roster, unsigned i)
     return roster->places[i].pid != 0 && i != roster->pending;
 }
 
-void report_totals(struct roster *roster, unsigned workers, int64_t now)
+static void totals_report(const struct roster *roster, unsigned workers)
 {
     struct totals totals = roster->totals;
     unsigned i, clients = 0;
@@ -148,16 +148,19 @@ void report_totals(struct roster *roster, unsigned workers, int64_t now)
     log_asked("clients: %u now, %llu ever; commands: %llu, errors: %llu; "
               "multipath workers: %u",
               clients, totals.clients, totals.commands, totals.errors, workers);
-    roster->status_slot = 0;
-    roster->status_by = now;
 }
 
-int64_t report_status(struct roster *roster, int64_t now)
+int64_t report_status(struct roster *roster, bool is_asked, unsigned workers,
+                      int64_t now)
 {
     unsigned i, lines = 0;
 
-    if (now < roster->status_by)
+    if (is_asked) {
+        totals_report(roster, workers);
+        roster->status_slot = 0;
+    } else if (now < roster->status_by) {
         return roster->status_by;
+    }
     for (i = roster->status_slot; i < roster->slots && lines < 8; i++) {
         const struct record *record = &roster->records[i];
         int64_t silent = (int64_t)((uint64_t)now - (uint64_t)record->since);

@@ -90,7 +90,7 @@ bool client_is_in_flight(const struct client *);
 bool client_expire(struct client *, int64_t now);
 /* We are leaving: the client has only so long to take its reply. */
 void client_hurry(struct client *, int64_t now);
-/* The client has done nothing wrong, but has to go. */
+/* The client, if there is one, has done nothing wrong, but has to go. */
 void client_leave(const struct client *);
 /* Frees everything but the record. */
 void client_close(struct client *);
@@ -153,13 +153,12 @@ void report_request(const struct client *, const struct pr_command *);
 /* The descriptor must still be open. */
 void report_reply(const struct client *, const struct pr_command *,
                   size_t payload);
-/* Somebody wants to know: the sums. report_status() goes on. */
-void report_totals(struct roster *, unsigned workers, int64_t now);
 /*
- * A line for each client, a few at a time, so that whoever takes them keeps
- * up. Returns when to go on.
+ * If somebody has asked: the sums. Then a line for each client, a few at a
+ * time, so that whoever takes them keeps up. Returns when to go on.
  */
-int64_t report_status(struct roster *, int64_t now);
+int64_t report_status(struct roster *, bool is_asked, unsigned workers,
+                      int64_t now);
 
 /* prhelper.c: what the inner loop is about. */
 struct server {

@@ -295,8 +295,6 @@ bool supervise(struct supervisor *supervisor)
         reports_read(supervisor);
         if ((signals & SIGNAL_CHILD) != 0)
             children_reap(supervisor, now);
-        if ((signals & SIGNAL_STATUS) != 0)
-            report_totals(roster, workers_count(workers), now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
         if (supervisor->stop_by != NEVER && roster->count == 0
@@ -312,7 +310,8 @@ bool supervise(struct supervisor *supervisor)
             worker_start(supervisor, place, suspension, now);
         wake = sooner(wake, workers_check(workers, now));
         wake = sooner(wake, sessions_check(roster, now));
-        wake = sooner(wake, report_status(roster, now));
+        wake = sooner(wake, report_status(roster, signals & SIGNAL_STATUS,
+                                          workers_count(workers), now));
         if (now < roster->retry)
             wake = sooner(wake, roster->retry);
 
