@@ -81,24 +81,8 @@ static const struct outcome host_outcomes[] = {
 /* Driver status, same file; the latter says that there is sense data. */
 enum { DRIVER_TIMEOUT = 0x06, DRIVER_SENSE = 0x08 };
 
-const char *const sg_io_refusals[] = {
-    [LIST_TOO_LONG] = "the parameter list is longer than 8192 bytes",
-    [NOT_FOR_WRITING] = "the descriptor is not open for writing",
-    [NOT_OPEN] = "the descriptor is not open",
-    [NO_STATUS] = "the descriptor has no status",
-    [OF_PARTITION] = "the descriptor is of a partition",
-    [NOT_IN_SYSFS] = "cannot tell what block device this is: it is not in "
-                     "/sys/dev/block",
-    [NOT_SCSI] = "the descriptor is not of a SCSI device",
-    [NOT_PERMITTED] = "the kernel does not let the helper send it: "
-                      "CAP_SYS_RAWIO is missing, or is that of a user "
-                      "namespace, or a security module forbids it",
-    [NOT_MAPPED] = "the descriptor is of no multipath map",
-    [NO_MULTIPATH] = "the descriptor is of a device-mapper device that is no "
-                     "multipath map",
-    [NO_UUID] = "cannot tell what device-mapper device this is",
-    [NOT_SCSI_PATHS] = "the paths of the multipath map are no SCSI disks",
-};
+#define WORDS(name, words) words,
+const char *const sg_io_refusals[] = { NULL, REFUSALS(WORDS) };
 
 void status_set(struct pr_command *command, uint8_t status)
 {
