@@ -18,6 +18,8 @@ struct options {
     const char *socket_path; /* NULL: none was given */
     const char *pid_file;    /* NULL: none is to be written */
     bool background;
+    bool quiet;
+    int verbosity;
     bool single_process;
     bool sandbox;
     uid_t uid; /* (uid_t)-1: as started */
