@@ -15,7 +15,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -64,10 +63,9 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     close(supervisor->report[1]);
     close(supervisor->queue[QUEUE_OUT]);
     descriptors_close_except(socket, server->service.queue, -1);
-    if (descriptors_seal(server->service.queue) < 0)
-        _exit(EXIT_FAILURE);
-    if (supervisor->is_filtered
-        && sandbox_enter(SESSION, server->service.queue) < 0) {
+    if (descriptors_seal(server->service.queue) < 0
+        || (supervisor->is_filtered
+            && sandbox_enter(SESSION, server->service.queue) < 0)) {
         log_error("no sandbox for a session:");
         _exit(EXIT_FAILURE);
     }
@@ -157,11 +155,10 @@ static void reports_read(struct supervisor *supervisor)
         if (supervisor->room == ROOM_ENOUGH) /* or it was made for this one */
             roster->complained = false;
         supervisor->room = ROOM_ENOUGH;
-        if (bytes[count] == 'w') {
+        if (bytes[count] == 'w')
             workers_reported(&supervisor->workers);
-        } else if (roster->pending != NOBODY) {
+        else if (roster->pending != NOBODY)
             roster_greet(roster);
-        }
     }
 }
 
@@ -263,18 +260,16 @@ static bool session_start(struct supervisor *supervisor, int64_t now)
         make_room(supervisor, "find a place for a new client", EUSERS, now);
         return false;
     }
-    memset(&roster->records[place], 0, sizeof(struct record));
-    roster->records[place].since = now;
+    roster->records[place] = (struct record){ .since = now };
     pid = fork();
     if (pid == 0) {
         session_begin(supervisor, place);
         return true;
     }
-    if (pid < 0) {
+    if (pid < 0)
         make_room(supervisor, "fork for a new client" FORK_CURE, errno, now);
-        return false;
-    }
-    roster_enter(roster, place, pid);
+    else
+        roster_enter(roster, place, pid);
     return false;
 }
 
