@@ -70,10 +70,10 @@ void client_leave(const struct client *client)
 }
 
 /*
- * Whether a device has, or had, a command that is not yet answered: as long as
- * it does, the end of the supervisor asks a session to leave, and else it
- * kills it, in close() and wherever else a descriptor can make it hang. (Who
- * has no queue has no supervisor.)
+ * Sets whether a device has, or had, a command that is not yet answered. While
+ * it has, the end of the supervisor only asks the session to leave; else it
+ * kills it, in close() and wherever else a descriptor can make it hang. (A
+ * process without a queue has no supervisor.)
  */
 static void client_busy(struct client *client, bool busy)
 {

@@ -36,7 +36,7 @@ int daemon_background(void)
 
     if (pipe2(report, O_CLOEXEC) < 0)
         fatal("cannot make a pipe:");
-    signal(SIGCHLD, SIG_DFL); /* else its status could not be had */
+    signal(SIGCHLD, SIG_DFL); /* ignored, a child would leave no status */
     pid = fork();
     if (pid < 0)
         fatal("cannot fork:");
@@ -59,7 +59,7 @@ void daemon_background_ready(int report, int syslog)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-    if (null < 0) /* then what we might still say goes the same way */
+    if (null < 0) /* then all three go to syslogd */
         null = dup(syslog);
     if (null < 0 || chdir("/") < 0)
         fatal("cannot go to the background:");
@@ -71,7 +71,7 @@ void daemon_background_ready(int report, int syslog)
     if (syslog >= 0)
         log_syslog_use(syslog);
     if (write(report, "", 1) < 0 && errno != EPIPE)
-        _exit(EXIT_FAILURE); /* whoever waits sees the end of the pipe */
+        _exit(EXIT_FAILURE); /* daemon_background() sees the end of the pipe */
     close(report);
 }
 

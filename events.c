@@ -44,7 +44,7 @@ void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake)
     sigset_t none;
 
     sigemptyset(&none);
-    /* With something ready ppoll() lets no signal in, so now and then: */
+    /* ppoll() lets no signal in if something is ready: this one does. */
     if (now >= signals_by) {
         signals_by = now + SIGNALS_WITHIN;
         interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;
@@ -62,6 +62,6 @@ unsigned signals_take(void)
 {
     unsigned taken = (unsigned)signals;
 
-    signals = 0; /* none can come in between: they are blocked */
+    signals = 0; /* they are blocked, so none comes in between */
     return taken;
 }

@@ -65,7 +65,7 @@ bool listen_is_activated(const struct options *options)
 
 static int passed_option(int option)
 {
-    int value = -1; /* unless there is such a socket */
+    int value = -1; /* stays so if it is no socket */
     socklen_t size = sizeof(value);
 
     getsockopt(ACTIVATION_FD, SOL_SOCKET, option, &value, &size);
@@ -89,7 +89,7 @@ void listen_activated(struct listener *listener)
         fatal("socket activation failed:");
     for (i = 0; i < COUNT(attached); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
-    listen(ACTIVATION_FD, BACKLOG); /* anew, with ours */
+    listen(ACTIVATION_FD, BACKLOG); /* again, for our backlog */
     listener->fd = ACTIVATION_FD;
 }
 
@@ -160,7 +160,7 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
         if (!is_shared)
             fatal("cannot bind socket to %s: it exists and is no socket", path);
         snprintf(aside, sizeof(aside), "%s.%lld", path, (long long)clock_us());
-        /* Before, as whoever made it may be quicker to make the next one. */
+        /* Said first, as whoever made it may make the next one at once. */
         log_warning("%s is no socket: renaming it to %s", path, aside);
         if (rename(path, aside) < 0 && errno != ENOENT)
             fatal("cannot rename %s, which is no socket:", path);
@@ -190,10 +190,10 @@ void listen_open(struct listener *listener, const char *path)
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
         if (errno != EADDRINUSE || !is_shared || --tries == 0)
             fatal("cannot bind socket to %s:", path);
-        place_clear(path, &address, length, is_shared); /* it has come back */
+        place_clear(path, &address, length, is_shared); /* it is back */
     }
     /* Whoever could connect may have put another in its place already. */
-    (void)lstat(path, &listener->made); /* if it is gone, all 0: no file's */
+    (void)lstat(path, &listener->made); /* 0 if it is gone, as no file is */
     if (listen(listener->fd, BACKLOG) < 0)
         fatal("cannot listen on %s:", path);
     listener->path = path;
@@ -207,7 +207,7 @@ void listen_remove(const struct listener *listener)
         || st.st_dev != listener->made.st_dev
         || st.st_ino != listener->made.st_ino)
         return;
-    /* The directory may be another user's, and our power over it gone. */
+    /* After stage 3 we may not be able to change the directory any more. */
     if (unlink(listener->path) < 0)
         log_verbose("cannot remove %s:", listener->path);
 }

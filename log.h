@@ -18,7 +18,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* Time is in microseconds of the monotonic clock; some points never come. */
+/* Time is in microseconds of the monotonic clock. NEVER is later than any. */
 #define SECOND INT64_C(1000000)
 #define NEVER INT64_MAX
 
@@ -35,7 +35,7 @@ static inline int64_t sooner(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* For whoever has been told to leave and has no command at a device. */
+/* How long a process may take to leave that has no command at a device. */
 #define LEAVE_WITHIN SECOND
 
 /*
@@ -64,15 +64,15 @@ void log_syslog_renew(void);
 void log_level_set(int level);
 /* Before the first fork: a page that all processes share, for their counts. */
 void log_share(void *page);
-/* To be set to whom the warnings that follow are about, in this process. */
+/* The caller sets it to whom the warnings that follow are about. */
 struct log_peer {
     pid_t pid;
     uid_t uid;
 };
 struct log_peer *log_about(void);
 /*
- * Says how many messages were lost, if any were since it last said so, a
- * second after the first; NEVER: at once. Returns when to look again.
+ * Says how many messages were lost since it last said so, if any were, a second
+ * after the first; or at once, if now is NEVER. Returns when to call it again.
  */
 int64_t log_check(int64_t now);
 void log_at(int level, const char *format, ...)
@@ -81,17 +81,14 @@ void log_at(int level, const char *format, ...)
 #define log_error(...) log_at(LOG_ERRORS, __VA_ARGS__)
 #define log_warning(...) log_at(LOG_NORMAL, __VA_ARGS__)
 #define log_verbose(...) log_at(LOG_VERBOSE, __VA_ARGS__)
-/* To a file, or (-1) where messages go; prefix may be "". */
+/* Writes to a file, or where messages go (-1). The prefix may be "". */
 void log_line(int file, int level, const char *prefix, const char *format,
               va_list arguments);
 /* For start-up only: says why and exits with status 1. */
 void fatal(const char *format, ...)
     __attribute__((format(printf, 1, 2), noreturn));
 
-/*
- * trace.c: events that -T chooses; to a file, or where messages go. Some are
- * on with -v, too.
- */
+/* trace.c: events that -T chooses, some of which -v logs, too. */
 enum trace_event {
     TRACE_CLIENT_CONNECT,
     TRACE_CLIENT_END,

@@ -94,7 +94,7 @@ static int64_t number(const char *option, unsigned long least,
     return (int64_t)value;
 }
 
-/* One line without its end, as far as it fits. False at the end of the file. */
+/* Reads a line without its end, as far as it fits. False: there is none. */
 static bool line_read(int fd, const char *path, char *line, size_t size)
 {
     size_t length = 0;
@@ -109,9 +109,9 @@ static bool line_read(int fd, const char *path, char *line, size_t size)
 }
 
 /*
- * The id of a name in passwd(5) or group(5), the third field of the line that
- * begins with the name; else name is a number. (libc's functions would load
- * libraries into us, or allocate memory, which nothing else here does.)
+ * The id that optarg has in passwd(5) or group(5), where it is the third field
+ * of a line; or else is itself. (libc's functions would load libraries into us,
+ * or allocate memory, which nothing else here does.)
  */
 static unsigned id_find(const char *kind, const char *file)
 {
@@ -145,7 +145,7 @@ static int trace_open(const char *path, int flags)
     return fd;
 }
 
-/* A pattern on each line; those that are empty or begin with # are none. */
+/* The file has a pattern on each line that is not empty or begins with #. */
 static void trace_events(const char *path)
 {
     int fd = trace_open(path, O_RDONLY);
@@ -176,7 +176,7 @@ static void trace_parse(char *argument)
         if (value != NULL && strcmp(key, "events") == 0) {
             trace_events(value);
         } else if (value != NULL && strcmp(key, "file") == 0) {
-            /* Not to wait for a FIFO's reader. */
+            /* Without O_NONBLOCK this would wait for a FIFO's reader. */
             trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
                                                  | O_NONBLOCK | O_NOCTTY));
         } else if (value == NULL || strcmp(key, "enable") != 0) {

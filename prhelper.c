@@ -49,7 +49,7 @@ static void client_accept(struct server *server, int64_t now)
     }
     log_syslog_renew();
     roster->complained = false;
-    roster_enter(roster, i, 1); /* we may not ask for our own */
+    roster_enter(roster, i, 1); /* the sandbox forbids getpid() */
     roster_greet(roster);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
@@ -57,7 +57,7 @@ static void client_accept(struct server *server, int64_t now)
         server->used++;
 }
 
-/* What is in flight goes on, but for replies that are not read. */
+/* Commands in flight go on, but a reply has to be read within LEAVE_WITHIN. */
 static void stop(struct server *server, int64_t now)
 {
     unsigned i;
@@ -67,12 +67,15 @@ static void stop(struct server *server, int64_t now)
         client_hurry(&server->clients[i], now);
     if (server->listener.fd < 0)
         return;
-    server->service.suspension.resume_by = 0; /* the last chance */
+    server->service.suspension.resume_by = 0; /* try once more, now */
     listen_remove(&server->listener);
     notify_send(server->notify, "STOPPING=1");
 }
 
-/* Tries again if a map is suspended. Returns the time; sooner of *wake. */
+/*
+ * Resumes a map that is suspended, if it is time. Returns the time after that;
+ * *wake becomes sooner if it has to be tried again.
+ */
 static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
 {
     struct suspension *suspension = &service->suspension;
@@ -132,7 +135,7 @@ static void serve(struct server *server)
         }
         events_wait(fds, server->used + 1, now, wake);
 
-        now = clock_us(); /* the time that one takes is not the others' */
+        now = clock_us(); /* a client that takes long makes no other expire */
         for (i = 0; i < server->used; i++) {
             struct client *client = &server->clients[i];
 
@@ -207,7 +210,7 @@ static void supervisor_set_up(struct supervisor *supervisor,
     server->roster.most = options->max_clients;
     server->roster.slots = workers->slots = options->max_clients * 2 + 16;
     server_set_up(server, options, 1);
-    /* What a session does not see it need not have a copy of. */
+    /* A session does not read this table, and needs no copy of it. */
     madvise(server->roster.places, workers->slots * sizeof(struct place),
             MADV_DONTFORK);
     workers->pids = table(workers->slots * sizeof(pid_t), MAP_PRIVATE);
@@ -237,7 +240,7 @@ int main(int argc, char **argv)
     bool activated;
 
     /* Stage 1; privdrop.c has the list. */
-    signal(SIGPIPE, SIG_IGN); /* a write to stderr may not work, no more */
+    signal(SIGPIPE, SIG_IGN); /* what happens to be stderr must not kill us */
     signal(SIGXFSZ, SIG_IGN);
     daemon_open_standard_fds();
     log_open();
@@ -261,7 +264,7 @@ int main(int argc, char **argv)
         server->roster.most = server->roster.slots = clients_limit(
             options.max_clients);
         server_set_up(server, &options, server->roster.slots);
-        signal(SIGCHLD, SIG_IGN); /* who becomes our child is not ours */
+        signal(SIGCHLD, SIG_IGN); /* as pid 1 we would inherit children */
     } else {
         supervisor_set_up(&supervisor, &options);
     }
@@ -275,8 +278,8 @@ int main(int argc, char **argv)
 
     if (options.single_process || supervise(&supervisor))
         serve(server);
-    if (server->listener.fd >= 0) /* what all have lost together, once */
+    if (server->listener.fd >= 0) /* says what all processes have lost */
         log_check(NEVER);
-    /* Without closing anything: an exiting process does not linger. */
+    /* Nothing is closed: a process that exits does not linger in close(). */
     _exit(EXIT_SUCCESS);
 }

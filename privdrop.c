@@ -44,7 +44,7 @@
 
 /*
  * The inode of the user namespace in which the kernel looks for the capability
- * (USER_NS_INIT_INO, linux/nsfs.h); that of another one is no more than a word.
+ * (USER_NS_INIT_INO, linux/nsfs.h). In another one it counts for nothing.
  */
 #define FIRST_USER_NAMESPACE 0xeffffffd
 
@@ -73,8 +73,8 @@ static bool bounding_set_empty(void)
 }
 
 /*
- * Without -u and -g, a step that needs a capability we were not given is
- * only worth a word: to root's owner a warning, to a user no surprise.
+ * Without -u and -g, a step that needs a capability which we were not given is
+ * logged: for root this is a warning, and no surprise for a user.
  */
 static void step_failed(const char *step, bool must)
 {

@@ -14,7 +14,7 @@
 
 #define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
 
-/* How long there may be too many clients: those who reconnect are leaving. */
+/* For so long there may be too many clients: some may just be leaving. */
 #define CROWDED_FOR (SECOND / 4)
 
 unsigned roster_find(const struct roster *roster, pid_t pid)
@@ -80,9 +80,9 @@ static unsigned peer_connections(const struct roster *roster, unsigned i)
 }
 
 /*
- * Of two with as many connections, who goes first? Not whoever came, or sent
- * a command, since there have been too many; not one with a command at a
- * device; the one that has been idle for longest.
+ * Of two clients whose peers have as many connections, does a go first? Not who
+ * came, or sent a command, since there have been too many; nor who has a
+ * command at a device; else who has been idle for longer.
  */
 static bool goes_before(const struct roster *roster, const struct record *a,
                         const struct record *b)
@@ -94,7 +94,7 @@ static bool goes_before(const struct roster *roster, const struct record *a,
     return a->busy != b->busy ? b->busy : a->since < b->since;
 }
 
-/* (Quadratic in the number of peers, but only at a limit.) */
+/* This is quadratic in the number of peers, but only done at the limit. */
 unsigned roster_evict(const struct roster *roster)
 {
     unsigned i, clients = roster_active(roster), victim = 0, most = 0;

@@ -59,7 +59,7 @@
 
 /* A system call that may be made, perhaps only with one value. */
 struct permission {
-    enum process from; /* this one on */
+    enum process from; /* and those that follow in the enumeration */
     uint32_t number;
     int argument; /* NONE, or which argument must be value (its low 32 bits) */
     uint32_t value;
@@ -124,11 +124,11 @@ static const struct permission permissions[] = {
 #ifdef SYS_sigreturn
     ANY(SESSION, sigreturn),
 #endif
-#ifdef SYS_open /* what machines before aarch64 have besides */
+#ifdef SYS_open /* machines before aarch64 also have these */
     ANY(SESSION, stat), ANY(WORKER, open), ANY(MAIN, fork), ANY(MAIN, lstat),
     ANY(MAIN, unlink),
 #endif
-#ifdef SYS_fcntl64 /* those of 32 bits: for long files and times */
+#ifdef SYS_fcntl64 /* machines of 32 bits: for long files and times */
     WITH(SESSION, fcntl64, 1, F_GETFL), WITH(WORKER, fcntl64, 1, F_SETLK),
     WITH(WORKER, fcntl64, 1, F_SETFD), ANY(SESSION, ppoll_time64),
     ANY(SESSION, fstat64), ANY(SESSION, fstatat64), ANY(SESSION, stat64),
@@ -167,13 +167,13 @@ enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
     (struct sock_filter)                                                       \
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (if_equal), (else_skip))
 
-/* Adds "do that with this one" to the filter; returns its new end. */
+/* Adds the instructions for a permission to the filter; returns its new end. */
 static struct sock_filter *permission_write(struct sock_filter *end,
                                             const struct permission *permission,
                                             uint32_t queue)
 {
     const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
-    const uint32_t low = FIELD(args) + (big_endian ? 4 : 0); /* of the first */
+    const uint32_t low = FIELD(args[0]) + (big_endian ? 4 : 0);
     bool any = permission->argument == NONE;
     uint32_t value = permission->value == QUEUE        ? queue
                      : permission->value == TRACE_FILE ? (uint32_t)trace_file()
@@ -287,7 +287,7 @@ bool sandbox_main(const char *socket_path, int queue)
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
 
-    /* glibc 2.41's gets memory when it is first called: now or never. */
+    /* When glibc 2.41's strerror() is first called it allocates memory. */
     (void)strerror(ENOSYS);
     if (version < 1)
         log_verbose("this kernel has no Landlock:");

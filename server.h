@@ -21,21 +21,21 @@
 enum { SIGNAL_STOP = 1 << SIGTERM | 1 << SIGINT | 1 << SIGHUP };
 enum { SIGNAL_CHILD = 1 << SIGCHLD, SIGNAL_STATUS = 1 << SIGUSR1 };
 void signals_set_up(void);
-/* Which have come, a bit for each, since it was called last. */
+/* The signals that have come since the last call, a bit for each. */
 unsigned signals_take(void);
 /*
- * Until one of fds is ready, or wake, or a signal: then none of them is ready.
- * As with poll(), those whose fd is negative are passed over.
+ * Waits for one of fds, the time wake, or a signal, with which none of fds is
+ * ready. As with poll(), those whose fd is negative are passed over.
  */
 void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake);
 
-/* descriptors.c: how many there can be, of which the caller wants most. */
+/* descriptors.c: allows most descriptors, or returns how many there can be. */
 int descriptors_limit(rlim_t most);
-/* The same file, with one of the two highest numbers that there can be. */
+/* Duplicates fd, with one of the two highest numbers that there can be. */
 int descriptor_high(int fd);
-/* All but the standard ones, the trace file, and these (-1: none). */
+/* Closes all but the standard ones, the trace file, and these (-1: none). */
 void descriptors_close_except(int a, int b, int c);
-/* In a session, whose new ones are to be below queue. 0, or -1 and errno. */
+/* Keeps a session's new ones below queue. Returns 0, or -1 and errno. */
 int descriptors_seal(int queue);
 
 /*
@@ -49,13 +49,13 @@ struct record {
     unsigned long long commands;
     unsigned long long errors; /* commands that were not answered with GOOD */
     uint32_t state;            /* enum protocol_state: what it waits for */
-    uint8_t busy; /* or 0: the device has, or had, a command not yet answered */
+    uint8_t busy; /* not 0: a device has a command, as yet unanswered */
 };
 
 struct service { /* what all clients of this process have in common */
     int64_t timeout;
-    const char *socket_path; /* ours, NULL: a service manager's */
-    int queue; /* to the workers; -1: we do commands on maps ourselves, */
+    const char *socket_path; /* of the listener, NULL: a service manager's */
+    int queue;               /* to the workers; -1: we serve maps ourselves, */
     struct suspension suspension; /* and resume this one */
 };
 
@@ -73,14 +73,14 @@ struct client {
 /* Takes over the socket; service and record stay the caller's. */
 void client_begin(struct client *, int socket, struct service *,
                   struct record *);
-/* What to wait for: the client, or the answer of who works for it. */
+/* Sets what to wait for: the client, or the worker's answer. */
 void client_poll(const struct client *, struct pollfd *);
 /*
  * Goes on with the conversation as far as it goes without waiting. Returns
  * false when it is over; the caller then closes the client.
  */
 bool client_work(struct client *);
-/* A command is being executed, or its reply has not all been sent. */
+/* Is a command being executed, or has its reply not all been sent? */
 bool client_is_in_flight(const struct client *);
 /*
  * True if the client has kept us waiting inside a frame for too long, or has
@@ -88,9 +88,9 @@ bool client_is_in_flight(const struct client *);
  * nothing more when its own time is up.
  */
 bool client_expire(struct client *, int64_t now);
-/* We are leaving: the client has only so long to take its reply. */
+/* As we are leaving, the client has LEAVE_WITHIN to take its reply. */
 void client_hurry(struct client *, int64_t now);
-/* The client, if there is one, has done nothing wrong, but has to go. */
+/* Traces that the client, if there is one, has to go without a fault. */
 void client_leave(const struct client *);
 /* Frees everything but the record. */
 void client_close(struct client *);
@@ -119,7 +119,7 @@ struct roster {
     unsigned count;         /* of places that are not free */
     unsigned pending;       /* the place that waits for its client, or NOBODY */
     struct totals totals;   /* commands and errors: of who is gone */
-    int64_t crowded_by;     /* NEVER, or when too many clients are too many */
+    int64_t crowded_by;     /* NEVER, or when one of too many has to go */
     int64_t retry;   /* when to try accept and fork again after a failure */
     bool complained; /* of that failure */
     unsigned status_slot; /* where report_status() goes on */
@@ -132,9 +132,9 @@ void roster_enter(struct roster *, unsigned place, pid_t);
 /* The pending one has its client now. */
 void roster_greet(struct roster *);
 void roster_remove(struct roster *, unsigned place);
-/* How many there are that have not been told to leave. */
+/* How many clients there are that have not been told to leave. */
 unsigned roster_active(const struct roster *);
-/* Have there been too many for a moment? */
+/* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);
 /*
  * Who has to go, of those that are active, which is logged: of the peer with
@@ -154,8 +154,8 @@ void report_request(const struct client *, const struct pr_command *);
 void report_reply(const struct client *, const struct pr_command *,
                   size_t payload);
 /*
- * If somebody has asked: the sums. Then a line for each client, a few at a
- * time, so that whoever takes them keeps up. Returns when to go on.
+ * Logs the sums if an administrator has asked, then a line for each client, a
+ * few at a time, so that whoever reads them keeps up. Returns when to go on.
  */
 int64_t report_status(struct roster *, bool is_asked, unsigned workers,
                       int64_t now);

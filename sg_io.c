@@ -132,7 +132,7 @@ enum vet sg_io_refuse(struct pr_command *command, enum refusal refusal)
     return VET_ANSWERED;
 }
 
-/* Answered as if SG_IO had failed so. */
+/* Answers as if SG_IO had failed with that errno. */
 static enum vet refuse_as(struct pr_command *command, int error,
                           enum refusal refusal)
 {
@@ -174,7 +174,7 @@ enum vet sg_io_vet(struct pr_command *command)
     struct stat st;
 
     command->refusal = NOT_REFUSED;
-    /* The parameter list length is bytes 5-8; what came is as bytes 7-8 say. */
+    /* The length is bytes 5-8, but the client has sent what bytes 7-8 say. */
     if (is_out && (command->cdb[5] != 0 || command->cdb[6] != 0))
         return refuse_as(command, EINVAL, LIST_TOO_LONG);
     if (!is_in && !is_open(command->fd, true))
@@ -184,7 +184,7 @@ enum vet sg_io_vet(struct pr_command *command)
     is_block = S_ISBLK(st.st_mode);
     is_disk = is_block && sg_io_disk_row(major(st.st_rdev)) >= 0;
     if (is_block && !is_disk && sysfs_has(st.st_rdev, "/dm"))
-        /* Nobody but us asks if the client could open what this is of. */
+        /* For a map it is us who must see that the client could open it. */
         return is_open(command->fd, false)
                    ? VET_MAPPED
                    : refuse_as(command, EBADF, NOT_OPEN);

@@ -49,7 +49,7 @@ bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
     ITEM(NOT_SCSI_PATHS, "the paths of the multipath map are no SCSI disks")
 #define REFUSAL(name, words) name,
 enum refusal { NOT_REFUSED, REFUSALS(REFUSAL) };
-extern const char *const sg_io_refusals[]; /* the words */
+extern const char *const sg_io_refusals[]; /* indexed by them */
 
 struct pr_command {
     int fd;
@@ -71,7 +71,7 @@ struct pr_command {
  */
 enum { SG_IO_TIMEOUT = 60000 };
 
-enum { SG_IO_ATTENTIONS = 5 }; /* that a command is sent again for */
+enum { SG_IO_ATTENTIONS = 5 }; /* for so many a command is sent again */
 
 enum vet { VET_SEND, VET_MAPPED, VET_ANSWERED };
 /*
@@ -108,7 +108,7 @@ enum vet sg_io_refuse(struct pr_command *, enum refusal);
 void status_set(struct pr_command *, uint8_t status);
 /* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
-/* Fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
+/* Reads fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
 /* report.c, for multipath/send.c: what came of a command, in words. */

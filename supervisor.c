@@ -37,11 +37,11 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     struct server *server = &supervisor->server;
     int socket;
 
-    /* It dies with the supervisor, but see client_busy(). */
+    /* The session dies with the supervisor, but see client_busy(). */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
         _exit(errno);
     if (getppid() != supervisor->pid)
-        _exit(ESRCH); /* which was gone before we asked to go with it */
+        _exit(ESRCH); /* the supervisor was gone already */
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
@@ -51,7 +51,7 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     server->used = 1;
     client_begin(&server->clients[0], socket, &server->service,
                  &server->roster.records[place]);
-    /* The client reads its hello while we go on; we read nothing of it yet. */
+    /* Sends the hello, which the client can read while we go on. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
     munmap(supervisor->workers.suspensions,
@@ -123,7 +123,7 @@ static int64_t sessions_check(struct roster *roster, int64_t now)
     return next;
 }
 
-/* The end of our patience with commands in flight. */
+/* Commands in flight have had their time. */
 static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
@@ -152,7 +152,7 @@ static void reports_read(struct supervisor *supervisor)
     ssize_t count = read(supervisor->report[0], bytes, sizeof(bytes));
 
     while (count-- > 0) {
-        if (supervisor->room == ROOM_ENOUGH) /* or it was made for this one */
+        if (supervisor->room == ROOM_ENOUGH) /* else one had to go for it */
             roster->complained = false;
         supervisor->room = ROOM_ENOUGH;
         if (bytes[count] == 'w')
@@ -197,7 +197,7 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
         unsigned i;
 
-        reports_read(supervisor); /* its byte may be there still */
+        reports_read(supervisor); /* what it wrote may be unread */
         i = roster_find(roster, pid);
         if (i < roster->slots)
             session_ended(roster, i, status, now);
@@ -227,14 +227,14 @@ static void stop(struct supervisor *supervisor, int64_t now)
             session_leave(roster, i, now);
 }
 
-/* For a command on the queue; or, with a suspension, to resume that map. */
+/* Forks for a command on the queue or, with a suspension, to resume a map. */
 static void worker_start(struct supervisor *supervisor, unsigned place,
                          struct suspension *suspension, int64_t now)
 {
     struct workers *workers = &supervisor->workers;
     pid_t pid;
 
-    if (place == workers->slots) { /* until one has ended */
+    if (place == workers->slots) { /* there is none until a worker ends */
         workers_started(workers, place, -1, suspension, now);
         return;
     }
@@ -249,7 +249,7 @@ static void worker_start(struct supervisor *supervisor, unsigned place,
     workers_started(workers, place, pid, suspension, now);
 }
 
-/* For who is waiting at the listener. Returns true in the session. */
+/* Forks for who waits at the listener. Returns true in the session. */
 static bool session_start(struct supervisor *supervisor, int64_t now)
 {
     struct roster *roster = &supervisor->server.roster;
@@ -299,7 +299,7 @@ bool supervise(struct supervisor *supervisor)
             sessions_kill(roster);
             return false;
         }
-        /* One: what is due is for the workers to say, who may lie. */
+        /* One at a time: it is workers, who may lie, that say what is due. */
         suspension = workers_resume(workers, now, &place);
         if (suspension != NULL)
             worker_start(supervisor, place, suspension, now);

@@ -29,7 +29,7 @@ enum {
 
 static struct {
     unsigned traced; /* a bit for each event */
-    unsigned logged; /* likewise, with -v */
+    unsigned logged; /* a bit for each that -v logs */
     int file;
 } trace_state = { .file = -1 };
 
@@ -79,7 +79,7 @@ int trace_file(void)
     return trace_state.file;
 }
 
-/* After all options: -v does not repeat what is traced to the same place. */
+/* Comes after all options, as -v does not repeat what is traced to stderr. */
 void trace_begin(bool is_verbose)
 {
     trace_state.logged = is_verbose ? VERBOSE_EVENTS : 0;
