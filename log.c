@@ -2,14 +2,17 @@
 /*
  * log.c - one line to stderr per call. In the background stderr is a socket
  * to syslogd; where it is the journal, a line begins with its priority. Trace
- * events can have a file of their own.
+ * events, which -T chooses by name and pattern, can have a file of their own:
+ * it is opened before the sandbox is there, and is the only one that a session
+ * can write to. -v shows some of them, too.
  *
  * It must never block (whoever reads our stderr may have stopped), raise
  * SIGPIPE, fail loudly, or use stdio's streams and libc's syslog(), whose
- * system calls nobody counted. Nor may one client hide what there is to say
- * of another: warnings are limited for each. Lines that could not be written
- * are counted by all processes together, and the count goes out with the next
- * line that can, or by itself.
+ * system calls nobody counted; nor cost more than the test of a bit for an
+ * event that is off. Nor may one client hide what there is to say of another:
+ * warnings are limited for each. Lines that could not be written are counted
+ * by all processes together, and the count goes out with the next line that
+ * can, or by itself.
  */
 #include "log.h"
 
@@ -27,6 +30,11 @@
 #include <syslog.h>
 #include <time.h>
 #include <unistd.h>
+
+#define NAME(event, name, is_verbose) name,
+#define VERBOSE(event, name, is_verbose) | (is_verbose) << (event)
+static const char names[TRACE_EVENTS][15] = { TRACES(NAME) };
+enum { VERBOSE_EVENTS = 0 TRACES(VERBOSE) };
 
 /* How many warnings may a client cause in a second, and how many clients? */
 enum { WARNINGS_MOST = 10, WINDOWS = 32 };
@@ -53,7 +61,11 @@ static struct {
     unsigned told;   /* how many were lost then, in vain */
     int64_t tell_by; /* 0, or when to say it */
     struct shared *shared;
-} log_state = { .shared = &unshared };
+    unsigned traced; /* a bit for each event */
+    int trace_file;
+} log_state = { .shared = &unshared, .trace_file = -1 };
+
+/* ---- Where lines go --------------------------------------------------- */
 
 void log_open(void)
 {
@@ -119,6 +131,8 @@ struct log_peer *log_about(void)
 {
     return &log_state.peer;
 }
+
+/* ---- Lines ------------------------------------------------------------ */
 
 /*
  * Each peer has a window of a second; those that find none have the last one
@@ -214,8 +228,8 @@ static int head_write(int file, char *line, size_t size, int level)
     return length;
 }
 
-void log_line(int file, int level, const char *prefix, const char *format,
-              va_list arguments)
+static void log_line(int file, int level, const char *prefix,
+                     const char *format, va_list arguments)
 {
     /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
     char line[512], before[32] = "";
@@ -291,4 +305,77 @@ void fatal(const char *format, ...)
     log_line(-1, LOG_ERRORS, "", format, arguments);
     va_end(arguments);
     exit(EXIT_FAILURE);
+}
+
+/* ---- Trace events ------------------------------------------------------ */
+
+void trace_list(void)
+{
+    int event;
+
+    for (event = 0; event < TRACE_EVENTS; event++)
+        dprintf(STDOUT_FILENO, "%s\n", names[event]);
+}
+
+/* In a pattern, * stands for any characters, and ? for one. */
+static bool matches(const char *pattern, const char *name)
+{
+    for (; *pattern != '*'; pattern++, name++)
+        if (*name == '\0' || (*pattern != '?' && *pattern != *name))
+            return *pattern == *name;
+    return matches(pattern + 1, name)
+           || (*name != '\0' && matches(pattern, name + 1));
+}
+
+void trace_enable(const char *pattern)
+{
+    bool is_off = pattern[0] == '-';
+    unsigned event, matching = 0;
+
+    pattern += is_off;
+    for (event = 0; event < TRACE_EVENTS; event++)
+        if (matches(pattern, names[event]))
+            matching |= 1U << event;
+    log_state.traced |= matching;
+    if (is_off)
+        log_state.traced ^= matching;
+    if (matching == 0 && strpbrk(pattern, "*?") == NULL)
+        log_warning("trace event '%s' does not exist", pattern);
+}
+
+void trace_file_set(int fd)
+{
+    if (log_state.trace_file >= 0)
+        close(log_state.trace_file);
+    log_state.trace_file = fd;
+}
+
+int trace_file(void)
+{
+    return log_state.trace_file;
+}
+
+bool trace_is_on(enum trace_event event)
+{
+    unsigned logged = log_state.level >= LOG_VERBOSE ? VERBOSE_EVENTS : 0;
+
+    return ((log_state.traced | logged) >> event & 1) != 0;
+}
+
+void trace(enum trace_event event, const char *format, ...)
+{
+    bool is_traced = (log_state.traced >> event & 1) != 0;
+    va_list arguments;
+
+    va_start(arguments, format);
+    if (is_traced)
+        log_line(log_state.trace_file, LOG_ASKED, names[event], format,
+                 arguments);
+    va_end(arguments);
+    /* -v does not repeat what is traced to the same place. */
+    va_start(arguments, format);
+    if ((VERBOSE_EVENTS >> event & 1) != 0
+        && (!is_traced || log_state.trace_file >= 0))
+        log_line(-1, LOG_VERBOSE, "", format, arguments);
+    va_end(arguments);
 }

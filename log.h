@@ -7,7 +7,6 @@
 #ifndef LOG_H
 #define LOG_H
 
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -81,24 +80,21 @@ void log_at(int level, const char *format, ...)
 #define log_error(...) log_at(LOG_ERRORS, __VA_ARGS__)
 #define log_warning(...) log_at(LOG_NORMAL, __VA_ARGS__)
 #define log_verbose(...) log_at(LOG_VERBOSE, __VA_ARGS__)
-/* Writes to a file, or where messages go (-1). The prefix may be "". */
-void log_line(int file, int level, const char *prefix, const char *format,
-              va_list arguments);
 /* For start-up only: says why and exits with status 1. */
 void fatal(const char *format, ...)
     __attribute__((format(printf, 1, 2), noreturn));
 
-/* trace.c: events that -T chooses, some of which -v logs, too. */
-enum trace_event {
-    TRACE_CLIENT_CONNECT,
-    TRACE_CLIENT_END,
-    TRACE_REQUEST,
-    TRACE_PR_IN,
-    TRACE_PR_OUT,
-    TRACE_PATH,
-    TRACE_MULTIPATHD,
-    TRACE_EVENTS
-};
+/* Events that -T chooses, some of which -v logs, too. */
+#define TRACES(EVENT)                                                          \
+    EVENT(TRACE_CLIENT_CONNECT, "client_connect", 1)                           \
+    EVENT(TRACE_CLIENT_END, "client_end", 1)                                   \
+    EVENT(TRACE_REQUEST, "request", 0)                                         \
+    EVENT(TRACE_PR_IN, "pr_in", 0)                                             \
+    EVENT(TRACE_PR_OUT, "pr_out", 1)                                           \
+    EVENT(TRACE_PATH, "path", 0)                                               \
+    EVENT(TRACE_MULTIPATHD, "multipathd", 1)
+#define TRACE_EVENT(event, name, is_verbose) event,
+enum trace_event { TRACES(TRACE_EVENT) TRACE_EVENTS };
 /* For -T help. */
 void trace_list(void);
 /* Turns on what matches; with a - before the pattern, off. */
@@ -106,7 +102,6 @@ void trace_enable(const char *pattern);
 /* Takes over fd, and closes the one before. */
 void trace_file_set(int fd);
 int trace_file(void); /* -1: none */
-void trace_begin(bool is_verbose);
 bool trace_is_on(enum trace_event);
 /* Keeps errno. */
 void trace(enum trace_event, const char *format, ...)

@@ -269,5 +269,4 @@ void options_parse(struct options *options, int argc, char **argv)
            != -1)
         if (option == 'T')
             trace_parse(optarg);
-    trace_begin(!options->quiet && options->verbosity > 0);
 }

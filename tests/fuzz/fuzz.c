@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * fuzz.c - what the fuzz targets share: the input, taken piece by piece, and
- * the functions of log.c and trace.c, which here write nothing but read every
+ * the functions of log.c, which here write nothing but read every
  * byte that they would write. See fuzz.h.
  *
  * It must never end the process but for a check that failed.

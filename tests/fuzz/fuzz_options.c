@@ -101,11 +101,6 @@ void trace_file_set(int fd)
     MUST(fd == FD && line.open_fds-- > 0);
 }
 
-void trace_begin(bool is_verbose)
-{
-    (void)is_verbose;
-}
-
 void fuzz_exit(int status)
 {
     longjmp(fuzz_end, status + 1);
