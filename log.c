@@ -297,16 +297,6 @@ int64_t log_check(int64_t now)
     return NEVER;
 }
 
-void fatal(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    log_line(-1, LOG_ERRORS, "", format, arguments);
-    va_end(arguments);
-    exit(EXIT_FAILURE);
-}
-
 /* ---- Trace events ------------------------------------------------------ */
 
 void trace_list(void)

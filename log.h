@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -81,8 +82,7 @@ void log_at(int level, const char *format, ...)
 #define log_warning(...) log_at(LOG_NORMAL, __VA_ARGS__)
 #define log_verbose(...) log_at(LOG_VERBOSE, __VA_ARGS__)
 /* For start-up only: says why and exits with status 1. */
-void fatal(const char *format, ...)
-    __attribute__((format(printf, 1, 2), noreturn));
+#define fatal(...) (log_error(__VA_ARGS__), exit(EXIT_FAILURE))
 
 /* Events that -T chooses, some of which -v logs, too. */
 #define TRACES(EVENT)                                                          \

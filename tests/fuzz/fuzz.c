@@ -102,12 +102,7 @@ void trace(enum trace_event event, const char *format, ...)
     va_end(arguments);
 }
 
-void fatal(const char *format, ...)
+void fuzz_exit(int status)
 {
-    va_list arguments;
-
-    va_start(arguments, format);
-    line_format(format, arguments);
-    va_end(arguments);
-    longjmp(fuzz_end, EXIT_FAILURE + 1);
+    longjmp(fuzz_end, status + 1);
 }

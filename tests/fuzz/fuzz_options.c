@@ -20,7 +20,6 @@
 int fuzz_open(const char *path, int flags, ...);
 int fuzz_close(int fd);
 ssize_t fuzz_read(int fd, void *data, size_t size);
-void fuzz_exit(int status) __attribute__((noreturn));
 
 enum { ARGUMENTS = 64, ID = 5, FD = 1000 };
 enum {
@@ -99,11 +98,6 @@ void trace_enable(const char *pattern)
 void trace_file_set(int fd)
 {
     MUST(fd == FD && line.open_fds-- > 0);
-}
-
-void fuzz_exit(int status)
-{
-    longjmp(fuzz_end, status + 1);
 }
 
 /* Is it the end of an argument, or what stands there without one? */
