@@ -276,12 +276,6 @@ bool client_is_in_flight(const struct client *client)
     return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
 }
 
-void client_hurry(struct client *client, int64_t now)
-{
-    if (client->answer < 0 && client->deadline > now + LEAVE_WITHIN)
-        client->deadline = now + LEAVE_WITHIN;
-}
-
 bool client_expire(struct client *client, int64_t now)
 {
     if (now < client->deadline)

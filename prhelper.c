@@ -63,8 +63,12 @@ static void stop(struct server *server, int64_t now)
     unsigned i;
 
     server->service.timeout = LEAVE_WITHIN;
-    for (i = 0; i < server->used; i++)
-        client_hurry(&server->clients[i], now);
+    for (i = 0; i < server->used; i++) {
+        struct client *client = &server->clients[i];
+
+        if (client->answer < 0)
+            client->deadline = sooner(client->deadline, now + LEAVE_WITHIN);
+    }
     if (server->listener.fd < 0)
         return;
     server->service.suspension.resume_by = 0; /* try once more, now */

@@ -135,19 +135,19 @@ static bool is_client(const struct roster *roster, unsigned i)
 
 static void totals_report(const struct roster *roster, unsigned workers)
 {
-    struct totals totals = roster->totals;
+    unsigned long long commands = roster->commands, errors = roster->errors;
     unsigned i, clients = 0;
 
     for (i = 0; i < roster->slots; i++) {
         if (!is_client(roster, i))
             continue;
         clients++;
-        totals.commands += roster->records[i].commands;
-        totals.errors += roster->records[i].errors;
+        commands += roster->records[i].commands;
+        errors += roster->records[i].errors;
     }
     log_asked("clients: %u now, %llu ever; commands: %llu, errors: %llu; "
               "multipath workers: %u",
-              clients, totals.clients, totals.commands, totals.errors, workers);
+              clients, roster->clients, commands, errors, workers);
 }
 
 int64_t report_status(struct roster *roster, bool is_asked, unsigned workers,

@@ -35,7 +35,7 @@ void roster_enter(struct roster *roster, unsigned i, pid_t pid)
 
 void roster_greet(struct roster *roster)
 {
-    roster->totals.clients++;
+    roster->clients++;
     roster->pending = NOBODY;
 }
 
@@ -45,8 +45,8 @@ void roster_remove(struct roster *roster, unsigned i)
     roster->count--;
     if (roster->pending == i)
         roster->pending = NOBODY;
-    roster->totals.commands += roster->records[i].commands;
-    roster->totals.errors += roster->records[i].errors;
+    roster->commands += roster->records[i].commands;
+    roster->errors += roster->records[i].errors;
 }
 
 static bool is_active(const struct roster *roster, unsigned i)

@@ -88,8 +88,6 @@ bool client_is_in_flight(const struct client *);
  * nothing more when its own time is up.
  */
 bool client_expire(struct client *, int64_t now);
-/* As we are leaving, the client has LEAVE_WITHIN to take its reply. */
-void client_hurry(struct client *, int64_t now);
 /* Traces that the client, if there is one, has to go without a fault. */
 void client_leave(const struct client *);
 /* Frees everything but the record. */
@@ -104,11 +102,6 @@ struct place {
     int64_t leave_by; /* NEVER, or when to kill it if it is still there */
 };
 
-struct totals {
-    unsigned long long clients; /* all that ever were */
-    unsigned long long commands, errors;
-};
-
 #define NOBODY ((unsigned)-1)
 
 struct roster {
@@ -118,10 +111,11 @@ struct roster {
     struct record *records; /* shared with the sessions */
     unsigned count;         /* of places that are not free */
     unsigned pending;       /* the place that waits for its client, or NOBODY */
-    struct totals totals;   /* commands and errors: of who is gone */
-    int64_t crowded_by;     /* NEVER, or when one of too many has to go */
-    int64_t retry;   /* when to try accept and fork again after a failure */
-    bool complained; /* of that failure */
+    unsigned long long clients;          /* that ever were */
+    unsigned long long commands, errors; /* of those that are gone */
+    int64_t crowded_by; /* NEVER, or when one of too many has to go */
+    int64_t retry;      /* when to try accept and fork again after a failure */
+    bool complained;    /* of that failure */
     unsigned status_slot; /* where report_status() goes on */
     int64_t status_by;    /* and when; NEVER: nobody has asked */
 };
