@@ -82,7 +82,11 @@ void log_at(int level, const char *format, ...)
 #define log_warning(...) log_at(LOG_NORMAL, __VA_ARGS__)
 #define log_verbose(...) log_at(LOG_VERBOSE, __VA_ARGS__)
 /* For start-up only: says why and exits with status 1. */
-#define fatal(...) (log_error(__VA_ARGS__), exit(EXIT_FAILURE))
+#define fatal(...)                                                             \
+    do {                                                                       \
+        log_error(__VA_ARGS__);                                                \
+        exit(EXIT_FAILURE);                                                    \
+    } while (false)
 
 /* Events that -T chooses, some of which -v logs, too. */
 #define TRACES(EVENT)                                                          \

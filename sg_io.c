@@ -82,7 +82,7 @@ static const struct outcome host_outcomes[] = {
 enum { DRIVER_TIMEOUT = 0x06, DRIVER_SENSE = 0x08 };
 
 #define WORDS(name, words) words,
-const char *const sg_io_refusals[] = { NULL, REFUSALS(WORDS) };
+const char *const sg_io_refusals[] = { NULL, EACH_REFUSAL(WORDS) };
 
 void status_set(struct pr_command *command, uint8_t status)
 {

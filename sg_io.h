@@ -30,7 +30,7 @@ bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
 /* sg_io.c: one command on one descriptor; and why it is not sent. */
-#define REFUSALS(ITEM)                                                         \
+#define EACH_REFUSAL(ITEM)                                                     \
     ITEM(LIST_TOO_LONG, "the parameter list is longer than 8192 bytes")        \
     ITEM(NOT_FOR_WRITING, "the descriptor is not open for writing")            \
     ITEM(NOT_OPEN, "the descriptor is not open")                               \
@@ -48,7 +48,7 @@ bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
     ITEM(NO_UUID, "cannot tell what device-mapper device this is")             \
     ITEM(NOT_SCSI_PATHS, "the paths of the multipath map are no SCSI disks")
 #define REFUSAL(name, words) name,
-enum refusal { NOT_REFUSED, REFUSALS(REFUSAL) };
+enum refusal { NOT_REFUSED, EACH_REFUSAL(REFUSAL) REFUSALS };
 extern const char *const sg_io_refusals[]; /* indexed by them */
 
 struct pr_command {
