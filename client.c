@@ -91,18 +91,6 @@ void client_close(struct client *client)
     client_busy(client, false);
 }
 
-/* The descriptor that came with a message; -1: none. */
-static int descriptor_take(const struct msghdr *message)
-{
-    const struct cmsghdr *header = CMSG_FIRSTHDR(message);
-    int fd = -1;
-
-    if (header != NULL && header->cmsg_level == SOL_SOCKET
-        && header->cmsg_type == SCM_RIGHTS)
-        memcpy(&fd, CMSG_DATA(header), sizeof(fd));
-    return fd;
-}
-
 /*
  * Reads once. Returns NULL if the conversation goes on, or why not; *more is
  * whether there is something to do before the next poll: nothing if the
@@ -120,19 +108,20 @@ static const char *client_receive(struct client *client, bool *more)
                               .msg_iovlen = 1,
                               .msg_control = control.bytes,
                               .msg_controllen = sizeof(control.bytes) };
+    const struct cmsghdr *header;
     const char *violation;
     ssize_t bytes;
-    int fd;
+    int fd = -1;
 
     *more = false;
     data.iov_base = protocol_rest(c, &data.iov_len);
     bytes = recvmsg(client->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (bytes < 0) {
-        if (errno == EAGAIN || errno == EINTR)
-            return NULL;
-        return strerror(errno);
-    }
-    fd = descriptor_take(&message);
+    if (bytes < 0)
+        return errno == EAGAIN || errno == EINTR ? NULL : strerror(errno);
+    header = CMSG_FIRSTHDR(&message);
+    if (header != NULL && header->cmsg_level == SOL_SOCKET
+        && header->cmsg_type == SCM_RIGHTS)
+        memcpy(&fd, CMSG_DATA(header), sizeof(fd));
     if (bytes == 0)
         violation = protocol_is_idle(c) ? "disconnected"
                                         : "disconnected inside a request";
@@ -155,11 +144,10 @@ static const char *client_send(struct client *client)
     ssize_t bytes = send(client->socket, data, size,
                          MSG_DONTWAIT | MSG_NOSIGNAL);
 
-    if (bytes < 0) {
-        if (errno == EAGAIN || errno == EINTR)
-            return NULL;
-        return "disconnected before its reply";
-    }
+    if (bytes < 0)
+        return errno == EAGAIN || errno == EINTR
+                   ? NULL
+                   : "disconnected before its reply";
     return protocol_moved(&client->conversation, (size_t)bytes, -1);
 }
 
