@@ -41,7 +41,7 @@ void roster_greet(struct roster *roster)
 
 void roster_remove(struct roster *roster, unsigned i)
 {
-    roster->places[i].pid = 0;
+    roster->places[i] = (struct place){ 0 };
     roster->count--;
     if (roster->pending == i)
         roster->pending = NOBODY;
@@ -49,17 +49,12 @@ void roster_remove(struct roster *roster, unsigned i)
     roster->errors += roster->records[i].errors;
 }
 
-static bool is_active(const struct roster *roster, unsigned i)
-{
-    return roster->places[i].pid != 0 && roster->places[i].leave_by == NEVER;
-}
-
 unsigned roster_active(const struct roster *roster)
 {
     unsigned i, active = 0;
 
     for (i = 0; i < roster->slots; i++)
-        active += is_active(roster, i);
+        active += roster->places[i].leave_by == NEVER;
     return active;
 }
 
@@ -74,7 +69,7 @@ static unsigned peer_connections(const struct roster *roster, unsigned i)
     unsigned j, count = 0;
 
     for (j = 0; j < roster->slots; j++)
-        count += is_active(roster, j)
+        count += roster->places[j].leave_by == NEVER
                  && same_peer(&roster->records[i], &roster->records[j]);
     return count;
 }
@@ -104,7 +99,7 @@ unsigned roster_evict(const struct roster *roster)
         const struct record *best = &roster->records[victim];
         unsigned connections;
 
-        if (!is_active(roster, i))
+        if (roster->places[i].leave_by != NEVER)
             continue;
         connections = most > 0 && same_peer(record, best)
                           ? most

@@ -99,7 +99,7 @@ void client_close(struct client *);
  */
 struct place {
     pid_t pid; /* 0: free; the session that serves it, 1: there are none */
-    int64_t leave_by; /* NEVER, or when to kill it if it is still there */
+    int64_t leave_by; /* NEVER: it may stay; else when to kill it; 0: free */
 };
 
 #define NOBODY ((unsigned)-1)
