@@ -31,7 +31,7 @@ MULTIPATH = $(addprefix multipath/,ask.c workers.c worker.c actions.c \
 	register.c preempt.c sweep.c send.c map.c multipathd.c)
 SOURCES = prhelper.c supervisor.c roster.c events.c descriptors.c client.c \
 	protocol.c sg_io.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
-	report.c trace.c log.c $(MULTIPATH)
+	report.c log.c $(MULTIPATH)
 CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c check.c decode.c) \
 	protocol.c sg_io.c sysfs.c multipath/multipathd.c
 HEADERS = $(wildcard *.h multipath/*.h admin/*.h)

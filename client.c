@@ -65,14 +65,15 @@ static void conversation_fd_close(struct conversation *c)
 
 void client_leave(const struct client *client)
 {
-    client_trace(client, TRACE_CLIENT_END, "told to leave");
+    if (client->socket >= 0)
+        client_trace(client, TRACE_CLIENT_END, "told to leave");
 }
 
 /*
- * Whether a device has, or had, a command that is not yet answered: as long as
- * it does, the end of the supervisor asks a session to leave, and else it
- * kills it, in close() and wherever else a descriptor can make it hang. (Who
- * has no queue has no supervisor.)
+ * Sets whether a device has, or had, a command that is not yet answered. While
+ * it has, the end of the supervisor only asks the session to leave; else it
+ * kills it, in close() and wherever else a descriptor can make it hang. (A
+ * process without a queue has no supervisor.)
  */
 static void client_busy(struct client *client, bool busy)
 {
@@ -91,28 +92,6 @@ void client_close(struct client *client)
 }
 
 /*
- * Takes the descriptors out of a message, in which there is room for one
- * header, and closes all but the first. Returns how many there were; *fd is
- * the first, or -1.
- */
-static size_t descriptors_take(const struct msghdr *message, int *fd)
-{
-    const struct cmsghdr *header = CMSG_FIRSTHDR(message);
-    size_t i, count = 0;
-
-    *fd = -1;
-    if (header != NULL && header->cmsg_level == SOL_SOCKET
-        && header->cmsg_type == SCM_RIGHTS)
-        count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (i = count; i-- > 0;) {
-        if (*fd >= 0)
-            close(*fd);
-        memcpy(fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-    }
-    return count;
-}
-
-/*
  * Reads once. Returns NULL if the conversation goes on, or why not; *more is
  * whether there is something to do before the next poll: nothing if the
  * frame is not complete, or if it was the last one before the client idles.
@@ -122,36 +101,35 @@ static const char *client_receive(struct client *client, bool *more)
     struct conversation *c = &client->conversation;
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))]; /* two fit on 64 bits */
+        char bytes[CMSG_LEN(sizeof(int))]; /* the kernel closes what is more */
     } control;
     struct iovec data;
     struct msghdr message = { .msg_iov = &data,
                               .msg_iovlen = 1,
                               .msg_control = control.bytes,
                               .msg_controllen = sizeof(control.bytes) };
+    const struct cmsghdr *header;
     const char *violation;
     ssize_t bytes;
-    size_t count;
-    int fd;
+    int fd = -1;
 
     *more = false;
     data.iov_base = protocol_rest(c, &data.iov_len);
     bytes = recvmsg(client->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (bytes < 0) {
-        if (errno == EAGAIN || errno == EINTR)
-            return NULL;
-        return strerror(errno);
-    }
-    count = descriptors_take(&message, &fd);
+    if (bytes < 0)
+        return errno == EAGAIN || errno == EINTR ? NULL : strerror(errno);
+    header = CMSG_FIRSTHDR(&message);
+    if (header != NULL && header->cmsg_level == SOL_SOCKET
+        && header->cmsg_type == SCM_RIGHTS)
+        memcpy(&fd, CMSG_DATA(header), sizeof(fd));
     if (bytes == 0)
         violation = protocol_is_idle(c) ? "disconnected"
                                         : "disconnected inside a request";
     else if (message.msg_flags & MSG_CTRUNC)
-        violation = "truncated ancillary data";
-    else if (count > 1)
-        violation = "more than one descriptor";
+        violation = fd >= 0 ? "more than one descriptor"
+                            : "truncated ancillary data";
     else
-        violation = protocol_received(c, (size_t)bytes, fd);
+        violation = protocol_moved(c, (size_t)bytes, fd);
     if (fd >= 0 && fd != c->fd)
         close(fd);
     *more = c->state == PROTOCOL_EXECUTE
@@ -166,13 +144,11 @@ static const char *client_send(struct client *client)
     ssize_t bytes = send(client->socket, data, size,
                          MSG_DONTWAIT | MSG_NOSIGNAL);
 
-    if (bytes < 0) {
-        if (errno == EAGAIN || errno == EINTR)
-            return NULL;
-        return "disconnected before its reply";
-    }
-    protocol_sent(&client->conversation, (size_t)bytes);
-    return NULL;
+    if (bytes < 0)
+        return errno == EAGAIN || errno == EINTR
+                   ? NULL
+                   : "disconnected before its reply";
+    return protocol_moved(&client->conversation, (size_t)bytes, -1);
 }
 
 /*
@@ -286,12 +262,6 @@ bool client_work(struct client *client)
 bool client_is_in_flight(const struct client *client)
 {
     return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
-}
-
-void client_hurry(struct client *client, int64_t now)
-{
-    if (client->answer < 0 && client->deadline > now + LEAVE_WITHIN)
-        client->deadline = now + LEAVE_WITHIN;
 }
 
 bool client_expire(struct client *client, int64_t now)

@@ -24,8 +24,7 @@ void daemon_open_standard_fds(void)
 
     for (fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0)
-            fatal("descriptor %d is closed, and /dev/null: %s", fd,
-                  strerror(errno));
+            fatal("descriptor %d is closed, and /dev/null:", fd);
 }
 
 int daemon_background(void)
@@ -36,11 +35,11 @@ int daemon_background(void)
     pid_t pid;
 
     if (pipe2(report, O_CLOEXEC) < 0)
-        fatal("cannot make a pipe: %s", strerror(errno));
-    signal(SIGCHLD, SIG_DFL); /* else its status could not be had */
+        fatal("cannot make a pipe:");
+    signal(SIGCHLD, SIG_DFL); /* ignored, a child would leave no status */
     pid = fork();
     if (pid < 0)
-        fatal("cannot fork: %s", strerror(errno));
+        fatal("cannot fork:");
     if (pid == 0) {
         close(report[0]);
         setsid();
@@ -60,10 +59,10 @@ void daemon_background_ready(int report, int syslog)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-    if (null < 0) /* then what we might still say goes the same way */
+    if (null < 0) /* then all three go to syslogd */
         null = dup(syslog);
     if (null < 0 || chdir("/") < 0)
-        fatal("cannot go to the background: %s", strerror(errno));
+        fatal("cannot go to the background:");
     dup2(null, STDIN_FILENO);
     dup2(null, STDOUT_FILENO);
     dup2(null, STDERR_FILENO);
@@ -72,7 +71,7 @@ void daemon_background_ready(int report, int syslog)
     if (syslog >= 0)
         log_syslog_use(syslog);
     if (write(report, "", 1) < 0 && errno != EPIPE)
-        _exit(EXIT_FAILURE); /* whoever waits sees the end of the pipe */
+        _exit(EXIT_FAILURE); /* daemon_background() sees the end of the pipe */
     close(report);
 }
 
@@ -88,17 +87,17 @@ void daemon_pid_file(const char *path)
 
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         if (fd < 0)
-            fatal("cannot create PID file '%s': %s", path, strerror(errno));
+            fatal("cannot create PID file '%s':", path);
         if (fcntl(fd, F_SETLK, &lock) < 0)
             fatal("cannot lock PID file '%s', does another instance run? %s",
                   path, strerror(errno));
         /* Somebody may have removed or replaced it since. */
         if (fstat(fd, &ours) < 0 || (stat(path, &there) < 0 && errno != ENOENT))
-            fatal("cannot look at PID file '%s': %s", path, strerror(errno));
+            fatal("cannot look at PID file '%s':", path);
         if (ours.st_dev == there.st_dev && ours.st_ino == there.st_ino) {
             if (ftruncate(fd, 0) < 0
                 || pwrite(fd, line, (size_t)size, 0) != size)
-                fatal("cannot write PID file '%s': %s", path, strerror(errno));
+                fatal("cannot write PID file '%s':", path);
             return;
         }
         close(fd);

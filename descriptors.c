@@ -11,9 +11,7 @@
 #include "kernel.h"
 #include "server.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -42,7 +40,7 @@ int descriptor_high(int fd)
                      descriptors_limit(HIGHEST_NUMBER + 1) - 2);
 
     if (high < 0)
-        fatal("too few descriptors, see ulimit -n: %s", strerror(errno));
+        fatal("too few descriptors, see ulimit -n:");
     return high;
 }
 
@@ -54,7 +52,7 @@ void descriptors_close_except(int a, int b, int c)
     for (;;) {
         unsigned next = ~0U, i;
 
-        for (i = 0; i < sizeof(keep) / sizeof(keep[0]); i++)
+        for (i = 0; i < COUNT(keep); i++)
             if (keep[i] >= (int)from && (unsigned)keep[i] < next)
                 next = (unsigned)keep[i];
         if (next > from)

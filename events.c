@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <string.h>
 
 /* How long something that is always ready may keep signals waiting. */
 #define SIGNALS_WITHIN (SECOND / 100)
@@ -19,9 +18,7 @@ static int64_t signals_by;
 
 static void signal_handle(int number)
 {
-    signals |= number == SIGCHLD   ? SIGNAL_CHILD
-               : number == SIGUSR1 ? SIGNAL_STATUS
-                                   : SIGNAL_STOP;
+    signals |= 1 << number;
 }
 
 void signals_set_up(void)
@@ -32,10 +29,10 @@ void signals_set_up(void)
 
     sigfillset(&action.sa_mask);
     if (sigprocmask(SIG_SETMASK, &action.sa_mask, NULL) < 0)
-        fatal("cannot block signals: %s", strerror(errno));
-    for (i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
+        fatal("cannot block signals:");
+    for (i = 0; i < COUNT(handled); i++)
         if (sigaction(handled[i], &action, NULL) < 0)
-            fatal("cannot handle signals: %s", strerror(errno));
+            fatal("cannot handle signals:");
 }
 
 void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake)
@@ -47,7 +44,7 @@ void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake)
     sigset_t none;
 
     sigemptyset(&none);
-    /* With something ready ppoll() lets no signal in, so now and then: */
+    /* ppoll() lets no signal in if something is ready: this one does. */
     if (now >= signals_by) {
         signals_by = now + SIGNALS_WITHIN;
         interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;
@@ -65,6 +62,6 @@ unsigned signals_take(void)
 {
     unsigned taken = (unsigned)signals;
 
-    signals = 0; /* none can come in between: they are blocked */
+    signals = 0; /* they are blocked, so none comes in between */
     return taken;
 }

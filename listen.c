@@ -22,46 +22,40 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum {
-    ACTIVATION_FD = 3, /* SD_LISTEN_FDS_START, sd-daemon.h */
-    /*
-     * Who has connected is served in that order, so that one who does nothing
-     * else would have all others wait behind it; who finds no place waits in
-     * connect(), for the next that is free, with the same chance as anybody.
-     */
-    BACKLOG = 16
-};
+enum { ACTIVATION_FD = 3 }; /* SD_LISTEN_FDS_START, sd-daemon.h */
+/*
+ * Clients are served in the order in which they have connected, so that one
+ * who does nothing else would have all others wait behind it. Who finds no
+ * place here waits in connect(), with the same chance of the next as anybody.
+ */
+enum { BACKLOG = 16 };
 
 /*
- * Whether a variable is the number of this process: one for another process
- * has come down to us. To be asked by the process that was started, before
- * it forks.
+ * The number that a variable of the environment is; -1: it is none. One for
+ * another process may have come down to us: a pid has to be compared by the
+ * process that was started, before it forks.
  */
-static bool is_our_pid(const char *text)
+static long number_of(const char *variable)
 {
-    char *end;
+    const char *text = getenv(variable);
+    char *end = NULL;
+    long number = text != NULL ? strtol(text, &end, 10) : -1;
 
-    return strtol(text, &end, 10) == (long)getpid() && *end == '\0';
+    return end != NULL && *end == '\0' ? number : -1;
 }
 
 bool listen_is_activated(const struct options *options)
 {
-    const char *pid = getenv("LISTEN_PID");
-    const char *fds = getenv("LISTEN_FDS");
-    long count;
-    char *end;
+    long count = number_of("LISTEN_FDS");
 
-    if (pid == NULL || fds == NULL || !is_our_pid(pid))
+    if (number_of("LISTEN_PID") != (long)getpid())
         return false;
-    count = strtol(fds, &end, 10);
-    if (*end != '\0')
-        count = 0;
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
     if (count <= 0)
         return false;
-    if (options->socket_path_given)
+    if (options->socket_path != NULL)
         fatal("Unix socket can't be set when using socket activation");
     if (count > 1)
         fatal(PROGRAM " does not support socket activation with "
@@ -71,7 +65,7 @@ bool listen_is_activated(const struct options *options)
 
 static int passed_option(int option)
 {
-    int value = -1; /* unless there is such a socket */
+    int value = -1; /* stays so if it is no socket */
     socklen_t size = sizeof(value);
 
     getsockopt(ACTIVATION_FD, SOL_SOCKET, option, &value, &size);
@@ -92,10 +86,10 @@ void listen_activated(struct listener *listener)
               ACTIVATION_FD);
     if (fcntl(ACTIVATION_FD, F_SETFD, FD_CLOEXEC) < 0
         || fcntl(ACTIVATION_FD, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
-        fatal("socket activation failed: %s", strerror(errno));
-    for (i = 0; i < sizeof(attached) / sizeof(attached[0]); i++)
+        fatal("socket activation failed:");
+    for (i = 0; i < COUNT(attached); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
-    listen(ACTIVATION_FD, BACKLOG); /* anew, with ours */
+    listen(ACTIVATION_FD, BACKLOG); /* again, for our backlog */
     listener->fd = ACTIVATION_FD;
 }
 
@@ -104,7 +98,7 @@ static int unix_socket(int type)
     int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     if (fd < 0)
-        fatal("cannot create a socket: %s", strerror(errno));
+        fatal("cannot create a socket:");
     return fd;
 }
 
@@ -166,25 +160,27 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
         if (!is_shared)
             fatal("cannot bind socket to %s: it exists and is no socket", path);
         snprintf(aside, sizeof(aside), "%s.%lld", path, (long long)clock_us());
-        /* Before, as whoever made it may be quicker to make the next one. */
+        /* Said first, as whoever made it may make the next one at once. */
         log_warning("%s is no socket: renaming it to %s", path, aside);
         if (rename(path, aside) < 0 && errno != ENOENT)
-            fatal("cannot rename %s, which is no socket: %s", path,
-                  strerror(errno));
+            fatal("cannot rename %s, which is no socket:", path);
     } else if (is_alive(address, length, is_shared)) {
         fatal("cannot bind socket to %s: another process listens there", path);
     } else if (unlink(path) < 0 && errno != ENOENT) {
-        fatal("cannot replace the stale socket %s: %s", path, strerror(errno));
+        fatal("cannot replace the stale socket %s:", path);
     }
 }
 
 void listen_open(struct listener *listener, const char *path)
 {
     struct sockaddr_un address;
-    socklen_t length = protocol_address(&address, path);
+    socklen_t length;
     int tries = 1000;
     bool is_shared;
 
+    if (path == NULL)
+        path = PROTOCOL_SOCKET;
+    length = protocol_address(&address, path);
     if (length == 0)
         fatal("UNIX socket path '%s' is too long: the limit is %zu bytes", path,
               sizeof(address.sun_path) - 1);
@@ -193,13 +189,13 @@ void listen_open(struct listener *listener, const char *path)
     place_clear(path, &address, length, is_shared);
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
         if (errno != EADDRINUSE || !is_shared || --tries == 0)
-            fatal("cannot bind socket to %s: %s", path, strerror(errno));
-        place_clear(path, &address, length, is_shared); /* it has come back */
+            fatal("cannot bind socket to %s:", path);
+        place_clear(path, &address, length, is_shared); /* it is back */
     }
     /* Whoever could connect may have put another in its place already. */
-    (void)lstat(path, &listener->made); /* if it is gone, all 0: no file's */
+    (void)lstat(path, &listener->made); /* 0 if it is gone, as no file is */
     if (listen(listener->fd, BACKLOG) < 0)
-        fatal("cannot listen on %s: %s", path, strerror(errno));
+        fatal("cannot listen on %s:", path);
     listener->path = path;
 }
 
@@ -211,20 +207,21 @@ void listen_remove(const struct listener *listener)
         || st.st_dev != listener->made.st_dev
         || st.st_ino != listener->made.st_ino)
         return;
-    /* The directory may be another user's, and our power over it gone. */
+    /* After stage 3 we may not be able to change the directory any more. */
     if (unlink(listener->path) < 0)
-        log_verbose("cannot remove %s: %s", listener->path, strerror(errno));
+        log_verbose("cannot remove %s:", listener->path);
 }
 
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
-    const char *pid = getenv("SYSTEMD_EXEC_PID");
     struct sockaddr_un address;
     socklen_t length;
     int fd;
 
-    if (name == NULL || (pid != NULL && !is_our_pid(pid)))
+    if (name == NULL
+        || (getenv("SYSTEMD_EXEC_PID") != NULL
+            && number_of("SYSTEMD_EXEC_PID") != (long)getpid()))
         return -1;
     length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {
@@ -233,8 +230,7 @@ int notify_open(void)
     }
     fd = unix_socket(SOCK_DGRAM);
     if (connect(fd, (const struct sockaddr *)&address, length) < 0) {
-        log_warning("cannot connect to NOTIFY_SOCKET '%s': %s", name,
-                    strerror(errno));
+        log_warning("cannot connect to NOTIFY_SOCKET '%s':", name);
         close(fd);
         return -1;
     }
@@ -244,5 +240,5 @@ int notify_open(void)
 void notify_send(int fd, const char *state)
 {
     if (fd >= 0 && send(fd, state, strlen(state), MSG_NOSIGNAL) < 0)
-        log_warning("cannot notify the service manager: %s", strerror(errno));
+        log_warning("cannot notify the service manager:");
 }

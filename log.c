@@ -2,14 +2,17 @@
 /*
  * log.c - one line to stderr per call. In the background stderr is a socket
  * to syslogd; where it is the journal, a line begins with its priority. Trace
- * events can have a file of their own.
+ * events, which -T chooses by name and pattern, can have a file of their own:
+ * it is opened before the sandbox is there, and is the only one that a session
+ * can write to. -v shows some of them, too.
  *
  * It must never block (whoever reads our stderr may have stopped), raise
  * SIGPIPE, fail loudly, or use stdio's streams and libc's syslog(), whose
- * system calls nobody counted. Nor may one client hide what there is to say
- * of another: warnings are limited for each. Lines that could not be written
- * are counted by all processes together, and the count goes out with the next
- * line that can, or by itself.
+ * system calls nobody counted; nor cost more than the test of a bit for an
+ * event that is off. Nor may one client hide what there is to say of another:
+ * warnings are limited for each. Lines that could not be written are counted
+ * by all processes together, and the count goes out with the next line that
+ * can, or by itself.
  */
 #include "log.h"
 
@@ -28,7 +31,24 @@
 #include <time.h>
 #include <unistd.h>
 
-static struct log_shared unshared;
+#define NAME(event, name, is_verbose) name,
+#define VERBOSE(event, name, is_verbose) | (is_verbose) << (event)
+static const char names[TRACE_EVENTS][15] = { TRACES(NAME) };
+enum { VERBOSE_EVENTS = 0 TRACES(VERBOSE) };
+
+/* How many warnings may a client cause in a second, and how many clients? */
+enum { WARNINGS_MOST = 10, WINDOWS = 32 };
+
+/* A page, shared by all processes. */
+struct shared {
+    unsigned lost[2]; /* messages, lines of the trace file */
+    struct window {
+        struct log_peer peer;
+        int64_t since;
+        unsigned warnings;
+    } windows[WINDOWS];
+};
+static struct shared unshared;
 static struct {
     int level;
     bool is_socket;
@@ -40,11 +60,12 @@ static struct {
     bool is_telling; /* in log_check() */
     unsigned told;   /* how many were lost then, in vain */
     int64_t tell_by; /* 0, or when to say it */
-    struct log_shared *shared;
-} log_state = { .shared = &unshared };
+    struct shared *shared;
+    unsigned traced; /* a bit for each event */
+    int trace_file;
+} log_state = { .shared = &unshared, .trace_file = -1 };
 
-/* How many warnings may a client cause in a second? */
-enum { WARNINGS_MOST = 10 };
+/* ---- Where lines go --------------------------------------------------- */
 
 void log_open(void)
 {
@@ -101,10 +122,9 @@ void log_syslog_renew(void)
         syslog_connect(STDERR_FILENO);
 }
 
-void log_share(struct log_shared *shared)
+void log_share(void *page)
 {
-    *shared = unshared;
-    log_state.shared = shared;
+    log_state.shared = memcpy(page, &unshared, sizeof(unshared));
 }
 
 struct log_peer *log_about(void)
@@ -112,19 +132,21 @@ struct log_peer *log_about(void)
     return &log_state.peer;
 }
 
+/* ---- Lines ------------------------------------------------------------ */
+
 /*
  * Each peer has a window of a second; those that find none have the last one
  * together. Races between processes cost a line too many, or too few.
  */
-static bool rate_is_exceeded(struct log_shared *shared)
+static bool rate_is_exceeded(struct shared *shared)
 {
     const struct log_peer peer = log_state.peer;
-    struct log_window *window = NULL;
+    struct window *window = NULL;
     int64_t now = clock_us();
     unsigned i;
 
-    for (i = 0; i < LOG_WINDOWS; i++) {
-        struct log_window *at = &shared->windows[i];
+    for (i = 0; i < WINDOWS; i++) {
+        struct window *at = &shared->windows[i];
         bool is_open = (uint64_t)now - (uint64_t)at->since < (uint64_t)SECOND;
 
         if (is_open && at->peer.pid == peer.pid && at->peer.uid == peer.uid)
@@ -133,8 +155,8 @@ static bool rate_is_exceeded(struct log_shared *shared)
             window = at;
     }
     if (window == NULL)
-        return shared->windows[LOG_WINDOWS - 1].warnings++ >= WARNINGS_MOST;
-    *window = (struct log_window){ peer, now, 1 };
+        return shared->windows[WINDOWS - 1].warnings++ >= WARNINGS_MOST;
+    *window = (struct window){ peer, now, 1 };
     return false;
 }
 
@@ -161,26 +183,28 @@ static bool line_write(int file, const char *line, size_t size)
 }
 
 /*
- * The time, in UTC, and a space; not by libc, which opens files for it. (A
- * clock of Linux' ends in 2262.)
+ * Writes the time, in UTC, and a space. libc's functions would open files for
+ * it. A year begins in March here, so that a leap day is its last one; a month
+ * of it has 153 / 5 days.
  */
 static int time_write(char *line, size_t size)
 {
-    static const uint8_t days[] = { 31, 28, 31, 30, 31, 30,
-                                    31, 31, 30, 31, 30, 31 };
-    unsigned year = 1970, month = 0, leap = 0, day, second, length;
     struct timespec now = { 0 };
+    unsigned century, year, month, day, second;
 
     clock_gettime(CLOCK_REALTIME, &now);
-    day = (unsigned)(now.tv_sec / 86400);
     second = (unsigned)(now.tv_sec % 86400);
-    for (; day >= (length = 365 + leap); day -= length, year++)
-        leap = (year + 1) % 4 == 0 && ((year + 1) % 100 != 0 || year == 1999);
-    for (; day >= (length = days[month] + (month == 1 ? leap : 0)); month++)
-        day -= length;
-    return snprintf(line, size, "%u-%02u-%02uT%02u:%02u:%02u.%06ldZ ", year,
-                    month + 1, day + 1, second / 3600, second / 60 % 60,
-                    second % 60, now.tv_nsec / 1000);
+    day = (unsigned)(now.tv_sec / 86400) + 719468; /* from the year 0 on */
+    century = (4 * day + 3) / 146097;
+    day -= 146097 * century / 4;
+    year = (4 * day + 3) / 1461;
+    day -= 1461 * year / 4;
+    month = (5 * day + 2) / 153;
+    return snprintf(line, size, "%u-%02u-%02uT%02u:%02u:%02u.%06ldZ ",
+                    100 * century + year + (month >= 10),
+                    month < 10 ? month + 3 : month - 9,
+                    day - (153 * month + 2) / 5 + 1, second / 3600,
+                    second / 60 % 60, second % 60, now.tv_nsec / 1000);
 }
 
 /* What comes before the text; as long as line[] has room for much more. */
@@ -204,8 +228,8 @@ static int head_write(int file, char *line, size_t size, int level)
     return length;
 }
 
-void log_line(int file, int level, const char *prefix, const char *format,
-              va_list arguments)
+static void log_line(int file, int level, const char *prefix,
+                     const char *format, va_list arguments)
 {
     /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
     char line[512], before[32] = "";
@@ -230,6 +254,9 @@ void log_line(int file, int level, const char *prefix, const char *format,
     body = vsnprintf(line + head, sizeof(line) - (size_t)head, format,
                      arguments);
     size = (size_t)head + (body > 0 ? (size_t)body : 0);
+    if (format[strlen(format) - 1] == ':' && size < sizeof(line))
+        size += (size_t)snprintf(line + size, sizeof(line) - size, " %s",
+                                 strerror(saved_errno));
     if (size > sizeof(line) - 1)
         size = sizeof(line) - 1;
     for (i = 0; i < size; i++)
@@ -270,12 +297,75 @@ int64_t log_check(int64_t now)
     return NEVER;
 }
 
-void fatal(const char *format, ...)
+/* ---- Trace events ------------------------------------------------------ */
+
+void trace_list(void)
 {
+    int event;
+
+    for (event = 0; event < TRACE_EVENTS; event++)
+        dprintf(STDOUT_FILENO, "%s\n", names[event]);
+}
+
+/* In a pattern, * stands for any characters, and ? for one. */
+static bool matches(const char *pattern, const char *name)
+{
+    for (; *pattern != '*'; pattern++, name++)
+        if (*name == '\0' || (*pattern != '?' && *pattern != *name))
+            return *pattern == *name;
+    return matches(pattern + 1, name)
+           || (*name != '\0' && matches(pattern, name + 1));
+}
+
+void trace_enable(const char *pattern)
+{
+    bool is_off = pattern[0] == '-';
+    unsigned event, matching = 0;
+
+    pattern += is_off;
+    for (event = 0; event < TRACE_EVENTS; event++)
+        if (matches(pattern, names[event]))
+            matching |= 1U << event;
+    log_state.traced |= matching;
+    if (is_off)
+        log_state.traced ^= matching;
+    if (matching == 0 && strpbrk(pattern, "*?") == NULL)
+        log_warning("trace event '%s' does not exist", pattern);
+}
+
+void trace_file_set(int fd)
+{
+    if (log_state.trace_file >= 0)
+        close(log_state.trace_file);
+    log_state.trace_file = fd;
+}
+
+int trace_file(void)
+{
+    return log_state.trace_file;
+}
+
+bool trace_is_on(enum trace_event event)
+{
+    unsigned logged = log_state.level >= LOG_VERBOSE ? VERBOSE_EVENTS : 0;
+
+    return ((log_state.traced | logged) >> event & 1) != 0;
+}
+
+void trace(enum trace_event event, const char *format, ...)
+{
+    bool is_traced = (log_state.traced >> event & 1) != 0;
     va_list arguments;
 
     va_start(arguments, format);
-    log_line(-1, LOG_ERRORS, "", format, arguments);
+    if (is_traced)
+        log_line(log_state.trace_file, LOG_ASKED, names[event], format,
+                 arguments);
     va_end(arguments);
-    exit(EXIT_FAILURE);
+    /* -v does not repeat what is traced to the same place. */
+    va_start(arguments, format);
+    if ((VERBOSE_EVENTS >> event & 1) != 0
+        && (!is_traced || log_state.trace_file >= 0))
+        log_line(-1, LOG_VERBOSE, "", format, arguments);
+    va_end(arguments);
 }

@@ -7,16 +7,18 @@
 #ifndef LOG_H
 #define LOG_H
 
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/types.h>
 #include <time.h>
 
 #define PROGRAM "qemu-pr-helper"
 
-/* Time is in microseconds of the monotonic clock; some points never come. */
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* Time is in microseconds of the monotonic clock. NEVER is later than any. */
 #define SECOND INT64_C(1000000)
 #define NEVER INT64_MAX
 
@@ -33,13 +35,14 @@ static inline int64_t sooner(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* For whoever has been told to leave and has no command at a device. */
+/* How long a process may take to leave that has no command at a device. */
 #define LEAVE_WITHIN SECOND
 
 /*
- * log.c: one line per call to stderr or syslogd. Never blocks or fails. What
- * somebody has asked for is logged whatever the level. Warnings are limited
- * for each peer that they are about, which *log_about() says; {0}: none.
+ * log.c: one line per call to stderr or syslogd. Never blocks or fails. After
+ * a format that ends in a colon comes what errno means. What somebody has
+ * asked for is logged whatever the level. Warnings are limited for each peer
+ * that they are about, which *log_about() says; {0}: none.
  */
 enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
 /*
@@ -59,26 +62,17 @@ void log_syslog_use(int fd);
  */
 void log_syslog_renew(void);
 void log_level_set(int level);
+/* Before the first fork: a page that all processes share, for their counts. */
+void log_share(void *page);
+/* The caller sets it to whom the warnings that follow are about. */
 struct log_peer {
     pid_t pid;
     uid_t uid;
 };
-enum { LOG_WINDOWS = 32 };
-struct log_shared {   /* in memory that all processes share */
-    unsigned lost[2]; /* messages, lines of the trace file */
-    struct log_window {
-        struct log_peer peer;
-        int64_t since;
-        unsigned warnings;
-    } windows[LOG_WINDOWS];
-};
-/* To be called before the first fork. */
-void log_share(struct log_shared *);
-/* To be set to whom the warnings that follow are about, in this process. */
 struct log_peer *log_about(void);
 /*
- * Says how many messages were lost, if any were since it last said so, a
- * second after the first; NEVER: at once. Returns when to look again.
+ * Says how many messages were lost since it last said so, if any were, a second
+ * after the first; or at once, if now is NEVER. Returns when to call it again.
  */
 int64_t log_check(int64_t now);
 void log_at(int level, const char *format, ...)
@@ -87,27 +81,24 @@ void log_at(int level, const char *format, ...)
 #define log_error(...) log_at(LOG_ERRORS, __VA_ARGS__)
 #define log_warning(...) log_at(LOG_NORMAL, __VA_ARGS__)
 #define log_verbose(...) log_at(LOG_VERBOSE, __VA_ARGS__)
-/* To a file, or (-1) where messages go; prefix may be "". */
-void log_line(int file, int level, const char *prefix, const char *format,
-              va_list arguments);
 /* For start-up only: says why and exits with status 1. */
-void fatal(const char *format, ...)
-    __attribute__((format(printf, 1, 2), noreturn));
+#define fatal(...)                                                             \
+    do {                                                                       \
+        log_error(__VA_ARGS__);                                                \
+        exit(EXIT_FAILURE);                                                    \
+    } while (false)
 
-/*
- * trace.c: events that -T chooses; to a file, or where messages go. Some are
- * on with -v, too.
- */
-enum trace_event {
-    TRACE_CLIENT_CONNECT,
-    TRACE_CLIENT_END,
-    TRACE_REQUEST,
-    TRACE_PR_IN,
-    TRACE_PR_OUT,
-    TRACE_PATH,
-    TRACE_MULTIPATHD,
-    TRACE_EVENTS
-};
+/* Events that -T chooses, some of which -v logs, too. */
+#define TRACES(EVENT)                                                          \
+    EVENT(TRACE_CLIENT_CONNECT, "client_connect", 1)                           \
+    EVENT(TRACE_CLIENT_END, "client_end", 1)                                   \
+    EVENT(TRACE_REQUEST, "request", 0)                                         \
+    EVENT(TRACE_PR_IN, "pr_in", 0)                                             \
+    EVENT(TRACE_PR_OUT, "pr_out", 1)                                           \
+    EVENT(TRACE_PATH, "path", 0)                                               \
+    EVENT(TRACE_MULTIPATHD, "multipathd", 1)
+#define TRACE_EVENT(event, name, is_verbose) event,
+enum trace_event { TRACES(TRACE_EVENT) TRACE_EVENTS };
 /* For -T help. */
 void trace_list(void);
 /* Turns on what matches; with a - before the pattern, off. */
@@ -115,7 +106,6 @@ void trace_enable(const char *pattern);
 /* Takes over fd, and closes the one before. */
 void trace_file_set(int fd);
 int trace_file(void); /* -1: none */
-void trace_begin(bool is_verbose);
 bool trace_is_on(enum trace_event);
 /* Keeps errno. */
 void trace(enum trace_event, const char *format, ...)

@@ -22,17 +22,40 @@
 #define SANDBOX true
 #endif
 
-enum { /* long options without a short one */
-       OPTION_SINGLE_PROCESS = 256,
-       OPTION_MAX_CLIENTS,
-       OPTION_CLIENT_TIMEOUT,
-       OPTION_STOP_TIMEOUT,
-       OPTION_SANDBOX
-};
+#define PID_FILE LOCALSTATEDIR "/run/qemu-pr-helper.pid"
 
+static const char usage[] =
+    "Usage: " PROGRAM " [OPTIONS]\n"
+    "Persistent reservation helper for QEMU\n"
+    "\n"
+    "  -h, --help               display this help and exit\n"
+    "  -V, --version            output version information and exit\n"
+    "\n"
+    "  -d, --daemon             run in the background\n"
+    "  -f, --pidfile=PATH       PID file, written if this or -d is given\n"
+    "                           (default " PID_FILE ")\n"
+    "  -k, --socket=PATH        path of the Unix socket\n"
+    "                           (default " PROTOCOL_SOCKET ")\n"
+    "  -u, --user=USER          user to drop privileges to\n"
+    "  -g, --group=GROUP        group to drop privileges to\n"
+    "  -q, --quiet              log errors only\n"
+    "  -v, --verbose            log more; may be repeated\n"
+    "  -T, --trace [[enable=]PATTERN][,events=FILE][,file=FILE]\n"
+    "                           trace events; -T help lists them\n"
+    "\n"
+    "      --single-process     serve all clients in one process\n"
+    "      --max-clients=N      clients served at a time (default 1024)\n"
+    "      --client-timeout=SECONDS\n"
+    "                           how long a client may stop inside a message\n"
+    "                           (default 30)\n"
+    "      --stop-timeout=SECONDS\n"
+    "                           how long commands may take to end at exit\n"
+    "                           (default 8)\n"
+    "      --sandbox=on|off     refuse what the helper does not need\n"
+    "                           (default on)\n";
+
+/* As usage[] says. */
 static const struct options defaults = {
-    .socket_path = PROTOCOL_SOCKET,
-    .pid_file = LOCALSTATEDIR "/run/qemu-pr-helper.pid",
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,
     .sandbox = SANDBOX,
@@ -41,43 +64,10 @@ static const struct options defaults = {
     .stop_timeout = 8 * SECOND, /* libvirt, podman and docker kill after 10 */
 };
 
-static void usage(void)
+static void print(const char *text)
 {
-    dprintf(STDOUT_FILENO,
-            "Usage: " PROGRAM " [OPTIONS]\n"
-            "Persistent reservation helper for QEMU\n"
-            "\n"
-            "  -h, --help               display this help and exit\n"
-            "  -V, --version            output version information and exit\n"
-            "\n"
-            "  -d, --daemon             run in the background\n"
-            "  -f, --pidfile=PATH       PID file, written if this or -d is "
-            "given\n"
-            "                           (default %s)\n"
-            "  -k, --socket=PATH        path of the Unix socket\n"
-            "                           (default %s)\n"
-            "  -u, --user=USER          user to drop privileges to\n"
-            "  -g, --group=GROUP        group to drop privileges to\n"
-            "  -q, --quiet              log errors only\n"
-            "  -v, --verbose            log more; may be repeated\n"
-            "  -T, --trace [[enable=]PATTERN][,events=FILE][,file=FILE]\n"
-            "                           trace events; -T help lists them\n"
-            "\n"
-            "      --single-process     serve all clients in one process\n"
-            "      --max-clients=N      clients served at a time (default %u)\n"
-            "      --client-timeout=SECONDS\n"
-            "                           how long a client may stop inside "
-            "a message\n"
-            "                           (default %d)\n"
-            "      --stop-timeout=SECONDS\n"
-            "                           how long commands may take to end "
-            "at exit\n"
-            "                           (default %d)\n"
-            "      --sandbox=on|off     refuse what the helper does not need\n"
-            "                           (default on)\n",
-            defaults.pid_file, defaults.socket_path, defaults.max_clients,
-            (int)(defaults.client_timeout / SECOND),
-            (int)(defaults.stop_timeout / SECOND));
+    dprintf(STDOUT_FILENO, "%s", text);
+    exit(EXIT_SUCCESS);
 }
 
 /* A decimal number up to most, and nothing else. */
@@ -92,19 +82,19 @@ static bool number_parse(const char *text, unsigned long most,
            && *value <= most;
 }
 
-/* One from least to most; anything else is fatal. */
-static unsigned long number(const char *option, const char *text,
-                            unsigned long least, unsigned long most)
+/* The argument of an option: one from least to most; anything else is fatal. */
+static int64_t number(const char *option, unsigned long least,
+                      unsigned long most)
 {
     unsigned long value;
 
-    if (!number_parse(text, most, &value) || value < least)
-        fatal("%s: '%s' is not a number from %lu to %lu", option, text, least,
-              most);
-    return value;
+    if (!number_parse(optarg, most, &value) || value < least)
+        fatal("--%s: '%s' is not a number from %lu to %lu", option, optarg,
+              least, most);
+    return (int64_t)value;
 }
 
-/* One line without its end, as far as it fits. False at the end of the file. */
+/* Reads a line without its end, as far as it fits. False: there is none. */
 static bool line_read(int fd, const char *path, char *line, size_t size)
 {
     size_t length = 0;
@@ -113,19 +103,19 @@ static bool line_read(int fd, const char *path, char *line, size_t size)
     while ((got = read(fd, &line[length], 1)) > 0 && line[length] != '\n')
         length += length < size - 1;
     if (got < 0)
-        fatal("%s: %s", path, strerror(errno));
+        fatal("%s:", path);
     line[length] = '\0';
     return got > 0 || length > 0;
 }
 
 /*
- * The id of a name in passwd(5) or group(5), the third field of the line that
- * begins with the name; else name is a number. (libc's functions would load
- * libraries into us, or allocate memory, which nothing else here does.)
+ * The id that optarg has in passwd(5) or group(5), where it is the third field
+ * of a line; or else is itself. (libc's functions would load libraries into us,
+ * or allocate memory, which nothing else here does.)
  */
-static unsigned long id_find(const char *kind, const char *file,
-                             const char *name)
+static unsigned id_find(const char *kind, const char *file)
 {
+    const char *name = optarg;
     size_t length = strcspn(name, ":");
     int fd = open(file, O_RDONLY | O_CLOEXEC);
     char line[256], *text;
@@ -143,7 +133,7 @@ static unsigned long id_find(const char *kind, const char *file,
         close(fd);
     if (!number_parse(name, (uid_t)-2, &id))
         fatal("invalid %s '%s': no number, and not in %s", kind, name, file);
-    return id;
+    return (unsigned)id;
 }
 
 static int trace_open(const char *path, int flags)
@@ -151,11 +141,11 @@ static int trace_open(const char *path, int flags)
     int fd = open(path, flags | O_CLOEXEC, 0666);
 
     if (fd < 0)
-        fatal("%s: %s", path, strerror(errno));
+        fatal("%s:", path);
     return fd;
 }
 
-/* A pattern on each line; those that are empty or begin with # are none. */
+/* The file has a pattern on each line that is not empty or begins with #. */
 static void trace_events(const char *path)
 {
     int fd = trace_open(path, O_RDONLY);
@@ -169,140 +159,114 @@ static void trace_events(const char *path)
 
 static void trace_parse(char *argument)
 {
+    bool is_first = true;
     char *word;
-    bool first = true;
 
     for (word = strtok(argument, ","); word != NULL;
-         word = strtok(NULL, ","), first = false) {
+         word = strtok(NULL, ","), is_first = false) {
         char *value = strchr(word, '=');
+        const char *key = word;
 
         if (value != NULL)
             *value++ = '\0';
-        if (value != NULL && strcmp(word, "events") == 0) {
+        if (value == NULL && is_first) {
+            value = word;
+            key = "enable";
+        }
+        if (value != NULL && strcmp(key, "events") == 0) {
             trace_events(value);
-        } else if (value != NULL && strcmp(word, "file") == 0) {
-            /* Not to wait for a FIFO's reader. */
+        } else if (value != NULL && strcmp(key, "file") == 0) {
+            /* Without O_NONBLOCK this would wait for a FIFO's reader. */
             trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
                                                  | O_NONBLOCK | O_NOCTTY));
-        } else if (value != NULL ? strcmp(word, "enable") == 0 : first) {
-            const char *pattern = value != NULL ? value : word;
-
-            if (strcmp(pattern, "help") == 0) {
-                trace_list();
-                exit(EXIT_SUCCESS);
-            }
-            trace_enable(pattern);
-        } else {
+        } else if (value == NULL || strcmp(key, "enable") != 0) {
             fatal("Invalid parameter '%s'", word);
+        } else if (strcmp(value, "help") == 0) {
+            trace_list();
+            exit(EXIT_SUCCESS);
+        } else {
+            trace_enable(value);
         }
     }
 }
 
-static const struct option long_options[] = {
-    { "help", no_argument, NULL, 'h' },
-    { "version", no_argument, NULL, 'V' },
-    { "daemon", no_argument, NULL, 'd' },
-    { "pidfile", required_argument, NULL, 'f' },
-    { "socket", required_argument, NULL, 'k' },
-    { "user", required_argument, NULL, 'u' },
-    { "group", required_argument, NULL, 'g' },
-    { "quiet", no_argument, NULL, 'q' },
-    { "verbose", no_argument, NULL, 'v' },
-    { "trace", required_argument, NULL, 'T' },
-    { "single-process", no_argument, NULL, OPTION_SINGLE_PROCESS },
-    { "max-clients", required_argument, NULL, OPTION_MAX_CLIENTS },
-    { "client-timeout", required_argument, NULL, OPTION_CLIENT_TIMEOUT },
-    { "stop-timeout", required_argument, NULL, OPTION_STOP_TIMEOUT },
-    { "sandbox", required_argument, NULL, OPTION_SANDBOX },
-    { NULL, 0, NULL, 0 },
-};
-
-/* The options that have no letter. */
-static void option_long(struct options *options, int option)
+static const char *absolute(const char *path)
 {
-    switch (option) {
-    case OPTION_SINGLE_PROCESS:
-        options->single_process = true;
-        break;
-    case OPTION_MAX_CLIENTS:
-        options->max_clients = (unsigned)number("--max-clients", optarg, 1,
-                                                8192);
-        break;
-    case OPTION_CLIENT_TIMEOUT:
-        options->client_timeout =
-            (int64_t)number("--client-timeout", optarg, 1, 86400) * SECOND;
-        break;
-    case OPTION_STOP_TIMEOUT:
-        options->stop_timeout =
-            (int64_t)number("--stop-timeout", optarg, 0, 86400) * SECOND;
-        break;
-    case OPTION_SANDBOX:
-        options->sandbox = strcmp(optarg, "off") != 0;
-        if (options->sandbox && strcmp(optarg, "on") != 0)
-            fatal("--sandbox: '%s' is neither on nor off", optarg);
-        break;
-    default:
-        fatal("Try `" PROGRAM " --help' for more information.");
-    }
+    if (path[0] != '/')
+        fatal("socket path must be absolute");
+    return path;
 }
+
+static bool is_on(const char *option)
+{
+    bool on = strcmp(optarg, "on") == 0;
+
+    if (!on && strcmp(optarg, "off") != 0)
+        fatal("--%s: '%s' is neither on nor off", option, optarg);
+    return on;
+}
+
+static const char letters[] = "hVdf:k:u:g:qvT:";
+
+/*
+ * Each option: its letter (that of a long one alone is not in letters[]), its
+ * name, and what it does; ALONE or with an ARGUMENT, which is in optarg then.
+ */
+#define OPTIONS(ALONE, ARGUMENT)                                               \
+    ALONE('h', "help", print(usage))                                           \
+    ALONE('V', "version", print(PROGRAM " " VERSION " (prhelper)\n"))          \
+    ALONE('d', "daemon", options->background = true)                           \
+    ARGUMENT('f', "pidfile", options->pid_file = optarg)                       \
+    ARGUMENT('k', "socket", options->socket_path = absolute(optarg))           \
+    ARGUMENT('u', "user", options->uid = id_find("user", "/etc/passwd"))       \
+    ARGUMENT('g', "group", options->gid = id_find("group", "/etc/group"))      \
+    ALONE('q', "quiet", options->quiet = true)                                 \
+    ALONE('v', "verbose", options->verbosity++)                                \
+    ARGUMENT('T', "trace", (void)0 /* see below */)                            \
+    ALONE('P', "single-process", options->single_process = true)               \
+    ARGUMENT('M', "max-clients",                                               \
+             options->max_clients = (unsigned)number("max-clients", 1, 8192))  \
+    ARGUMENT('C', "client-timeout",                                            \
+             options->client_timeout = number("client-timeout", 1, 86400)      \
+                                       * SECOND)                               \
+    ARGUMENT('S', "stop-timeout",                                              \
+             options->stop_timeout = number("stop-timeout", 0, 86400)          \
+                                     * SECOND)                                 \
+    ARGUMENT('B', "sandbox", options->sandbox = is_on("sandbox"))
+#define LONG_ALONE(letter, name, action)                                       \
+    { (name), no_argument, NULL, (letter) },
+#define LONG_ARGUMENT(letter, name, action)                                    \
+    { (name), required_argument, NULL, (letter) },
+#define CASE(letter, name, action)                                             \
+    case letter:                                                               \
+        (action);                                                              \
+        break;
 
 void options_parse(struct options *options, int argc, char **argv)
 {
-    static const char letters[] = "hVdf:k:u:g:qvT:";
-    static char name[] = PROGRAM;
-    int option, level = LOG_NORMAL;
-    bool quiet = false;
+    static const struct option long_options[32] = { OPTIONS(LONG_ALONE,
+                                                            LONG_ARGUMENT) };
+    static char program[] = PROGRAM;
+    int option;
 
     *options = defaults;
     if (argc > 0)
-        argv[0] = name; /* the prefix of getopt's messages */
+        argv[0] = program; /* the prefix of getopt's messages */
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1) {
         switch (option) {
-        case 'h':
-            usage();
-            exit(EXIT_SUCCESS);
-        case 'V':
-            dprintf(STDOUT_FILENO, PROGRAM " " VERSION " (prhelper)\n");
-            exit(EXIT_SUCCESS);
-        case 'd':
-            options->background = true;
-            break;
-        case 'f':
-            options->pid_file = optarg;
-            options->pid_file_given = true;
-            break;
-        case 'k':
-            if (optarg[0] != '/')
-                fatal("socket path must be absolute");
-            options->socket_path = optarg;
-            options->socket_path_given = true;
-            break;
-        case 'u':
-            options->uid = (uid_t)id_find("user", "/etc/passwd", optarg);
-            break;
-        case 'g':
-            options->gid = (gid_t)id_find("group", "/etc/group", optarg);
-            break;
-        case 'q':
-            quiet = true;
-            break;
-        case 'v':
-            level++;
-            break;
-        case 'T': /* below */
-            break;
+            OPTIONS(CASE, CASE)
         default:
-            option_long(options, option);
+            fatal("Try `" PROGRAM " --help' for more information.");
         }
     }
-    level = quiet ? LOG_ERRORS : level;
-    log_level_set(level);
-    /* Once more, as -q silences also what was said before it. */
+    if (options->background && options->pid_file == NULL)
+        options->pid_file = PID_FILE;
+    log_level_set(options->quiet ? LOG_ERRORS : options->verbosity);
+    /* -T is for another turn, as -q silences also what was said before it. */
     optind = 1;
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1)
         if (option == 'T')
             trace_parse(optarg);
-    trace_begin(level >= LOG_VERBOSE);
 }

@@ -22,7 +22,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -32,7 +31,7 @@
 /* A client is waiting at the listener. */
 static void client_accept(struct server *server, int64_t now)
 {
-    struct roster *roster = server->roster;
+    struct roster *roster = &server->roster;
     unsigned i;
     int socket;
 
@@ -42,47 +41,45 @@ static void client_accept(struct server *server, int64_t now)
         client_close(&server->clients[i]);
         roster_remove(roster, i);
     }
-    i = roster_place(roster);
-    socket = accept4(server->listener->fd, NULL, NULL, SOCK_CLOEXEC);
+    i = roster_find(roster, 0);
+    socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0) {
         roster_back_off(roster, "accept a new client", errno, now);
         return;
     }
     log_syslog_renew();
     roster->complained = false;
-    roster_enter(roster, i, 1); /* we may not ask for our own */
-    roster_greet(roster, i);
+    roster_enter(roster, i, 1); /* the sandbox forbids getpid() */
+    roster_greet(roster);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
     if (i == server->used)
         server->used++;
 }
 
-/* What is in flight goes on, but for replies that are not read. */
+/* Commands in flight go on, but a reply has to be read within LEAVE_WITHIN. */
 static void stop(struct server *server, int64_t now)
 {
     unsigned i;
 
     server->service.timeout = LEAVE_WITHIN;
-    for (i = 0; i < server->used; i++)
-        client_hurry(&server->clients[i], now);
-    if (server->listener == NULL)
+    for (i = 0; i < server->used; i++) {
+        struct client *client = &server->clients[i];
+
+        if (client->answer < 0)
+            client->deadline = sooner(client->deadline, now + LEAVE_WITHIN);
+    }
+    if (server->listener.fd < 0)
         return;
-    server->service.suspension.resume_by = 0; /* the last chance */
-    listen_remove(server->listener);
+    server->service.suspension.resume_by = 0; /* try once more, now */
+    listen_remove(&server->listener);
     notify_send(server->notify, "STOPPING=1");
 }
 
-static void clients_leave(const struct server *server)
-{
-    unsigned i;
-
-    for (i = 0; i < server->used; i++)
-        if (server->clients[i].socket >= 0)
-            client_leave(&server->clients[i]);
-}
-
-/* Tries again if a map is suspended. Returns the time; sooner of *wake. */
+/*
+ * Resumes a map that is suspended, if it is time. Returns the time after that;
+ * *wake becomes sooner if it has to be tried again.
+ */
 static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
 {
     struct suspension *suspension = &service->suspension;
@@ -116,15 +113,14 @@ static void serve(struct server *server)
             stop(server, now);
         }
         fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
-        if (server->listener != NULL) {
+        if (server->listener.fd >= 0) {
             now = map_recover(&server->service, now, &wake);
-            if ((signals & SIGNAL_STATUS) != 0)
-                report_totals(server->roster, 0, now);
-            wake = sooner(wake, report_status(server->roster, now));
-            if (now < server->roster->retry)
-                wake = sooner(wake, server->roster->retry);
+            wake = sooner(wake, report_status(&server->roster,
+                                              signals & SIGNAL_STATUS, 0, now));
+            if (now < server->roster.retry)
+                wake = sooner(wake, server->roster.retry);
             else if (!stopping)
-                fds[0].fd = server->listener->fd;
+                fds[0].fd = server->listener.fd;
         }
         for (i = 0; i < server->used; i++) {
             const struct client *client = &server->clients[i];
@@ -137,12 +133,13 @@ static void serve(struct server *server)
             in_flight += client_is_in_flight(client);
         }
         if (stopping && in_flight == 0) {
-            clients_leave(server);
+            for (i = 0; i < server->used; i++)
+                client_leave(&server->clients[i]);
             return;
         }
         events_wait(fds, server->used + 1, now, wake);
 
-        now = clock_us(); /* the time that one takes is not the others' */
+        now = clock_us(); /* a client that takes long makes no other expire */
         for (i = 0; i < server->used; i++) {
             struct client *client = &server->clients[i];
 
@@ -150,12 +147,12 @@ static void serve(struct server *server)
                 || (fds[i + 1].revents != 0 ? client_work(client)
                                             : !client_expire(client, now)))
                 continue;
-            if (server->listener == NULL)
+            if (server->listener.fd < 0)
                 return;
             client_close(client);
-            roster_remove(server->roster, i);
+            roster_remove(&server->roster, i);
         }
-        if (server->listener != NULL && fds[0].revents != 0)
+        if (server->listener.fd >= 0 && fds[0].revents != 0)
             client_accept(server, clock_us());
     }
 }
@@ -168,7 +165,7 @@ static void *table(size_t size, int flags)
                         flags | MAP_ANONYMOUS, -1, 0);
 
     if (memory == MAP_FAILED)
-        fatal("cannot allocate %zu bytes: %s", size, strerror(errno));
+        fatal("cannot allocate %zu bytes:", size);
     return memory;
 }
 
@@ -185,17 +182,19 @@ static unsigned clients_limit(unsigned wanted)
 }
 
 /* The tables take memory only where they are used. */
-static void server_set_up(struct server *server, struct roster *roster,
-                          const struct options *options, unsigned clients)
+static void server_set_up(struct server *server, const struct options *options,
+                          unsigned clients)
 {
+    struct roster *roster = &server->roster;
+
+    roster->pending = NOBODY;
     roster->crowded_by = NEVER;
     roster->status_by = NEVER;
     roster->places = table(roster->slots * sizeof(struct place), MAP_PRIVATE);
     roster->records = table(roster->slots * sizeof(struct record), MAP_SHARED);
-    log_share(table(sizeof(struct log_shared), MAP_SHARED));
-    server->roster = roster;
+    log_share(table(4096, MAP_SHARED));
     server->service.timeout = options->client_timeout;
-    server->service.socket_path = server->listener->path;
+    server->service.socket_path = server->listener.path;
     server->service.queue = -1;
     server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
     server->fds = table((clients + 1) * sizeof(struct pollfd), MAP_PRIVATE);
@@ -206,33 +205,29 @@ static void server_set_up(struct server *server, struct roster *roster,
  * that were told to leave while a disk makes them hang.
  */
 static void supervisor_set_up(struct supervisor *supervisor,
-                              struct server *server, struct roster *roster,
                               const struct options *options)
 {
     struct workers *workers = &supervisor->workers;
+    struct server *server = &supervisor->server;
     int low;
 
-    roster->most = options->max_clients;
-    roster->slots = workers->slots = roster->most * 2 + 16;
-    server_set_up(server, roster, options, 1);
-    /* What a session does not see it need not have a copy of. */
-    madvise(roster->places, roster->slots * sizeof(struct place),
+    server->roster.most = options->max_clients;
+    server->roster.slots = workers->slots = options->max_clients * 2 + 16;
+    server_set_up(server, options, 1);
+    /* A session does not read this table, and needs no copy of it. */
+    madvise(server->roster.places, workers->slots * sizeof(struct place),
             MADV_DONTFORK);
     workers->pids = table(workers->slots * sizeof(pid_t), MAP_PRIVATE);
     workers->suspensions = table(workers->slots * sizeof(struct suspension),
                                  MAP_SHARED);
-    supervisor->options = options;
-    supervisor->listener = server->listener;
-    supervisor->notify = server->notify;
-    supervisor->pid = getpid();
+    supervisor->stop_timeout = options->stop_timeout;
     supervisor->stop_by = NEVER;
-    supervisor->pending = NOBODY;
-    supervisor->roster = roster;
+    supervisor->pid = getpid();
     if (pipe2(supervisor->report, O_CLOEXEC | O_NONBLOCK) < 0)
-        fatal("cannot make a pipe: %s", strerror(errno));
+        fatal("cannot make a pipe:");
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, supervisor->queue)
         < 0)
-        fatal("cannot make a queue: %s", strerror(errno));
+        fatal("cannot make a queue:");
     low = supervisor->queue[QUEUE_IN];
     server->service.queue = supervisor->queue[QUEUE_IN] = descriptor_high(low);
     close(low);
@@ -243,53 +238,52 @@ static void supervisor_set_up(struct supervisor *supervisor,
 int main(int argc, char **argv)
 {
     struct options options;
-    struct listener listener = { 0 };
-    struct roster roster = { 0 };
     struct supervisor supervisor = { 0 };
-    struct server server = { .listener = &listener };
+    struct server *server = &supervisor.server;
     int report = -1, syslog = -1;
     bool activated;
 
     /* Stage 1; privdrop.c has the list. */
-    signal(SIGPIPE, SIG_IGN); /* a write to stderr may not work, no more */
+    signal(SIGPIPE, SIG_IGN); /* what happens to be stderr must not kill us */
     signal(SIGXFSZ, SIG_IGN);
     daemon_open_standard_fds();
     log_open();
     options_parse(&options, argc, argv);
     activated = listen_is_activated(&options);
-    server.notify = notify_open();
+    server->notify = notify_open();
 
     if (options.background) {
         report = daemon_background();
         syslog = log_syslog_open();
     }
     signals_set_up();
-    if (options.background || options.pid_file_given)
+    if (options.pid_file != NULL)
         daemon_pid_file(options.pid_file);
     if (activated)
-        listen_activated(&listener);
+        listen_activated(&server->listener);
     else
-        listen_open(&listener, options.socket_path);
+        listen_open(&server->listener, options.socket_path);
     /* Stage 2. */
     if (options.single_process) {
-        roster.most = roster.slots = clients_limit(options.max_clients);
-        server_set_up(&server, &roster, &options, roster.slots);
-        signal(SIGCHLD, SIG_IGN); /* who becomes our child is not ours */
+        server->roster.most = server->roster.slots = clients_limit(
+            options.max_clients);
+        server_set_up(server, &options, server->roster.slots);
+        signal(SIGCHLD, SIG_IGN); /* as pid 1 we would inherit children */
     } else {
-        supervisor_set_up(&supervisor, &server, &roster, &options);
+        supervisor_set_up(&supervisor, &options);
     }
     privdrop(options.uid, options.gid); /* stage 3 */
     if (options.background)
         daemon_background_ready(report, syslog);
     if (options.sandbox) /* stage 4 */
-        supervisor.is_filtered = sandbox_main(listener.path,
-                                              server.service.queue);
-    notify_send(server.notify, "READY=1");
+        supervisor.is_filtered = sandbox_main(server->listener.path,
+                                              server->service.queue);
+    notify_send(server->notify, "READY=1");
 
-    if (options.single_process || supervise(&supervisor, &server))
-        serve(&server);
-    if (server.listener != NULL) /* what all have lost together, once */
+    if (options.single_process || supervise(&supervisor))
+        serve(server);
+    if (server->listener.fd >= 0) /* says what all processes have lost */
         log_check(NEVER);
-    /* Without closing anything: an exiting process does not linger. */
+    /* Nothing is closed: a process that exits does not linger in close(). */
     _exit(EXIT_SUCCESS);
 }

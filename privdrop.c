@@ -2,22 +2,25 @@
 /*
  * privdrop.c - the steps down in privilege, and here the third of them.
  *
- *	stage            gives up                     may still
- *	1 exec           nothing                      all that who started it
- *may: main()                                      opens log, trace and PID
- *	                                              file, binds the socket
- *	2 descriptors.c  numbers below 512 for the    the same
- *	                 queue and the trace file
- *	3 privdrop()     all capabilities but CAP_    open what its user may
- *open; SYS_RAWIO, and the way to    send SCSI commands gain any; groups, with
- *-u and -g the ids; core dumps, ptrace by the same uid 4 sandbox_main() system
- *calls that none of    fork the others, signal them, the processes makes; files
- *remove its socket but those in /sys and /dev 5 a session      the listener;
- *all numbers    serve its one client: SG_IO session_begin  from the queue's up
- *(by      on what that sends, ask for RLIMIT_NOFILE); all calls    a worker but
- *some 20; life after the supervisor 6 a worker       the listener; all calls
- *but  open devices, talk to worker_run()   a session's and some 10 multipathd,
- *for one command
+ *   stage               gives up                may still
+ *   1 main()            nothing                 all that who started it may:
+ *                                               open log, trace and PID file,
+ *                                               bind the socket
+ *   2 descriptor_high() numbers from 511 on for the same
+ *                       queue and trace file
+ *   3 privdrop()        all capabilities but    open what its user may open,
+ *                       CAP_SYS_RAWIO; groups,  send SCSI commands
+ *                       with -u and -g the ids;
+ *                       core dumps, ptrace
+ *   4 sandbox_main()    calls that no process   fork the others, signal them,
+ *                       makes; files but those  remove its socket
+ *                       in /sys and /dev
+ *   5 session_begin()   the listener, calls but serve its one client: SG_IO on
+ *                       some 20, numbers from   what that sends, ask for a
+ *                       the queue's up, life    worker
+ *                       after its parent
+ *   6 worker_run()      the listener, calls but open devices and talk to
+ *                       a session's and some 10 multipathd, for one command
  *
  * 5 and 6 come after 4, each in a child; with --single-process there is
  * neither, and 4 is the last.
@@ -31,10 +34,8 @@
  */
 #include "start.h"
 
-#include <errno.h>
 #include <grp.h>
 #include <linux/capability.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -43,7 +44,7 @@
 
 /*
  * The inode of the user namespace in which the kernel looks for the capability
- * (USER_NS_INIT_INO, linux/nsfs.h); that of another one is no more than a word.
+ * (USER_NS_INIT_INO, linux/nsfs.h). In another one it counts for nothing.
  */
 #define FIRST_USER_NAMESPACE 0xeffffffd
 
@@ -56,7 +57,7 @@ static void capabilities(long number, const char *what,
     };
 
     if (syscall(number, &header, data) < 0)
-        fatal("cannot %s capabilities: %s", what, strerror(errno));
+        fatal("cannot %s capabilities:", what);
 }
 
 static bool bounding_set_empty(void)
@@ -72,15 +73,14 @@ static bool bounding_set_empty(void)
 }
 
 /*
- * Without -u and -g, a step that needs a capability we were not given is
- * only worth a word: to root's owner a warning, to a user no surprise.
+ * Without -u and -g, a step that needs a capability which we were not given is
+ * logged: for root this is a warning, and no surprise for a user.
  */
 static void step_failed(const char *step, bool must)
 {
     if (must)
-        fatal("cannot %s: %s", step, strerror(errno));
-    log_at(geteuid() == 0 ? LOG_NORMAL : LOG_VERBOSE, "cannot %s: %s", step,
-           strerror(errno));
+        fatal("cannot %s:", step);
+    log_at(geteuid() == 0 ? LOG_NORMAL : LOG_VERBOSE, "cannot %s:", step);
 }
 
 /* (uid_t)-1 and (gid_t)-1 leave the id as it is. */
@@ -108,18 +108,18 @@ void privdrop(uid_t uid, gid_t gid)
     if (getgroups(0, NULL) != 0 && setgroups(0, NULL) != 0)
         step_failed("clear the supplementary groups", must);
     if (gid != (gid_t)-1 && setresgid(gid, gid, gid) < 0)
-        fatal("cannot change the group id to %u: %s", gid, strerror(errno));
+        fatal("cannot change the group id to %u:", gid);
     if (uid != (uid_t)-1
         && (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0
             || setresuid(uid, uid, uid) < 0
             || prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0))
-        fatal("cannot change the user id to %u: %s", uid, strerror(errno));
+        fatal("cannot change the user id to %u:", uid);
     /* An empty inheritable set empties the ambient one too. */
     capabilities(SYS_capset, "drop", keep);
     if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0)
-        fatal("cannot forbid core dumps: %s", strerror(errno));
+        fatal("cannot forbid core dumps:");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        fatal("cannot set no_new_privs: %s", strerror(errno));
+        fatal("cannot set no_new_privs:");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
-        fatal("cannot make the process undumpable: %s", strerror(errno));
+        fatal("cannot make the process undumpable:");
 }

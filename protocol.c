@@ -85,7 +85,7 @@ static const char *cdb_received(struct conversation *c)
     return NULL;
 }
 
-const char *protocol_received(struct conversation *c, size_t bytes, int fd)
+const char *protocol_moved(struct conversation *c, size_t bytes, int fd)
 {
     if (fd >= 0) {
         if (c->state != PROTOCOL_CDB)
@@ -99,9 +99,14 @@ const char *protocol_received(struct conversation *c, size_t bytes, int fd)
         return NULL;
 
     switch (c->state) {
+    case PROTOCOL_HELLO_OUT:
+        frame_begin(c, PROTOCOL_HELLO_IN, PROTOCOL_HELLO_SIZE);
+        break;
     case PROTOCOL_HELLO_IN:
         if (be32_get(c->frame) & ~(uint32_t)PROTOCOL_FEATURES)
             return "feature that was not offered";
+        /* fall through */
+    case PROTOCOL_REPLY:
         frame_begin(c, PROTOCOL_CDB, PROTOCOL_CDB_SIZE);
         break;
     case PROTOCOL_CDB:
@@ -110,17 +115,6 @@ const char *protocol_received(struct conversation *c, size_t bytes, int fd)
         frame_begin(c, PROTOCOL_EXECUTE, 0);
     }
     return NULL;
-}
-
-void protocol_sent(struct conversation *c, size_t bytes)
-{
-    c->done += bytes;
-    if (c->done < c->size)
-        return;
-    if (c->state == PROTOCOL_HELLO_OUT)
-        frame_begin(c, PROTOCOL_HELLO_IN, PROTOCOL_HELLO_SIZE);
-    else
-        frame_begin(c, PROTOCOL_CDB, PROTOCOL_CDB_SIZE);
 }
 
 void protocol_reply(struct conversation *c, uint8_t status, size_t payload)

@@ -83,14 +83,12 @@ bool protocol_is_sending(const struct conversation *);
 /* Where the rest of the current frame is to be read to or written from. */
 uint8_t *protocol_rest(struct conversation *, size_t *size);
 /*
- * Some bytes have been put where protocol_rest() said, and fd came with them
- * (-1: none). Returns NULL, or what rule the client broke: the connection is
- * then to be closed. The caller closes what is in .fd, and fd itself if it
- * has not become that.
+ * So many bytes have been read to, or written from, where protocol_rest() said,
+ * and fd came with them (-1: none). Returns NULL, or what rule the client
+ * broke: the connection is then to be closed. The caller closes what is in
+ * .fd, and fd itself if it has not become that.
  */
-const char *protocol_received(struct conversation *, size_t bytes, int fd);
-/* Some bytes of what protocol_rest() returned have been sent. */
-void protocol_sent(struct conversation *, size_t bytes);
+const char *protocol_moved(struct conversation *, size_t bytes, int fd);
 /*
  * The allocation length, or the length of the parameter list: CDB bytes 7-8.
  * (For PERSISTENT RESERVE OUT the field is bytes 5-8 in SPC-4 6.16.1, but

@@ -13,16 +13,9 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
 /* ---- Commands --------------------------------------------------------- */
 
-enum {
-    DEVICE_SIZE = 48,
-    COMMAND_SIZE = 128,
-    PARTITIONS = 16,
-    SCSI_GENERIC_MAJOR = 21
-};
+enum { DEVICE_SIZE = 48, COMMAND_SIZE = 128 };
 
 /* Name and number. Linux names disks sda to sdz, sdaa and so on. */
 static const char *device_name(char text[DEVICE_SIZE], int fd)
@@ -43,7 +36,8 @@ static const char *device_name(char text[DEVICE_SIZE], int fd)
         index = (number & 0xfff00) | (unsigned)row << 4 | (number >> 4 & 0xf);
         for (index++; index > 0; index = (index - 1) / 26)
             *--letter = (char)('a' + (index - 1) % 26);
-        snprintf(name, sizeof(name), "sd%s%.0u", letter, number % PARTITIONS);
+        snprintf(name, sizeof(name), "sd%s%.0u", letter,
+                 number % SCSI_DISK_MINORS);
     } else if (is_block ? sysfs_has(st.st_rdev, "/dm")
                         : family == SCSI_GENERIC_MAJOR) {
         snprintf(name, sizeof(name), "%s%u", is_block ? "dm-" : "sg", number);
@@ -87,16 +81,14 @@ void report_request(const struct client *client,
 static const char *command_name(const struct pr_command *command,
                                 char text[COMMAND_SIZE])
 {
-    static const char *const actions[] = { /* SPC-4 6.16.2 */
-                                           "REGISTER",
+    static const char *const actions[] = { "REGISTER",
                                            "RESERVE",
                                            "RELEASE",
                                            "CLEAR",
                                            "PREEMPT",
                                            "PREEMPT AND ABORT",
                                            "REGISTER AND IGNORE EXISTING KEY",
-                                           "REGISTER AND MOVE"
-    };
+                                           "REGISTER AND MOVE" };
     static const uint8_t none[16];
     const uint8_t *keys = command->length < sizeof(none) ? none : command->data;
     unsigned action = command->cdb[1] & 0x1f;
@@ -138,34 +130,37 @@ static const char states[6][10] = { "greeting", "greeting",  "idle",
 
 static bool is_client(const struct roster *roster, unsigned i)
 {
-    return roster->places[i].pid != 0 && roster->places[i].has_client;
+    return roster->places[i].pid != 0 && i != roster->pending;
 }
 
-void report_totals(struct roster *roster, unsigned workers, int64_t now)
+static void totals_report(const struct roster *roster, unsigned workers)
 {
-    struct totals totals = roster->totals;
+    unsigned long long commands = roster->commands, errors = roster->errors;
     unsigned i, clients = 0;
 
     for (i = 0; i < roster->slots; i++) {
         if (!is_client(roster, i))
             continue;
         clients++;
-        totals.commands += roster->records[i].commands;
-        totals.errors += roster->records[i].errors;
+        commands += roster->records[i].commands;
+        errors += roster->records[i].errors;
     }
     log_asked("clients: %u now, %llu ever; commands: %llu, errors: %llu; "
               "multipath workers: %u",
-              clients, totals.clients, totals.commands, totals.errors, workers);
-    roster->status_slot = 0;
-    roster->status_by = now;
+              clients, roster->clients, commands, errors, workers);
 }
 
-int64_t report_status(struct roster *roster, int64_t now)
+int64_t report_status(struct roster *roster, bool is_asked, unsigned workers,
+                      int64_t now)
 {
     unsigned i, lines = 0;
 
-    if (now < roster->status_by)
+    if (is_asked) {
+        totals_report(roster, workers);
+        roster->status_slot = 0;
+    } else if (now < roster->status_by) {
         return roster->status_by;
+    }
     for (i = roster->status_slot; i < roster->slots && lines < 8; i++) {
         const struct record *record = &roster->records[i];
         int64_t silent = (int64_t)((uint64_t)now - (uint64_t)record->since);

@@ -10,18 +10,18 @@
  */
 #include "server.h"
 
-#include <string.h>
+#include <errno.h>
 
 #define RETRY_AFTER (SECOND / 10) /* after accept or fork has failed */
 
-/* How long there may be too many clients: those who reconnect are leaving. */
+/* For so long there may be too many clients: some may just be leaving. */
 #define CROWDED_FOR (SECOND / 4)
 
-unsigned roster_place(const struct roster *roster)
+unsigned roster_find(const struct roster *roster, pid_t pid)
 {
     unsigned i;
 
-    for (i = 0; i < roster->slots && roster->places[i].pid != 0; i++)
+    for (i = 0; i < roster->slots && roster->places[i].pid != pid; i++)
         ;
     return i;
 }
@@ -29,24 +29,24 @@ unsigned roster_place(const struct roster *roster)
 void roster_enter(struct roster *roster, unsigned i, pid_t pid)
 {
     roster->places[i] = (struct place){ .pid = pid, .leave_by = NEVER };
+    roster->count++;
+    roster->pending = i;
 }
 
-void roster_greet(struct roster *roster, unsigned i)
+void roster_greet(struct roster *roster)
 {
-    roster->places[i].has_client = true;
-    roster->totals.clients++;
+    roster->clients++;
+    roster->pending = NOBODY;
 }
 
 void roster_remove(struct roster *roster, unsigned i)
 {
-    roster->places[i].pid = 0;
-    roster->totals.commands += roster->records[i].commands;
-    roster->totals.errors += roster->records[i].errors;
-}
-
-static bool is_active(const struct roster *roster, unsigned i)
-{
-    return roster->places[i].pid != 0 && roster->places[i].leave_by == NEVER;
+    roster->places[i] = (struct place){ 0 };
+    roster->count--;
+    if (roster->pending == i)
+        roster->pending = NOBODY;
+    roster->commands += roster->records[i].commands;
+    roster->errors += roster->records[i].errors;
 }
 
 unsigned roster_active(const struct roster *roster)
@@ -54,7 +54,7 @@ unsigned roster_active(const struct roster *roster)
     unsigned i, active = 0;
 
     for (i = 0; i < roster->slots; i++)
-        active += is_active(roster, i);
+        active += roster->places[i].leave_by == NEVER;
     return active;
 }
 
@@ -69,15 +69,15 @@ static unsigned peer_connections(const struct roster *roster, unsigned i)
     unsigned j, count = 0;
 
     for (j = 0; j < roster->slots; j++)
-        count += is_active(roster, j)
+        count += roster->places[j].leave_by == NEVER
                  && same_peer(&roster->records[i], &roster->records[j]);
     return count;
 }
 
 /*
- * Of two with as many connections, who goes first? Not whoever came, or sent
- * a command, since there have been too many; not one with a command at a
- * device; the one that has been idle for longest.
+ * Of two clients whose peers have as many connections, does a go first? Not who
+ * came, or sent a command, since there have been too many; nor who has a
+ * command at a device; else who has been idle for longer.
  */
 static bool goes_before(const struct roster *roster, const struct record *a,
                         const struct record *b)
@@ -89,7 +89,7 @@ static bool goes_before(const struct roster *roster, const struct record *a,
     return a->busy != b->busy ? b->busy : a->since < b->since;
 }
 
-/* (Quadratic in the number of peers, but only at a limit.) */
+/* This is quadratic in the number of peers, but only done at the limit. */
 unsigned roster_evict(const struct roster *roster)
 {
     unsigned i, clients = roster_active(roster), victim = 0, most = 0;
@@ -99,7 +99,7 @@ unsigned roster_evict(const struct roster *roster)
         const struct record *best = &roster->records[victim];
         unsigned connections;
 
-        if (!is_active(roster, i))
+        if (roster->places[i].leave_by != NEVER)
             continue;
         connections = most > 0 && same_peer(record, best)
                           ? most
@@ -130,8 +130,9 @@ bool roster_is_crowded(struct roster *roster, int64_t now)
 void roster_back_off(struct roster *roster, const char *what, int error,
                      int64_t now)
 {
+    errno = error;
     if (!roster->complained)
-        log_error("cannot %s, trying again: %s", what, strerror(error));
+        log_error("cannot %s, trying again:", what);
     roster->complained = true;
     roster->retry = now + RETRY_AFTER;
 }

@@ -38,8 +38,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
 /* The machine as the kernel calls it. */
 #if defined(__x86_64__)
 #define ARCHITECTURE AUDIT_ARCH_X86_64
@@ -61,20 +59,25 @@
 
 /* A system call that may be made, perhaps only with one value. */
 struct permission {
-    enum process from; /* this one on */
+    enum process from; /* and those that follow in the enumeration */
     uint32_t number;
-    int argument; /* ANY, or which argument must be value (its low 32 bits) */
+    int argument; /* NONE, or which argument must be value (its low 32 bits) */
     uint32_t value;
 };
 
-enum { ANY = -1 };
+enum { NONE = -1 };
+#define ANY(process, call)                                                     \
+    {                                                                          \
+        process, SYS_##call, NONE, 0                                           \
+    }
+#define WITH(process, call, argument, value)                                   \
+    {                                                                          \
+        process, SYS_##call, argument, value                                   \
+    }
 
 /* Descriptors that are known at run time; the latter only if there is one. */
 #define QUEUE UINT32_MAX
 #define TRACE_FILE (UINT32_MAX - 1)
-
-#define CALL(name) SYS_##name, ANY, 0
-#define CALL_WITH(name, argument, value) SYS_##name, (argument), (value)
 
 /*
  * For calls without a condition Linux 5.11 and later do not run the filter,
@@ -83,137 +86,108 @@ enum { ANY = -1 };
  * the instruction that comes next, and not of the sandbox.
  */
 static const struct permission permissions[] = {
-    { SESSION, CALL_WITH(ioctl, 1, SG_IO) },
-    { SESSION, CALL_WITH(prctl, 0, PR_SET_PDEATHSIG) }, /* client_busy() */
-    { SESSION, CALL_WITH(fcntl, 1, F_GETFL) },          /* sg_io_vet() */
-    { SESSION, CALL_WITH(write, 0, STDERR_FILENO) },
-    { SESSION, CALL_WITH(writev, 0, STDERR_FILENO) }, /* before an abort */
-    { SESSION, CALL_WITH(write, 0, TRACE_FILE) },
-    { SESSION, CALL_WITH(sendto, 5, 0) }, /* client_send(), line_write() */
+    /* sg_io_execute(), client_busy(), is_open() */
+    WITH(SESSION, ioctl, 1, SG_IO), WITH(SESSION, prctl, 0, PR_SET_PDEATHSIG),
+    WITH(SESSION, fcntl, 1, F_GETFL),
+    /* line_write(); libc, before an abort; client_send() */
+    WITH(SESSION, write, 0, STDERR_FILENO), WITH(SESSION, write, 0, TRACE_FILE),
+    WITH(SESSION, writev, 0, STDERR_FILENO), WITH(SESSION, sendto, 5, 0),
     /* worker_ask(): with an address these two could talk to anyone. */
-    { SESSION, CALL_WITH(sendmsg, 0, QUEUE) },
-    { SESSION, CALL_WITH(socketpair, 0, AF_UNIX) },
-    { SESSION, CALL(ppoll) },   /* events_wait() */
-    { SESSION, CALL(recvmsg) }, /* client_receive() */
-    { SESSION, CALL(close) },   /* every descriptor that came */
-    { SESSION, CALL(fstat) },
-    { SESSION, CALL(statx) },
-    { SESSION, CALL(clock_gettime) },   /* where there is no vDSO */
-    { SESSION, CALL(clock_nanosleep) }, /* events_wait() short of memory */
-    { SESSION, CALL(nanosleep) },
-    { SESSION, CALL(rt_sigreturn) },
-    { SESSION, CALL(restart_syscall) }, /* the kernel's own, after SIGSTOP */
-    { SESSION, CALL(exit_group) },
-    /* sysfs.c, multipath/ */
-    { WORKER, CALL_WITH(socket, 0, AF_UNIX) },
-    { WORKER, CALL_WITH(fcntl, 1, F_SETLK) },
-    { WORKER, CALL_WITH(fcntl, 1, F_SETFD) }, /* musl's open() with O_CLOEXEC */
-    { WORKER, CALL(read) },
-    { WORKER, CALL(openat) },
-    { WORKER, CALL(getdents64) },
-    { WORKER, CALL(connect) },
-    { WORKER, CALL(getsockopt) },
-    { WORKER, CALL(recvfrom) },
-    { MAIN, CALL(wait4) },           /* children_reap() */
-    { MAIN, CALL(kill) },            /* session_leave(), sessions_check() */
-    { MAIN, CALL(clone) },           /* session_start() */
-    { MAIN, CALL(set_robust_list) }, /* fork()'s own */
-    { MAIN, CALL(set_tid_address) },
-    { MAIN, CALL(rt_sigprocmask) },
-    { MAIN, CALL(gettid) },
-    { MAIN, CALL(getppid) }, /* session_begin() and what it calls */
-    { MAIN, CALL(munmap) },
-    { MAIN, CALL(prlimit64) },
-    { MAIN, CALL(accept4) },
-    { MAIN, CALL(close_range) },
-    { MAIN, CALL(seccomp) },
-    { MAIN, CALL(write) },
-    { MAIN, CALL(unlinkat) }, /* listen_remove() */
+    WITH(SESSION, sendmsg, 0, QUEUE), WITH(SESSION, socketpair, 0, AF_UNIX),
+    /* events_wait(), which sleeps when it is short of memory */
+    ANY(SESSION, ppoll), ANY(SESSION, nanosleep), ANY(SESSION, clock_nanosleep),
+    /* client_receive(), and all that is done with descriptors that come */
+    ANY(SESSION, recvmsg), ANY(SESSION, fstat), ANY(SESSION, statx),
+    ANY(SESSION, close),
+    /* clock_us() without a vDSO; what the kernel itself calls after SIGSTOP */
+    ANY(SESSION, clock_gettime), ANY(SESSION, restart_syscall),
+    ANY(SESSION, rt_sigreturn), ANY(SESSION, exit_group),
+    /* sysfs.c, multipath/; F_SETFD is of musl's open() with O_CLOEXEC */
+    WITH(WORKER, socket, 0, AF_UNIX), WITH(WORKER, fcntl, 1, F_SETLK),
+    WITH(WORKER, fcntl, 1, F_SETFD), ANY(WORKER, read), ANY(WORKER, openat),
+    ANY(WORKER, getdents64), ANY(WORKER, connect), ANY(WORKER, getsockopt),
+    ANY(WORKER, recvfrom),
+    /* supervisor.c, and what fork() calls itself */
+    ANY(MAIN, wait4), ANY(MAIN, kill), ANY(MAIN, clone),
+    ANY(MAIN, set_robust_list), ANY(MAIN, set_tid_address),
+    ANY(MAIN, rt_sigprocmask), ANY(MAIN, gettid),
+    /* session_begin() and what it calls; listen_remove() */
+    ANY(MAIN, getppid), ANY(MAIN, munmap), ANY(MAIN, prlimit64),
+    ANY(MAIN, accept4), ANY(MAIN, close_range), ANY(MAIN, seccomp),
+    ANY(MAIN, write), ANY(MAIN, unlinkat),
 #ifdef SYS_setrlimit
-    { MAIN, CALL(setrlimit) },
+    ANY(MAIN, setrlimit),
 #endif
 #ifdef SYS_newfstatat /* fstat() of some, and stat() */
-    { SESSION, CALL(newfstatat) },
+    ANY(SESSION, newfstatat),
 #endif
 #ifdef SYS_sigreturn
-    { SESSION, CALL(sigreturn) },
+    ANY(SESSION, sigreturn),
 #endif
-#ifdef SYS_open /* what machines before aarch64 have besides */
-    { SESSION, CALL(stat) },
-    { WORKER, CALL(open) },
-    { MAIN, CALL(fork) },
-    { MAIN, CALL(lstat) },
-    { MAIN, CALL(unlink) },
+#ifdef SYS_open /* machines before aarch64 also have these */
+    ANY(SESSION, stat), ANY(WORKER, open), ANY(MAIN, fork), ANY(MAIN, lstat),
+    ANY(MAIN, unlink),
 #endif
-#ifdef SYS_fcntl64 /* those of 32 bits: for long files and times */
-    { SESSION, CALL_WITH(fcntl64, 1, F_GETFL) },
-    { WORKER, CALL_WITH(fcntl64, 1, F_SETLK) },
-    { WORKER, CALL_WITH(fcntl64, 1, F_SETFD) },
-    { SESSION, CALL(ppoll_time64) },
-    { SESSION, CALL(fstat64) },
-    { SESSION, CALL(fstatat64) },
-    { SESSION, CALL(stat64) },
-    { MAIN, CALL(lstat64) },
-    { SESSION, CALL(clock_gettime64) },
-    { SESSION, CALL(clock_nanosleep_time64) },
+#ifdef SYS_fcntl64 /* machines of 32 bits: for long files and times */
+    WITH(SESSION, fcntl64, 1, F_GETFL), WITH(WORKER, fcntl64, 1, F_SETLK),
+    WITH(WORKER, fcntl64, 1, F_SETFD), ANY(SESSION, ppoll_time64),
+    ANY(SESSION, fstat64), ANY(SESSION, fstatat64), ANY(SESSION, stat64),
+    ANY(MAIN, lstat64), ANY(SESSION, clock_gettime64),
+    ANY(SESSION, clock_nanosleep_time64),
 #endif
 #ifdef SYS_socketcall /* how glibc makes some of the above: i386, s390x */
-    { SESSION, CALL_WITH(socketcall, 0, SYS_RECVMSG) },
-    { SESSION, CALL_WITH(socketcall, 0, SYS_SEND) }, /* to no address */
-    { SESSION, CALL_WITH(socketcall, 0, SYS_SENDMSG) },
-    { SESSION, CALL_WITH(socketcall, 0, SYS_SOCKETPAIR) },
-    { WORKER, CALL_WITH(socketcall, 0, SYS_SOCKET) },
-    { WORKER, CALL_WITH(socketcall, 0, SYS_CONNECT) },
-    { WORKER, CALL_WITH(socketcall, 0, SYS_GETSOCKOPT) },
-    { WORKER, CALL_WITH(socketcall, 0, SYS_RECV) },
-    { WORKER, CALL_WITH(socketcall, 0, SYS_RECVFROM) },
-    { MAIN, CALL_WITH(socketcall, 0, SYS_ACCEPT4) },
+    WITH(SESSION, socketcall, 0, SYS_RECVMSG),
+    WITH(SESSION, socketcall, 0, SYS_SEND), /* to no address */
+    WITH(SESSION, socketcall, 0, SYS_SENDMSG),
+    WITH(SESSION, socketcall, 0, SYS_SOCKETPAIR),
+    WITH(WORKER, socketcall, 0, SYS_SOCKET),
+    WITH(WORKER, socketcall, 0, SYS_CONNECT),
+    WITH(WORKER, socketcall, 0, SYS_GETSOCKOPT),
+    WITH(WORKER, socketcall, 0, SYS_RECV),
+    WITH(WORKER, socketcall, 0, SYS_RECVFROM),
+    WITH(MAIN, socketcall, 0, SYS_ACCEPT4),
 #endif
 #ifdef SYS_mmap2
-    { ABORTING, CALL_WITH(mmap2, 2, PROT_READ | PROT_WRITE) },
+    WITH(ABORTING, mmap2, 2, PROT_READ | PROT_WRITE),
 #else
-    { ABORTING, CALL_WITH(mmap, 2, PROT_READ | PROT_WRITE) },
+    WITH(ABORTING, mmap, 2, PROT_READ | PROT_WRITE),
 #endif
-    { ABORTING, CALL_WITH(tgkill, 2, SIGABRT) },
-    { ABORTING, CALL_WITH(tkill, 1, SIGABRT) }, /* musl's */
-    { ABORTING, CALL(rt_sigprocmask) },
-    { ABORTING, CALL(rt_sigaction) },
-    { ABORTING, CALL(getpid) },
-    { ABORTING, CALL(gettid) },
+    WITH(ABORTING, tgkill, 2, SIGABRT), WITH(ABORTING, tkill, 1, SIGABRT),
+    ANY(ABORTING, rt_sigprocmask), ANY(ABORTING, rt_sigaction),
+    ANY(ABORTING, getpid), ANY(ABORTING, gettid)
 };
 
 enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
 
 #define FIELD(name) ((uint32_t)offsetof(struct seccomp_data, name))
-#define LOAD(offset) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (offset))
-#define RETURN(action) BPF_STMT(BPF_RET | BPF_K, (action))
-#define EQUAL(value, if_true, if_false)                                        \
-    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (if_true), (if_false))
+#define LOAD(offset)                                                           \
+    (struct sock_filter) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (offset))
+#define RETURN(action) (struct sock_filter) BPF_STMT(BPF_RET | BPF_K, (action))
+#define SKIP_IF(value, if_equal, else_skip)                                    \
+    (struct sock_filter)                                                       \
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (if_equal), (else_skip))
 
-/* Writes "do that with this one"; returns the number of instructions. */
-static size_t permission_write(struct sock_filter *filter,
-                               const struct permission *permission,
-                               uint32_t queue)
+/* Adds the instructions for a permission to the filter; returns its new end. */
+static struct sock_filter *permission_write(struct sock_filter *end,
+                                            const struct permission *permission,
+                                            uint32_t queue)
 {
     const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
-    const uint32_t low = FIELD(args) + (big_endian ? 4 : 0); /* of the first */
-    bool any = permission->argument == ANY;
+    const uint32_t low = FIELD(args[0]) + (big_endian ? 4 : 0);
+    bool any = permission->argument == NONE;
     uint32_t value = permission->value == QUEUE        ? queue
                      : permission->value == TRACE_FILE ? (uint32_t)trace_file()
                                                        : permission->value;
-    const struct sock_filter part[] = {
-        EQUAL(permission->number, 0, any ? 1 : 4),
-        LOAD(low + (uint32_t)permission->argument * 8),
-        EQUAL(value, 0, 1),
-        RETURN(permission->from == ABORTING ? REFUSED : SECCOMP_RET_ALLOW),
-        LOAD(FIELD(nr)),
-    };
-    size_t i, n = 0;
 
-    for (i = 0; i < COUNT(part); i++)
-        if (!any || i == 0 || i == 3)
-            filter[n++] = part[i];
-    return n;
+    *end++ = SKIP_IF(permission->number, 0, any ? 1 : 4);
+    if (!any) {
+        *end++ = LOAD(low + (uint32_t)permission->argument * 8);
+        *end++ = SKIP_IF(value, 0, 1);
+    }
+    *end++ = RETURN(permission->from == ABORTING ? REFUSED : SECCOMP_RET_ALLOW);
+    if (!any)
+        *end++ = LOAD(FIELD(nr));
+    return end;
 }
 
 /*
@@ -224,25 +198,20 @@ static size_t permission_write(struct sock_filter *filter,
  */
 int sandbox_enter(enum process process, int queue)
 {
-    static const struct sock_filter head[] = {
-        LOAD(FIELD(arch)),
-        EQUAL(ARCHITECTURE, 1, 0),
-        RETURN(SECCOMP_RET_KILL_PROCESS),
-        LOAD(FIELD(nr)),
-    };
-    const struct sock_filter otherwise = RETURN(
-        process == MAIN ? REFUSED : SECCOMP_RET_KILL_PROCESS);
-    struct sock_filter filter[COUNT(head) + 5 * COUNT(permissions) + 1];
+    struct sock_filter filter[5 + 5 * COUNT(permissions)], *end = filter;
     struct sock_fprog program = { .filter = filter };
     unsigned flags = SECCOMP_FILTER_FLAG_LOG;
-    size_t i, n = COUNT(head);
+    size_t i;
 
-    memcpy(filter, head, sizeof(head));
+    *end++ = LOAD(FIELD(arch));
+    *end++ = SKIP_IF(ARCHITECTURE, 1, 0);
+    *end++ = RETURN(SECCOMP_RET_KILL_PROCESS);
+    *end++ = LOAD(FIELD(nr));
     for (i = 0; i < COUNT(permissions); i++)
         if (permissions[i].from <= process)
-            n += permission_write(filter + n, &permissions[i], (uint32_t)queue);
-    filter[n++] = otherwise;
-    program.len = (unsigned short)n;
+            end = permission_write(end, &permissions[i], (uint32_t)queue);
+    *end++ = RETURN(process == MAIN ? REFUSED : SECCOMP_RET_KILL_PROCESS);
+    program.len = (unsigned short)(end - filter);
     while (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) < 0) {
         if (errno != EINVAL || flags == 0)
             return -1;
@@ -318,16 +287,15 @@ bool sandbox_main(const char *socket_path, int queue)
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
 
-    /* glibc 2.41's gets memory when it is first called: now or never. */
+    /* When glibc 2.41's strerror() is first called it allocates memory. */
     (void)strerror(ENOSYS);
     if (version < 1)
-        log_verbose("this kernel has no Landlock: %s", strerror(errno));
+        log_verbose("this kernel has no Landlock:");
     else if (landlock_restrict(version, socket_path) < 0)
         log_warning("Landlock does not work, so what files can be opened is "
-                    "not restricted: %s",
-                    strerror(errno));
+                    "not restricted:");
     if (sandbox_enter(MAIN, queue) == 0)
         return true;
-    log_warning("no seccomp filter: %s", strerror(errno));
+    log_warning("no seccomp filter:");
     return false;
 }

@@ -8,93 +8,58 @@
 #ifndef SCSI_H
 #define SCSI_H
 
+#include <stddef.h>
 #include <stdint.h>
 
-enum { /* operation codes, SPC-4 6.15 and 6.16 */
-       TEST_UNIT_READY = 0x00,
-       PERSISTENT_RESERVE_IN = 0x5e,
-       PERSISTENT_RESERVE_OUT = 0x5f
-};
+/* Operation codes, SPC-4 6.15 and 6.16. */
+enum { TEST_UNIT_READY = 0x00 };
+enum { PERSISTENT_RESERVE_IN = 0x5e, PERSISTENT_RESERVE_OUT = 0x5f };
 
-/* The parameter list, SPC-4 6.16.3: its length, the offset of its flags, these.
- */
-enum { LIST_SIZE = 24, LIST_FLAGS = 20 };
+/* Service actions of PERSISTENT RESERVE IN, SPC-4 6.15.1. */
+enum { READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS };
+
+/* Service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2. */
+enum { REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT };
+enum { REGISTER_AND_IGNORE = 6, REGISTER_AND_MOVE };
+
+/* The length of its parameter list, where flags stand there, and these. */
+enum { LIST_SIZE = 24, LIST_FLAGS = 20 }; /* SPC-4 6.16.3 */
 enum { SPEC_I_PT = 0x08, ALL_TG_PT = 0x04, APTPL = 0x01 };
 
-enum { /* service actions of PERSISTENT RESERVE IN, SPC-4 6.15.1 */
-       READ_KEYS,
-       READ_RESERVATION,
-       REPORT_CAPABILITIES,
-       READ_FULL_STATUS
-};
+/* Types of reservations, SPC-4 6.15.3.3. For all registrants 7 is the first. */
+enum { WRITE_EXCLUSIVE = 1, EXCLUSIVE_ACCESS = 3 };
+enum { WRITE_EXCLUSIVE_ALL_REGISTRANTS = 7 };
 
-enum { /* service actions of PERSISTENT RESERVE OUT, SPC-4 6.16.2 */
-       REGISTER,
-       RESERVE,
-       RELEASE,
-       CLEAR,
-       PREEMPT,
-       PREEMPT_AND_ABORT,
-       REGISTER_AND_IGNORE,
-       REGISTER_AND_MOVE
-};
+/* Status codes, SAM-5 5.3.1. */
+enum { GOOD = 0x00, CHECK_CONDITION = 0x02, BUSY = 0x08 };
+enum { RESERVATION_CONFLICT = 0x18, TASK_SET_FULL = 0x28 };
 
-enum { /* types of reservations, SPC-4 6.15.3.3 */
-       WRITE_EXCLUSIVE = 1,
-       EXCLUSIVE_ACCESS = 3,
-       WRITE_EXCLUSIVE_ALL_REGISTRANTS = 7 /* and 8: exclusive access */
-};
+/* Sense keys, SPC-4 4.5.6. */
+enum { RECOVERED_ERROR = 1, NOT_READY, MEDIUM_ERROR, HARDWARE_ERROR };
+enum { ILLEGAL_REQUEST = 5, UNIT_ATTENTION, DATA_PROTECT };
+enum { ABORTED_COMMAND = 11 };
 
-enum { /* status codes, SAM-5 5.3.1 */
-       GOOD = 0x00,
-       CHECK_CONDITION = 0x02,
-       BUSY = 0x08,
-       RESERVATION_CONFLICT = 0x18,
-       TASK_SET_FULL = 0x28
-};
-
-enum { /* sense keys, SPC-4 4.5.6 */
-       RECOVERED_ERROR = 0x1,
-       NOT_READY = 0x2,
-       MEDIUM_ERROR = 0x3,
-       HARDWARE_ERROR = 0x4,
-       ILLEGAL_REQUEST = 0x5,
-       UNIT_ATTENTION = 0x6,
-       DATA_PROTECT = 0x7,
-       ABORTED_COMMAND = 0xb
-};
-
-static inline void be16_put(uint8_t *bytes, uint16_t value)
+/* An integer of so many bytes, the first of which is the highest. */
+static inline void be_put(uint8_t *bytes, size_t size, uint64_t value)
 {
-    bytes[0] = (uint8_t)(value >> 8);
-    bytes[1] = (uint8_t)value;
+    for (; size > 0; value >>= 8)
+        bytes[--size] = (uint8_t)value;
 }
 
-static inline void be32_put(uint8_t *bytes, uint32_t value)
+static inline uint64_t be_get(const uint8_t *bytes, size_t size)
 {
-    be16_put(bytes, (uint16_t)(value >> 16));
-    be16_put(bytes + 2, (uint16_t)value);
+    uint64_t value = 0;
+
+    for (; size > 0; size--)
+        value = value << 8 | *bytes++;
+    return value;
 }
 
-static inline void be64_put(uint8_t *bytes, uint64_t value)
-{
-    be32_put(bytes, (uint32_t)(value >> 32));
-    be32_put(bytes + 4, (uint32_t)value);
-}
-
-static inline uint16_t be16_get(const uint8_t *bytes)
-{
-    return (uint16_t)(bytes[0] << 8 | bytes[1]);
-}
-
-static inline uint32_t be32_get(const uint8_t *bytes)
-{
-    return (uint32_t)be16_get(bytes) << 16 | be16_get(bytes + 2);
-}
-
-static inline uint64_t be64_get(const uint8_t *bytes)
-{
-    return (uint64_t)be32_get(bytes) << 32 | be32_get(bytes + 4);
-}
+#define be16_put(bytes, value) be_put((bytes), 2, (value))
+#define be32_put(bytes, value) be_put((bytes), 4, (value))
+#define be64_put(bytes, value) be_put((bytes), 8, (value))
+#define be16_get(bytes) ((uint16_t)be_get((bytes), 2))
+#define be32_get(bytes) ((uint32_t)be_get((bytes), 4))
+#define be64_get(bytes) be_get((bytes), 8)
 
 #endif

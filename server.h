@@ -14,27 +14,28 @@
 #include "start.h"
 
 #include <poll.h>
-
+#include <signal.h>
 #include <sys/resource.h>
 
 /* events.c: signals are blocked but in events_wait(). */
-enum { SIGNAL_STOP = 1, SIGNAL_CHILD = 2, SIGNAL_STATUS = 4 };
+enum { SIGNAL_STOP = 1 << SIGTERM | 1 << SIGINT | 1 << SIGHUP };
+enum { SIGNAL_CHILD = 1 << SIGCHLD, SIGNAL_STATUS = 1 << SIGUSR1 };
 void signals_set_up(void);
-/* Which have come, a bit for each, since it was called last. */
+/* The signals that have come since the last call, a bit for each. */
 unsigned signals_take(void);
 /*
- * Until one of fds is ready, or wake, or a signal: then none of them is ready.
- * As with poll(), those whose fd is negative are passed over.
+ * Waits for one of fds, the time wake, or a signal, with which none of fds is
+ * ready. As with poll(), those whose fd is negative are passed over.
  */
 void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake);
 
-/* descriptors.c: how many there can be, of which the caller wants most. */
+/* descriptors.c: allows most descriptors, or returns how many there can be. */
 int descriptors_limit(rlim_t most);
-/* The same file, with one of the two highest numbers that there can be. */
+/* Duplicates fd, with one of the two highest numbers that there can be. */
 int descriptor_high(int fd);
-/* All but the standard ones, the trace file, and these (-1: none). */
+/* Closes all but the standard ones, the trace file, and these (-1: none). */
 void descriptors_close_except(int a, int b, int c);
-/* In a session, whose new ones are to be below queue. 0, or -1 and errno. */
+/* Keeps a session's new ones below queue. Returns 0, or -1 and errno. */
 int descriptors_seal(int queue);
 
 /*
@@ -48,13 +49,13 @@ struct record {
     unsigned long long commands;
     unsigned long long errors; /* commands that were not answered with GOOD */
     uint32_t state;            /* enum protocol_state: what it waits for */
-    uint8_t busy; /* or 0: the device has, or had, a command not yet answered */
+    uint8_t busy; /* not 0: a device has a command, as yet unanswered */
 };
 
 struct service { /* what all clients of this process have in common */
     int64_t timeout;
-    const char *socket_path; /* ours, NULL: a service manager's */
-    int queue; /* to the workers; -1: we do commands on maps ourselves, */
+    const char *socket_path; /* of the listener, NULL: a service manager's */
+    int queue;               /* to the workers; -1: we serve maps ourselves, */
     struct suspension suspension; /* and resume this one */
 };
 
@@ -72,14 +73,14 @@ struct client {
 /* Takes over the socket; service and record stay the caller's. */
 void client_begin(struct client *, int socket, struct service *,
                   struct record *);
-/* What to wait for: the client, or the answer of who works for it. */
+/* Sets what to wait for: the client, or the worker's answer. */
 void client_poll(const struct client *, struct pollfd *);
 /*
  * Goes on with the conversation as far as it goes without waiting. Returns
  * false when it is over; the caller then closes the client.
  */
 bool client_work(struct client *);
-/* A command is being executed, or its reply has not all been sent. */
+/* Is a command being executed, or has its reply not all been sent? */
 bool client_is_in_flight(const struct client *);
 /*
  * True if the client has kept us waiting inside a frame for too long, or has
@@ -87,9 +88,7 @@ bool client_is_in_flight(const struct client *);
  * nothing more when its own time is up.
  */
 bool client_expire(struct client *, int64_t now);
-/* We are leaving: the client has only so long to take its reply. */
-void client_hurry(struct client *, int64_t now);
-/* The client has done nothing wrong, but has to go. */
+/* Traces that the client, if there is one, has to go without a fault. */
 void client_leave(const struct client *);
 /* Frees everything but the record. */
 void client_close(struct client *);
@@ -100,36 +99,36 @@ void client_close(struct client *);
  */
 struct place {
     pid_t pid; /* 0: free; the session that serves it, 1: there are none */
-    bool has_client;
-    int64_t leave_by; /* NEVER, or when to kill it if it is still there */
+    int64_t leave_by; /* NEVER: it may stay; else when to kill it; 0: free */
 };
 
-struct totals {
-    unsigned long long clients; /* all that ever were */
-    unsigned long long commands, errors;
-};
+#define NOBODY ((unsigned)-1)
 
 struct roster {
     unsigned most;          /* clients at a time */
     unsigned slots;         /* of the tables that follow */
     struct place *places;   /* this process's own */
     struct record *records; /* shared with the sessions */
-    struct totals totals;   /* commands and errors: of who is gone */
-    int64_t crowded_by;     /* NEVER, or when too many clients are too many */
-    int64_t retry;   /* when to try accept and fork again after a failure */
-    bool complained; /* of that failure */
+    unsigned count;         /* of places that are not free */
+    unsigned pending;       /* the place that waits for its client, or NOBODY */
+    unsigned long long clients;          /* that ever were */
+    unsigned long long commands, errors; /* of those that are gone */
+    int64_t crowded_by; /* NEVER, or when one of too many has to go */
+    int64_t retry;      /* when to try accept and fork again after a failure */
+    bool complained;    /* of that failure */
     unsigned status_slot; /* where report_status() goes on */
     int64_t status_by;    /* and when; NEVER: nobody has asked */
 };
-/* A free place; slots: there is none. */
-unsigned roster_place(const struct roster *);
+/* The place with that pid, 0: a free one; slots: there is none. */
+unsigned roster_find(const struct roster *, pid_t);
+/* Who comes to that place has no client yet: it is pending. */
 void roster_enter(struct roster *, unsigned place, pid_t);
-/* Who is in that place has its client now. */
-void roster_greet(struct roster *, unsigned place);
+/* The pending one has its client now. */
+void roster_greet(struct roster *);
 void roster_remove(struct roster *, unsigned place);
-/* How many there are that have not been told to leave. */
+/* How many clients there are that have not been told to leave. */
 unsigned roster_active(const struct roster *);
-/* Have there been too many for a moment? */
+/* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);
 /*
  * Who has to go, of those that are active, which is logged: of the peer with
@@ -148,18 +147,17 @@ void report_request(const struct client *, const struct pr_command *);
 /* The descriptor must still be open. */
 void report_reply(const struct client *, const struct pr_command *,
                   size_t payload);
-/* Somebody wants to know: the sums. report_status() goes on. */
-void report_totals(struct roster *, unsigned workers, int64_t now);
 /*
- * A line for each client, a few at a time, so that whoever takes them keeps
- * up. Returns when to go on.
+ * Logs the sums if an administrator has asked, then a line for each client, a
+ * few at a time, so that whoever reads them keeps up. Returns when to go on.
  */
-int64_t report_status(struct roster *, int64_t now);
+int64_t report_status(struct roster *, bool is_asked, unsigned workers,
+                      int64_t now);
 
 /* prhelper.c: what the inner loop is about. */
 struct server {
-    struct listener *listener; /* NULL: it ends with its one client */
-    struct roster *roster;     /* of the listener's clients; NULL likewise */
+    struct listener listener; /* fd -1: it ends with its one client */
+    struct roster roster;     /* of the listener's clients */
     int notify;
     struct service service;
     struct client *clients;

@@ -22,89 +22,67 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-enum { /* block majors, Documentation/admin-guide/devices.txt in the kernel */
-       SCSI_DISK_MAJOR = 8, /* and 65-71, 128-135 */
-       SCSI_GENERIC_MAJOR = 21,
-       SCSI_DISK_MINORS = 16 /* a disk, and its partitions 1-15 */
-};
-
 /*
  * PERSISTENT RESERVE IN and OUT are 10 bytes long (SPC-4 6.15, 6.16), and
  * some host adapters put exactly as many on the bus as they are told.
  */
 enum { CDB_LENGTH = 10 };
 
+/* Whether the device has got the command: the last says that it may have. */
+enum reached { REACHED, UNREACHED, LOST };
+
 /* How a failure is answered: with a status, or with sense data. */
 struct outcome {
     uint8_t code; /* errno, or host status */
     uint8_t status;
     uint8_t key, asc, ascq;
+    enum reached reached;
 };
 
 #define SENSE(key, asc, ascq) CHECK_CONDITION, (key), (asc), (ascq)
 #define STATUS(status) (status), 0, 0, 0
 
 static const struct outcome errno_outcomes[] = {
-    { EDOM, STATUS(TASK_SET_FULL) },
-    { EBADE, STATUS(RESERVATION_CONFLICT) },
-    { EREMOTEIO, SENSE(HARDWARE_ERROR, 0x44, 0x00) },
-    { ENOMEM, SENSE(HARDWARE_ERROR, 0x44, 0x00) },
-    { ENODEV, SENSE(HARDWARE_ERROR, 0x44, 0x00) },
-    { ENODATA, SENSE(MEDIUM_ERROR, 0x11, 0x00) },
-    { ENOMEDIUM, SENSE(NOT_READY, 0x3a, 0x00) },
-    { EINVAL, SENSE(ILLEGAL_REQUEST, 0x24, 0x00) },
-    { ENOSPC, SENSE(DATA_PROTECT, 0x27, 0x07) },
+    { EDOM, STATUS(TASK_SET_FULL), REACHED },
+    { EBADE, STATUS(RESERVATION_CONFLICT), REACHED },
+    { EREMOTEIO, SENSE(HARDWARE_ERROR, 0x44, 0x00), REACHED },
+    { ENOMEM, SENSE(HARDWARE_ERROR, 0x44, 0x00), REACHED },
+    { ENODEV, SENSE(HARDWARE_ERROR, 0x44, 0x00), UNREACHED },
+    { ENODATA, SENSE(MEDIUM_ERROR, 0x11, 0x00), REACHED },
+    { ENOMEDIUM, SENSE(NOT_READY, 0x3a, 0x00), REACHED },
+    { EINVAL, SENSE(ILLEGAL_REQUEST, 0x24, 0x00), REACHED },
+    { ENOSPC, SENSE(DATA_PROTECT, 0x27, 0x07), REACHED },
+    { ENXIO, SENSE(ABORTED_COMMAND, 0x00, 0x06), UNREACHED },
     /* I/O process terminated */
-    { 0, SENSE(ABORTED_COMMAND, 0x00, 0x06) },
+    { 0, SENSE(ABORTED_COMMAND, 0x00, 0x06), REACHED },
 };
 
-/* DID_..., include/scsi/scsi_status.h in the kernel */
+/* DID_... and DID_TRANSPORT_..., include/scsi/scsi_status.h in the kernel. */
 static const struct outcome host_outcomes[] = {
-    { 0x01, SENSE(ABORTED_COMMAND, 0x05, 0x00) }, /* NO_CONNECT */
-    { 0x02, STATUS(BUSY) },                       /* BUS_BUSY */
-    { 0x03, SENSE(ABORTED_COMMAND, 0x2e, 0x02) }, /* TIME_OUT */
-    { 0x04, SENSE(ABORTED_COMMAND, 0x08, 0x00) }, /* BAD_TARGET */
-    { 0x05, SENSE(ABORTED_COMMAND, 0x2f, 0x02) }, /* ABORT */
-    { 0x08, SENSE(UNIT_ATTENTION, 0x29, 0x00) },  /* RESET */
-    { 0x0e, SENSE(ABORTED_COMMAND, 0x29, 0x07) }, /* TRANSPORT_DISRUPTED */
+    { 0x01, SENSE(ABORTED_COMMAND, 0x05, 0x00), UNREACHED }, /* NO_CONNECT */
+    { 0x02, STATUS(BUSY), UNREACHED },                       /* BUS_BUSY */
+    { 0x03, SENSE(ABORTED_COMMAND, 0x2e, 0x02), LOST },      /* TIME_OUT */
+    { 0x04, SENSE(ABORTED_COMMAND, 0x08, 0x00), UNREACHED }, /* BAD_TARGET */
+    { 0x05, SENSE(ABORTED_COMMAND, 0x2f, 0x02), LOST },      /* ABORT */
+    { 0x08, SENSE(UNIT_ATTENTION, 0x29, 0x00), LOST },       /* RESET */
+    { 0x0c, SENSE(ABORTED_COMMAND, 0x08, 0x00), UNREACHED }, /* IMM_RETRY */
+    { 0x0d, SENSE(ABORTED_COMMAND, 0x08, 0x00), UNREACHED }, /* REQUEUE */
+    { 0x0e, SENSE(ABORTED_COMMAND, 0x29, 0x07), LOST },      /* ..._DISRUPTED */
+    { 0x0f, SENSE(ABORTED_COMMAND, 0x08, 0x00), UNREACHED }, /* ..._FAILFAST */
     /* From here on, what the kernel makes of the device's own answer. */
-    { 0x10, SENSE(HARDWARE_ERROR, 0x44, 0x00) }, /* TARGET_FAILURE */
-    { 0x11, STATUS(RESERVATION_CONFLICT) },      /* NEXUS_FAILURE */
-    { 0x12, SENSE(DATA_PROTECT, 0x27, 0x07) },   /* ALLOC_FAILURE */
-    { 0x13, SENSE(MEDIUM_ERROR, 0x11, 0x00) },   /* MEDIUM_ERROR */
+    { 0x10, SENSE(HARDWARE_ERROR, 0x44, 0x00), REACHED }, /* TARGET_FAILURE */
+    { 0x11, STATUS(RESERVATION_CONFLICT), REACHED },      /* NEXUS_FAILURE */
+    { 0x12, SENSE(DATA_PROTECT, 0x27, 0x07), REACHED },   /* ALLOC_FAILURE */
+    { 0x13, SENSE(MEDIUM_ERROR, 0x11, 0x00), REACHED },   /* MEDIUM_ERROR */
     /* logical unit communication failure */
-    { 0, SENSE(ABORTED_COMMAND, 0x08, 0x00) },
+    { 0, SENSE(ABORTED_COMMAND, 0x08, 0x00), LOST },
 };
 
-/*
- * Host statuses with which nothing was done: three of the above, IMM_RETRY and
- * REQUEUE, which the kernel itself repeats, and TRANSPORT_FAILFAST.
- */
-static const uint8_t not_done[] = { 0x01, 0x02, 0x04, 0x0c, 0x0d, 0x0f };
+/* Driver status, same file; the latter says that there is sense data. */
+enum { DRIVER_TIMEOUT = 0x06, DRIVER_SENSE = 0x08 };
 
-enum { /* driver status, same file; 0x08 says that there is sense data */
-       DRIVER_TIMEOUT = 0x06,
-       DRIVER_SENSE = 0x08
-};
-
-const char *const sg_io_refusals[] = {
-    [LIST_TOO_LONG] = "the parameter list is longer than 8192 bytes",
-    [NOT_FOR_WRITING] = "the descriptor is not open for writing",
-    [NOT_OPEN] = "the descriptor is not open",
-    [NO_STATUS] = "the descriptor has no status",
-    [OF_PARTITION] = "the descriptor is of a partition",
-    [NOT_IN_SYSFS] = "cannot tell what block device this is: it is not in "
-                     "/sys/dev/block",
-    [NOT_SCSI] = "the descriptor is not of a SCSI device",
-    [NOT_PERMITTED] = "the kernel does not let the helper send it: "
-                      "CAP_SYS_RAWIO is missing, or is that of a user "
-                      "namespace, or a security module forbids it",
-    [NOT_MAPPED] = "the descriptor is of no multipath map",
-    [NO_MULTIPATH] = "the descriptor is of a device-mapper device that is no "
-                     "multipath map",
-    [NO_UUID] = "cannot tell what device-mapper device this is",
-    [NOT_SCSI_PATHS] = "the paths of the multipath map are no SCSI disks",
-};
+#define WORDS(name, words) words,
+const char *const sg_io_refusals[] = { NULL, EACH_REFUSAL(WORDS) };
 
 void status_set(struct pr_command *command, uint8_t status)
 {
@@ -143,6 +121,8 @@ static void outcome_set(struct pr_command *command,
         sense_set(command, outcome->key, outcome->asc, outcome->ascq);
     else
         status_set(command, outcome->status);
+    command->unreached = outcome->reached != REACHED;
+    command->is_lost = outcome->reached == LOST;
 }
 
 enum vet sg_io_refuse(struct pr_command *command, enum refusal refusal)
@@ -152,7 +132,7 @@ enum vet sg_io_refuse(struct pr_command *command, enum refusal refusal)
     return VET_ANSWERED;
 }
 
-/* Answered as if SG_IO had failed so. */
+/* Answers as if SG_IO had failed with that errno. */
 static enum vet refuse_as(struct pr_command *command, int error,
                           enum refusal refusal)
 {
@@ -163,7 +143,7 @@ static enum vet refuse_as(struct pr_command *command, int error,
 
 int sg_io_disk_row(unsigned number)
 {
-    if (number == SCSI_DISK_MAJOR)
+    if (number == 8)
         return 0;
     if (number >= 65 && number <= 71)
         return (int)number - 64;
@@ -194,7 +174,7 @@ enum vet sg_io_vet(struct pr_command *command)
     struct stat st;
 
     command->refusal = NOT_REFUSED;
-    /* The parameter list length is bytes 5-8; what came is as bytes 7-8 say. */
+    /* The length is bytes 5-8, but the client has sent what bytes 7-8 say. */
     if (is_out && (command->cdb[5] != 0 || command->cdb[6] != 0))
         return refuse_as(command, EINVAL, LIST_TOO_LONG);
     if (!is_in && !is_open(command->fd, true))
@@ -204,7 +184,7 @@ enum vet sg_io_vet(struct pr_command *command)
     is_block = S_ISBLK(st.st_mode);
     is_disk = is_block && sg_io_disk_row(major(st.st_rdev)) >= 0;
     if (is_block && !is_disk && sysfs_has(st.st_rdev, "/dm"))
-        /* Nobody but us asks if the client could open what this is of. */
+        /* For a map it is us who must see that the client could open it. */
         return is_open(command->fd, false)
                    ? VET_MAPPED
                    : refuse_as(command, EBADF, NOT_OPEN);
@@ -227,12 +207,6 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
 {
     if (hdr->host_status != 0) {
         outcome_set(command, host_outcomes, hdr->host_status);
-        command->unreached = hdr->host_status < 0x10 || hdr->host_status > 0x13;
-        command->is_lost =
-            command->unreached
-            && (hdr->host_status > UINT8_MAX
-                || memchr(not_done, hdr->host_status, sizeof(not_done))
-                       == NULL);
         return;
     }
     if (hdr->driver_status == DRIVER_TIMEOUT) {
@@ -287,7 +261,6 @@ void sg_io_execute(struct pr_command *command, unsigned timeout,
         if (ioctl(command->fd, SG_IO, &hdr) == 0) {
             result_set(command, &hdr);
         } else {
-            command->unreached = errno == ENODEV || errno == ENXIO;
             if (errno == EPERM || errno == EACCES)
                 command->refusal = NOT_PERMITTED;
             outcome_set(command, errno_outcomes, errno);

@@ -29,25 +29,28 @@ bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
-/*
- * sg_io.c: one command on one descriptor. Why it is not sent: the words are in
- * sg_io_refusals[].
- */
-enum refusal {
-    NOT_REFUSED,
-    LIST_TOO_LONG,
-    NOT_FOR_WRITING,
-    NOT_OPEN,
-    NO_STATUS,
-    OF_PARTITION,
-    NOT_IN_SYSFS,
-    NOT_SCSI,
-    NOT_PERMITTED,
-    NOT_MAPPED,
-    NO_MULTIPATH,
-    NO_UUID,
-    NOT_SCSI_PATHS
-};
+/* sg_io.c: one command on one descriptor; and why it is not sent. */
+#define EACH_REFUSAL(ITEM)                                                     \
+    ITEM(LIST_TOO_LONG, "the parameter list is longer than 8192 bytes")        \
+    ITEM(NOT_FOR_WRITING, "the descriptor is not open for writing")            \
+    ITEM(NOT_OPEN, "the descriptor is not open")                               \
+    ITEM(NO_STATUS, "the descriptor has no status")                            \
+    ITEM(OF_PARTITION, "the descriptor is of a partition")                     \
+    ITEM(NOT_IN_SYSFS, "cannot tell what block device this is: it is not in "  \
+                       "/sys/dev/block")                                       \
+    ITEM(NOT_SCSI, "the descriptor is not of a SCSI device")                   \
+    ITEM(NOT_PERMITTED, "the kernel does not let the helper send it: "         \
+                        "CAP_SYS_RAWIO is missing, or is that of a user "      \
+                        "namespace, or a security module forbids it")          \
+    ITEM(NOT_MAPPED, "the descriptor is of no multipath map")                  \
+    ITEM(NO_MULTIPATH, "the descriptor is of a device-mapper device that is "  \
+                       "no multipath map")                                     \
+    ITEM(NO_UUID, "cannot tell what device-mapper device this is")             \
+    ITEM(NOT_SCSI_PATHS, "the paths of the multipath map are no SCSI disks")
+#define REFUSAL(name, words) name,
+enum refusal { NOT_REFUSED, EACH_REFUSAL(REFUSAL) REFUSALS };
+extern const char *const sg_io_refusals[]; /* indexed by them */
+
 struct pr_command {
     int fd;
     const uint8_t *cdb;
@@ -68,7 +71,7 @@ struct pr_command {
  */
 enum { SG_IO_TIMEOUT = 60000 };
 
-enum { SG_IO_ATTENTIONS = 5 }; /* that a command is sent again for */
+enum { SG_IO_ATTENTIONS = 5 }; /* for so many a command is sent again */
 
 enum vet { VET_SEND, VET_MAPPED, VET_ANSWERED };
 /*
@@ -93,15 +96,19 @@ enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 /* Is this the block device of a whole SCSI disk? */
 bool sg_io_is_disk(const struct stat *);
-/* Which of the sixteen block majors of SCSI disks this is; -1: none. */
+/* A character major, and how many minors a disk has: its own, partitions. */
+enum { SCSI_GENERIC_MAJOR = 21, SCSI_DISK_MINORS = 16 };
+/*
+ * Which of the sixteen block majors of SCSI disks this is; -1: none. (Source:
+ * Documentation/admin-guide/devices.txt in the kernel.)
+ */
 int sg_io_disk_row(unsigned number);
 /* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
 enum vet sg_io_refuse(struct pr_command *, enum refusal);
-extern const char *const sg_io_refusals[];
 void status_set(struct pr_command *, uint8_t status);
 /* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
-/* Fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
+/* Reads fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
 /* report.c, for multipath/send.c: what came of a command, in words. */

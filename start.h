@@ -15,11 +15,11 @@
 
 /* options.c */
 struct options {
-    const char *socket_path;
-    const char *pid_file;
-    bool socket_path_given;
-    bool pid_file_given;
+    const char *socket_path; /* NULL: none was given */
+    const char *pid_file;    /* NULL: none is to be written */
     bool background;
+    bool quiet;
+    int verbosity;
     bool single_process;
     bool sandbox;
     uid_t uid; /* (uid_t)-1: as started */
@@ -41,7 +41,10 @@ struct listener {
  * variables out of the environment. Before the first fork.
  */
 bool listen_is_activated(const struct options *);
-/* Makes the socket, in place of one that nobody listens on any more. */
+/*
+ * Makes the socket, in place of one that nobody listens on any more. The path
+ * may be NULL: PROTOCOL_SOCKET.
+ */
 void listen_open(struct listener *, const char *path);
 /*
  * Uses the socket that was passed to us. What it may have been told to

@@ -15,7 +15,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -33,52 +32,49 @@ enum { LISTENER, REPORT, QUEUE, EVENTS };
  * a session, whose client has its hello; or leaves with the errno that
  * prevented it.
  */
-static void session_begin(const struct supervisor *supervisor, unsigned place,
-                          struct server *server)
+static void session_begin(struct supervisor *supervisor, unsigned place)
 {
+    struct server *server = &supervisor->server;
     int socket;
 
-    /* It dies with the supervisor, but see client_busy(). */
+    /* The session dies with the supervisor, but see client_busy(). */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
         _exit(errno);
     if (getppid() != supervisor->pid)
-        _exit(ESRCH); /* which was gone before we asked to go with it */
-    socket = accept4(supervisor->listener->fd, NULL, NULL, SOCK_CLOEXEC);
+        _exit(ESRCH); /* the supervisor was gone already */
+    socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
     if (socket < 0)
         _exit(errno);
     if (write(supervisor->report[1], "s", 1) < 0)
         _exit(errno); /* the supervisor would wait for this byte */
     log_syslog_renew();
-    server->listener = NULL;
-    server->roster = NULL;
     server->used = 1;
     client_begin(&server->clients[0], socket, &server->service,
-                 &supervisor->roster->records[place]);
-    /* The client reads its hello while we go on; we read nothing of it yet. */
+                 &server->roster.records[place]);
+    /* Sends the hello, which the client can read while we go on. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
     munmap(supervisor->workers.suspensions,
            supervisor->workers.slots * sizeof(struct suspension));
     /* One by one, too, for kernels without close_range() (before 5.9). */
-    close(supervisor->listener->fd);
+    close(server->listener.fd);
+    server->listener.fd = -1;
     close(supervisor->report[0]);
     close(supervisor->report[1]);
     close(supervisor->queue[QUEUE_OUT]);
     descriptors_close_except(socket, server->service.queue, -1);
-    if (descriptors_seal(server->service.queue) < 0)
-        _exit(EXIT_FAILURE);
-    if (supervisor->is_filtered
-        && sandbox_enter(SESSION, server->service.queue) < 0) {
-        log_error("no sandbox for a session: %s", strerror(errno));
+    if (descriptors_seal(server->service.queue) < 0
+        || (supervisor->is_filtered
+            && sandbox_enter(SESSION, server->service.queue) < 0)) {
+        log_error("no sandbox for a session:");
         _exit(EXIT_FAILURE);
     }
 }
 
-static void session_leave(struct supervisor *supervisor, unsigned i,
-                          int64_t now)
+static void session_leave(const struct roster *roster, unsigned i, int64_t now)
 {
-    kill(supervisor->roster->places[i].pid, SIGTERM);
-    supervisor->roster->places[i].leave_by = now + LEAVE_WITHIN;
+    kill(roster->places[i].pid, SIGTERM);
+    roster->places[i].leave_by = now + LEAVE_WITHIN;
 }
 
 /*
@@ -89,12 +85,12 @@ static void session_leave(struct supervisor *supervisor, unsigned i,
 static void make_room(struct supervisor *supervisor, const char *what,
                       int error, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
+    struct roster *roster = &supervisor->server.roster;
 
     roster_back_off(roster, what, error, now);
     if (supervisor->room == ROOM_MADE || roster_active(roster) < 2)
         return;
-    session_leave(supervisor, roster_evict(roster), now);
+    session_leave(roster, roster_evict(roster), now);
     supervisor->room = ROOM_AWAITED;
 }
 
@@ -104,14 +100,13 @@ static void make_room(struct supervisor *supervisor, const char *what,
  * descriptor that their client made up. Tells one to leave if there have been
  * too many for a moment. Returns when to look again.
  */
-static int64_t sessions_check(struct supervisor *supervisor, int64_t now)
+static int64_t sessions_check(struct roster *roster, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
     int64_t next;
     unsigned i;
 
     if (roster_is_crowded(roster, now))
-        session_leave(supervisor, roster_evict(roster), now);
+        session_leave(roster, roster_evict(roster), now);
     next = roster->crowded_by;
     for (i = 0; i < roster->slots; i++) {
         struct place *place = &roster->places[i];
@@ -128,7 +123,7 @@ static int64_t sessions_check(struct supervisor *supervisor, int64_t now)
     return next;
 }
 
-/* The end of our patience with commands in flight. */
+/* Commands in flight have had their time. */
 static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
@@ -152,31 +147,30 @@ static void sessions_kill(const struct roster *roster)
  */
 static void reports_read(struct supervisor *supervisor)
 {
+    struct roster *roster = &supervisor->server.roster;
     char bytes[16];
     ssize_t count = read(supervisor->report[0], bytes, sizeof(bytes));
 
     while (count-- > 0) {
-        if (supervisor->room == ROOM_ENOUGH) /* or it was made for this one */
-            supervisor->roster->complained = false;
+        if (supervisor->room == ROOM_ENOUGH) /* else one had to go for it */
+            roster->complained = false;
         supervisor->room = ROOM_ENOUGH;
-        if (bytes[count] == 'w') {
+        if (bytes[count] == 'w')
             workers_reported(&supervisor->workers);
-        } else if (supervisor->pending != NOBODY) {
-            roster_greet(supervisor->roster, supervisor->pending);
-            supervisor->pending = NOBODY;
-        }
+        else if (roster->pending != NOBODY)
+            roster_greet(roster);
     }
 }
 
-static void session_ended(struct supervisor *supervisor, unsigned i, int status,
+static void session_ended(struct roster *roster, unsigned i, int status,
                           int64_t now)
 {
-    struct roster *roster = supervisor->roster;
     const struct place *place = &roster->places[i];
     const struct log_peer peer = roster->records[i].peer;
+    bool is_pending = i == roster->pending;
     char whose[64] = " that had no client yet";
 
-    if (place->has_client)
+    if (!is_pending)
         snprintf(whose, sizeof(whose), " of client pid %d uid %u", peer.pid,
                  peer.uid);
     if (WIFSIGNALED(status) && place->leave_by == NEVER)
@@ -186,31 +180,27 @@ static void session_ended(struct supervisor *supervisor, unsigned i, int status,
                       ? ": it made a system call that the sandbox forbids, see "
                         "the kernel's log"
                       : "");
-    if (!place->has_client) {
-        supervisor->pending = NOBODY;
-        if (WIFEXITED(status))
-            roster_back_off(roster, "accept a new client", WEXITSTATUS(status),
-                            now);
-        else
-            roster->retry = now + SECOND / 10;
-    }
+    if (is_pending && WIFEXITED(status))
+        roster_back_off(roster, "accept a new client", WEXITSTATUS(status),
+                        now);
+    else if (is_pending)
+        roster->retry = now + SECOND / 10;
     roster_remove(roster, i);
 }
 
 static void children_reap(struct supervisor *supervisor, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
+    struct roster *roster = &supervisor->server.roster;
     pid_t pid;
     int status;
 
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
         unsigned i;
 
-        reports_read(supervisor); /* its byte may be there still */
-        for (i = 0; i < roster->slots && roster->places[i].pid != pid; i++)
-            ;
+        reports_read(supervisor); /* what it wrote may be unread */
+        i = roster_find(roster, pid);
         if (i < roster->slots)
-            session_ended(supervisor, i, status, now);
+            session_ended(roster, i, status, now);
         else
             workers_ended(&supervisor->workers, pid, status, now);
         if (supervisor->room == ROOM_AWAITED) {
@@ -226,34 +216,25 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
 
 static void stop(struct supervisor *supervisor, int64_t now)
 {
+    const struct roster *roster = &supervisor->server.roster;
     unsigned i;
 
-    supervisor->stop_by = now + supervisor->options->stop_timeout;
-    listen_remove(supervisor->listener);
-    notify_send(supervisor->notify, "STOPPING=1");
-    for (i = 0; i < supervisor->roster->slots; i++)
-        if (supervisor->roster->places[i].pid != 0)
-            session_leave(supervisor, i, now);
+    supervisor->stop_by = now + supervisor->stop_timeout;
+    listen_remove(&supervisor->server.listener);
+    notify_send(supervisor->server.notify, "STOPPING=1");
+    for (i = 0; i < roster->slots; i++)
+        if (roster->places[i].pid != 0)
+            session_leave(roster, i, now);
 }
 
-static bool is_anybody_left(const struct supervisor *supervisor)
-{
-    unsigned i;
-
-    for (i = 0; i < supervisor->roster->slots; i++)
-        if (supervisor->roster->places[i].pid != 0)
-            return true;
-    return workers_any(&supervisor->workers);
-}
-
-/* For a command on the queue; or, with a suspension, to resume that map. */
+/* Forks for a command on the queue or, with a suspension, to resume a map. */
 static void worker_start(struct supervisor *supervisor, unsigned place,
                          struct suspension *suspension, int64_t now)
 {
     struct workers *workers = &supervisor->workers;
     pid_t pid;
 
-    if (place == workers->slots) { /* until one has ended */
+    if (place == workers->slots) { /* there is none until a worker ends */
         workers_started(workers, place, -1, suspension, now);
         return;
     }
@@ -268,38 +249,34 @@ static void worker_start(struct supervisor *supervisor, unsigned place,
     workers_started(workers, place, pid, suspension, now);
 }
 
-/* For who is waiting at the listener. Returns true in the session. */
-static bool session_start(struct supervisor *supervisor, struct server *server,
-                          int64_t now)
+/* Forks for who waits at the listener. Returns true in the session. */
+static bool session_start(struct supervisor *supervisor, int64_t now)
 {
-    struct roster *roster = supervisor->roster;
-    unsigned place = roster_place(roster);
+    struct roster *roster = &supervisor->server.roster;
+    unsigned place = roster_find(roster, 0);
     pid_t pid;
 
     if (place == roster->slots) {
         make_room(supervisor, "find a place for a new client", EUSERS, now);
         return false;
     }
-    memset(&roster->records[place], 0, sizeof(struct record));
-    roster->records[place].since = now;
+    roster->records[place] = (struct record){ .since = now };
     pid = fork();
     if (pid == 0) {
-        session_begin(supervisor, place, server);
+        session_begin(supervisor, place);
         return true;
     }
-    if (pid < 0) {
+    if (pid < 0)
         make_room(supervisor, "fork for a new client" FORK_CURE, errno, now);
-        return false;
-    }
-    roster_enter(roster, place, pid);
-    supervisor->pending = place;
+    else
+        roster_enter(roster, place, pid);
     return false;
 }
 
-bool supervise(struct supervisor *supervisor, struct server *server)
+bool supervise(struct supervisor *supervisor)
 {
     struct workers *workers = &supervisor->workers;
-    struct roster *roster = supervisor->roster;
+    struct roster *roster = &supervisor->server.roster;
     struct pollfd fds[EVENTS] = { { .events = POLLIN },
                                   { .events = POLLIN },
                                   { .events = POLLIN } };
@@ -313,23 +290,23 @@ bool supervise(struct supervisor *supervisor, struct server *server)
         reports_read(supervisor);
         if ((signals & SIGNAL_CHILD) != 0)
             children_reap(supervisor, now);
-        if ((signals & SIGNAL_STATUS) != 0)
-            report_totals(roster, workers_count(workers), now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
-        if (supervisor->stop_by != NEVER && !is_anybody_left(supervisor))
+        if (supervisor->stop_by != NEVER && roster->count == 0
+            && !workers_any(workers))
             return false;
         if (supervisor->stop_by <= now) {
             sessions_kill(roster);
             return false;
         }
-        /* One: what is due is for the workers to say, who may lie. */
+        /* One at a time: it is workers, who may lie, that say what is due. */
         suspension = workers_resume(workers, now, &place);
         if (suspension != NULL)
             worker_start(supervisor, place, suspension, now);
         wake = sooner(wake, workers_check(workers, now));
-        wake = sooner(wake, sessions_check(supervisor, now));
-        wake = sooner(wake, report_status(roster, now));
+        wake = sooner(wake, sessions_check(roster, now));
+        wake = sooner(wake, report_status(roster, signals & SIGNAL_STATUS,
+                                          workers_count(workers), now));
         if (now < roster->retry)
             wake = sooner(wake, roster->retry);
 
@@ -337,16 +314,15 @@ bool supervise(struct supervisor *supervisor, struct server *server)
         fds[QUEUE].fd = workers->pending == 0 && now >= workers->retry
                             ? supervisor->queue[QUEUE_OUT]
                             : -1;
-        fds[LISTENER].fd = supervisor->pending == NOBODY && now >= roster->retry
+        fds[LISTENER].fd = roster->pending == NOBODY && now >= roster->retry
                                    && supervisor->stop_by == NEVER
-                               ? supervisor->listener->fd
+                               ? supervisor->server.listener.fd
                                : -1;
         events_wait(fds, EVENTS, now, wake);
 
         if (fds[QUEUE].revents != 0)
             worker_start(supervisor, workers_place(workers), NULL, clock_us());
-        if (fds[LISTENER].revents != 0
-            && session_start(supervisor, server, clock_us()))
+        if (fds[LISTENER].revents != 0 && session_start(supervisor, clock_us()))
             return true;
     }
 }

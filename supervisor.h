@@ -8,10 +8,11 @@
 #include "server.h"
 
 /*
- * sandbox.c: for the process that has opened all that it will; then for its
- * children, on top. It needs no_new_privs. socket_path: what it will remove,
- * or NULL; queue: a session's to the workers, -1: none. False: no filter, and
- * the log says why; -1 and errno: who has been forked must not go on.
+ * sandbox.c: sandbox_main() is for the process that has opened all that it
+ * will, and will remove socket_path (NULL: nothing); it returns whether there
+ * is a filter, and logs why not. sandbox_enter() is for a child, on top of
+ * that; with -1 and errno it must not go on. Both need no_new_privs; queue is a
+ * session's to the workers (-1: none).
  */
 enum process { ABORTING, SESSION, WORKER, MAIN };
 bool sandbox_main(const char *socket_path, int queue);
@@ -28,8 +29,8 @@ struct workers {
 /* A free place; slots: there is none. */
 unsigned workers_place(const struct workers *);
 /*
- * A worker has been forked (pid < 0: could not be) for a command on the queue
- * or, with a suspension, to resume that map.
+ * A worker has been forked (or could not be: pid < 0) for a command on the
+ * queue or, with a suspension, to resume that map.
  */
 void workers_started(struct workers *, unsigned place, pid_t,
                      struct suspension *, int64_t now);
@@ -44,32 +45,27 @@ struct suspension *workers_resume(struct workers *, int64_t now,
 /* Kills who hangs in taking its command. Returns when to look again. */
 int64_t workers_check(struct workers *, int64_t now);
 unsigned workers_count(const struct workers *);
-/* Is there any, or a map that is to be resumed? */
+/* Is there any worker, or a map that is to be resumed? */
 bool workers_any(const struct workers *);
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
-/* For a process more: since fork() failed a client was told to go, has gone. */
+/* For another process: fork() works; a client was told to go; it has gone. */
 enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
 
-#define NOBODY ((unsigned)-1)
-
 struct supervisor {
-    const struct options *options;
-    struct listener *listener;
-    int notify;
+    struct server server; /* a session takes it over, but the roster */
+    int64_t stop_timeout;
     pid_t pid;
-    bool is_filtered; /* system calls are */
+    bool is_filtered; /* sandbox_main() has set a filter */
     int64_t stop_by;  /* NEVER, or when to leave whatever is in flight */
     enum room room;
-    int report[2];    /* children write a byte when they have a descriptor */
-    int queue[2];     /* commands on multipath maps: see multipath/ask.c */
-    unsigned pending; /* the place of the session that has no client yet */
-    struct roster *roster;
+    int report[2]; /* children write a byte when they have a descriptor */
+    int queue[2];  /* commands on multipath maps: see multipath/ask.c */
     struct workers workers;
 };
 /* Returns true in a session, which has its client; false at the end. */
-bool supervise(struct supervisor *, struct server *session);
+bool supervise(struct supervisor *);
 
 /* multipath/worker.c; never returns. */
 void worker_run(const struct supervisor *, struct suspension *, bool is_resumer)

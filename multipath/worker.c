@@ -139,8 +139,8 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
             log_warning("dm-%u: another command on it takes too long",
                         minor(st.st_rdev));
         } else {
-            multipath_execute(&command, st.st_rdev, supervisor->listener->path,
-                              suspension);
+            multipath_execute(&command, st.st_rdev,
+                              supervisor->server.listener.path, suspension);
         }
         break;
     case VET_SEND:
@@ -165,7 +165,7 @@ static void recover(const struct supervisor *supervisor,
                     struct suspension *suspension)
 {
     const int64_t now = clock_us();
-    const char *path = supervisor->listener->path;
+    const char *path = supervisor->server.listener.path;
 
     bool is_alone = map_lock(supervisor->report[1], suspension->device,
                              now + SECOND);
@@ -194,7 +194,7 @@ void worker_run(const struct supervisor *supervisor,
     }
     if (error == 0) { /* or else without closing: an exit does not linger */
         /* Without close_range() (Linux 5.9) these would hold up others. */
-        close(supervisor->listener->fd);
+        close(supervisor->server.listener.fd);
         close(supervisor->report[0]);
         close(supervisor->queue[QUEUE_OUT]);
         close(supervisor->queue[QUEUE_IN]);

@@ -23,8 +23,9 @@ void input_begin(const uint8_t *bytes, size_t size);
 size_t input_take(void *to, size_t size);
 uint32_t input_number(size_t bytes);
 
-/* fatal() goes there, and so may exit(): with the status and 1 added. */
+/* exit() goes there, with the status and 1 added. */
 extern jmp_buf fuzz_end;
+void fuzz_exit(int status) __attribute__((noreturn));
 
 #define MUST(condition)                                                        \
     ((condition) ? (void)0 : must_fail(#condition, __FILE__, __LINE__))

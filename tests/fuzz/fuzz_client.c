@@ -163,7 +163,7 @@ ssize_t fuzz_recvmsg(int socket, struct msghdr *message, int flags)
     MUST(peer.frame == HELLO_IN || peer.frame == CDB
          || peer.frame == PARAMETERS);
     MUST(message->msg_iovlen == 1 && room == peer.size - peer.done);
-    MUST(message->msg_controllen >= CMSG_SPACE(sizeof(int)));
+    MUST(message->msg_controllen >= CMSG_LEN(sizeof(int)));
     if (what == 15) {
         errno = errors[size % 4];
         peer.over = size % 4 >= 2;

@@ -337,7 +337,8 @@ static int activation(void)
 
 static void place_use(void)
 {
-    struct options options = { .socket_path_given = answer(2) == 1 };
+    struct options options = { .socket_path = answer(2) == 1 ? "/given"
+                                                             : NULL };
     struct listener listener = { .fd = -1 };
     int expected = activation();
     int notify, open_fds;
@@ -345,7 +346,7 @@ static void place_use(void)
     if (setjmp(fuzz_end) != 0)
         return;
     if (listen_is_activated(&options)) {
-        MUST(expected == 1 && !options.socket_path_given);
+        MUST(expected == 1 && options.socket_path == NULL);
         MUST(place.taken_out[0] && place.taken_out[1] && place.taken_out[2]);
         listen_activated(&listener);
         MUST(!place.passed_is_wrong && !place.takes_credentials);

@@ -84,7 +84,7 @@ EXPECTED = {
     'open id_find': {START: (e.ENOENT, e.EACCES)},
     'read line_read': {START: (e.EIO, e.EISDIR)},
     'open trace_open': {START: (e.ENOENT, e.EROFS, e.ENXIO)},
-    # trace.c, report.c
+    # report.c
     'fstat device_name': {SAME: (e.EIO,)},
     # daemon.c
     'fcntl daemon_open_standard_fds': {SAME: (e.EBADF,)},

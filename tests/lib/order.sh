@@ -8,7 +8,7 @@ set -eu
 
 order='prhelper supervisor workers worker client ask actions register
     preempt sweep send map multipathd report sandbox roster descriptors events options
-    listen daemon privdrop sg_io sysfs protocol trace log'
+    listen daemon privdrop sg_io sysfs protocol log'
 
 for object; do
     name=${object##*/}
