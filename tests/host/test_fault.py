@@ -154,11 +154,9 @@ EXPECTED = {
     'prctl privdrop': {START: (e.EPERM, e.EINVAL)},
     # multipath/worker.c
     'socketpair worker_ask': {LOST: (e.EMFILE, e.ENFILE)},
-    'send worker_ask': {LOST: (e.EAGAIN, e.ENOBUFS)},
-    'sendmsg queue_put': {LOST: (e.EAGAIN, e.ETOOMANYREFS, e.EPIPE)},
+    'sendmsg worker_ask': {LOST: (e.EAGAIN, e.ETOOMANYREFS, e.EPIPE)},
     'recvmsg worker_answer': {LOST: (e.EINTR, e.ENOMEM)},
-    'recvmsg queue_take': {SAME: (e.EINTR, e.EAGAIN, e.ENOMEM)},
-    'recvmsg work_take': {LOST: (e.EAGAIN, e.ENOMEM)},
+    'recvmsg work_take': {SAME: (e.EINTR, e.EAGAIN, e.ENOMEM)},
     'setrlimit descriptors_seal': {CLOSED: (e.EPERM, e.EINVAL)},
     'fstat work_do': {'5/20/00': (e.EIO,)},
     'fstat multipath_execute_here': {'5/20/00': (e.EIO,)},
@@ -766,7 +764,7 @@ SCENARIOS = [
                      'fcntl map_lock': (e.EAGAIN, *ONE),
                      # The node of an open path is another disk's by now.
                      'stat sysfs_has': (e.ENOENT, 14, 1),
-                     'sendmsg queue_put': (e.EAGAIN, *ONE)}),
+                     'sendmsg worker_ask': (e.EAGAIN, *ONE)}),
     Scenario('a command that never ends', '-v', '--stop-timeout=0',
              hanging=True, only='sessions_kill'),
     Scenario('another user', '-v', '-u', 'nobody', '-g',
