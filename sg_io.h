@@ -46,7 +46,8 @@ enum refusal {
     NOT_MAPPED,
     NO_MULTIPATH,
     NO_UUID,
-    NOT_SCSI_PATHS
+    NOT_SCSI_PATHS,
+    REFUSALS
 };
 struct pr_command {
     int fd;

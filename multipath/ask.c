@@ -74,8 +74,10 @@ void worker_answer(int answer, struct pr_command *command)
     bytes = recvmsg(answer, &message, MSG_DONTWAIT);
     close(answer);
     command->payload = 0;
-    if (bytes < ANSWER_HEAD)
-        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    else
+    if (bytes >= ANSWER_HEAD && (unsigned)command->refusal < REFUSALS) {
         command->payload = (size_t)bytes - ANSWER_HEAD;
+    } else {
+        command->refusal = NOT_REFUSED;
+        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    }
 }

@@ -589,6 +589,43 @@ def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
     subprocess.run([program_], check=True)
 
 
+def test_what_workers_may_answer_costs_a_session_nothing(tmp_path):
+    """The number of a refusal is that of a text, and those are few."""
+    if shutil.which('cc') is None:
+        pytest.skip('no compiler')
+    source, program_ = tmp_path / 'main.c', str(tmp_path / 'main')
+    source.write_text('''#include "multipath/multipath.h"
+        #include <unistd.h>
+        int main(void)
+        {
+            const int refusals[] = { NOT_SCSI_PATHS, NOT_SCSI_PATHS + 1, -1 };
+            uint8_t sense[PROTOCOL_SENSE_SIZE];
+            unsigned i;
+
+            for (i = 0; i < 3; i++) {
+                struct pr_command command = { .sense = sense };
+                uint8_t answer[ANSWER_HEAD] = { 0 };
+                int ends[2];
+
+                socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends);
+                memcpy(answer, &refusals[i], sizeof(refusals[i]));
+                write(ends[1], answer, sizeof(answer));
+                worker_answer(ends[0], &command);
+                if (command.refusal != (i == 0 ? NOT_SCSI_PATHS : NOT_REFUSED)
+                    || command.status != (i == 0 ? GOOD : CHECK_CONDITION))
+                    return 1;
+            }
+            return 0;
+        }''')
+    sources = [os.path.join(TOP, name + '.c') for name in (
+        'sg_io', 'sysfs', 'log', 'report', 'trace', 'protocol',
+        'multipath/ask')]
+    subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
+                    '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,
+                    str(source), *sources], check=True)
+    subprocess.run([program_], check=True)
+
+
 # ---- All is well ------------------------------------------------------------
 
 @pytest.mark.parametrize('version', ['0.14', '0.9.4'])
