@@ -59,11 +59,6 @@ static void session_begin(const struct supervisor *supervisor, unsigned place,
         _exit(EXIT_SUCCESS);
     munmap(supervisor->workers.suspensions,
            supervisor->workers.slots * sizeof(struct suspension));
-    /* One by one, too, for kernels without close_range() (before 5.9). */
-    close(supervisor->listener->fd);
-    close(supervisor->report[0]);
-    close(supervisor->report[1]);
-    close(supervisor->queue[QUEUE_OUT]);
     descriptors_close_except(socket, server->service.queue, -1);
     if (descriptors_seal(server->service.queue) < 0)
         _exit(EXIT_FAILURE);

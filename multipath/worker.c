@@ -176,11 +176,6 @@ void worker_run(const struct supervisor *supervisor,
         if (error != 0) /* without closing: an exit does not linger */
             _exit(EXIT_FAILURE);
     }
-    /* Without close_range() (Linux 5.9) these would hold up others. */
-    close(supervisor->listener->fd);
-    close(supervisor->report[0]);
-    close(supervisor->queue[QUEUE_OUT]);
-    close(supervisor->queue[QUEUE_IN]);
     descriptors_close_except(supervisor->report[1], work.map, work.answer);
     if (supervisor->is_filtered
         && sandbox_enter(WORKER, supervisor->queue[QUEUE_IN]) < 0) {

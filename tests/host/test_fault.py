@@ -757,8 +757,10 @@ SCENARIOS = [
                  'qemu-pr-helper: a command on a multipath map died of '
                  'signal 9'], broken={'write worker_run': (e.EPIPE, *ONE)}),
     Scenario('multipath, slow', '-v', mapped=True, slow=True,
-             only='nanosleep|^close (name|path|worker)', usual=[LOST, LOST],
-             broken={'connect name_connect': (e.EAGAIN, *ONE),
+             only='nanosleep|^close (descriptors|name|path|worker)',
+             usual=[LOST, LOST],
+             broken={'syscall descriptors_close_except': (e.ENOSYS, 1, 9999),
+                     'connect name_connect': (e.EAGAIN, *ONE),
                      'getsockopt name_connect': (e.EINVAL, *ONE),
                      'fstat path_open': (e.EIO, *ONE),
                      'fcntl map_lock': (e.EAGAIN, *ONE),
