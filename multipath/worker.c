@@ -103,29 +103,24 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
         .data = work->data,
         .sense = work->sense,
     };
+    /* What the session has found out already; but it is not to be trusted. */
+    enum vet vet = sg_io_vet(&command);
     size_t size = ANSWER_HEAD;
     struct stat st;
 
-    /* What the session has found out already; but it is not to be trusted. */
-    switch (sg_io_vet(&command)) {
-    case VET_MAPPED:
-        if (fstat(work->map, &st) < 0) {
-            sg_io_refuse(&command, NO_STATUS);
-        } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
-                   && !map_lock(supervisor->report[1], st.st_rdev,
-                                clock_us() + LOCK_WITHIN)) {
-            sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
-            log_warning("dm-%u: another command on it takes too long",
-                        minor(st.st_rdev));
-        } else {
-            multipath_execute(&command, st.st_rdev, supervisor->listener->path,
-                              suspension);
-        }
-        break;
-    case VET_SEND:
+    if (vet == VET_SEND) {
         sg_io_refuse(&command, NOT_MAPPED);
-        break;
-    default:;
+    } else if (vet == VET_MAPPED && fstat(work->map, &st) < 0) {
+        sg_io_refuse(&command, NO_STATUS);
+    } else if (vet == VET_MAPPED && command.cdb[0] != PERSISTENT_RESERVE_IN
+               && !map_lock(supervisor->report[1], st.st_rdev,
+                            clock_us() + LOCK_WITHIN)) {
+        sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
+        log_warning("dm-%u: another command on it takes too long",
+                    minor(st.st_rdev));
+    } else if (vet == VET_MAPPED) {
+        multipath_execute(&command, st.st_rdev, supervisor->listener->path,
+                          suspension);
     }
     work->refusal = command.refusal;
     work->status = command.status;
