@@ -238,28 +238,28 @@ static bool is_anybody_left(const struct supervisor *supervisor)
     for (i = 0; i < supervisor->roster->slots; i++)
         if (supervisor->roster->places[i].pid != 0)
             return true;
-    return workers_any(&supervisor->workers);
+    return workers_count(&supervisor->workers) > 0;
 }
 
 /* For a command on the queue; or, with a suspension, to resume that map. */
-static void worker_start(struct supervisor *supervisor, unsigned place,
+static void worker_start(struct supervisor *supervisor,
                          struct suspension *suspension, int64_t now)
 {
     struct workers *workers = &supervisor->workers;
-    pid_t pid;
+    unsigned place = workers_place(workers, suspension);
+    pid_t pid = -1;
 
-    if (place == workers->slots) { /* until one has ended */
-        workers_started(workers, place, -1, suspension, now);
-        return;
+    if (place < workers->slots) { /* or else when one has ended */
+        pid = fork();
+        if (pid == 0)
+            worker_run(supervisor,
+                       suspension ? suspension : &workers->suspensions[place],
+                       suspension != NULL);
+        if (pid < 0)
+            make_room(supervisor,
+                      "fork for a command on a multipath map" FORK_CURE, errno,
+                      now);
     }
-    pid = fork();
-    if (pid == 0)
-        worker_run(supervisor,
-                   suspension ? suspension : &workers->suspensions[place],
-                   suspension != NULL);
-    if (pid < 0)
-        make_room(supervisor, "fork for a command on a multipath map" FORK_CURE,
-                  errno, now);
     workers_started(workers, place, pid, suspension, now);
 }
 
@@ -302,8 +302,8 @@ bool supervise(struct supervisor *supervisor, struct server *server)
     for (;;) {
         int64_t now = clock_us(),
                 wake = sooner(supervisor->stop_by, log_check(now));
-        unsigned signals = signals_take(), place;
-        struct suspension *suspension;
+        unsigned signals = signals_take();
+        struct suspension *due;
 
         reports_read(supervisor);
         if ((signals & SIGNAL_CHILD) != 0)
@@ -318,11 +318,10 @@ bool supervise(struct supervisor *supervisor, struct server *server)
             sessions_kill(roster);
             return false;
         }
+        wake = sooner(wake, workers_check(workers, now, &due));
         /* One: what is due is for the workers to say, who may lie. */
-        suspension = workers_resume(workers, now, &place);
-        if (suspension != NULL)
-            worker_start(supervisor, place, suspension, now);
-        wake = sooner(wake, workers_check(workers, now));
+        if (due != NULL)
+            worker_start(supervisor, due, now);
         wake = sooner(wake, sessions_check(supervisor, now));
         wake = sooner(wake, report_status(roster, now));
         if (now < roster->retry)
@@ -339,7 +338,7 @@ bool supervise(struct supervisor *supervisor, struct server *server)
         events_wait(fds, EVENTS, now, wake);
 
         if (fds[QUEUE].revents != 0)
-            worker_start(supervisor, workers_place(workers), NULL, clock_us());
+            worker_start(supervisor, NULL, clock_us());
         if (fds[LISTENER].revents != 0
             && session_start(supervisor, server, clock_us()))
             return true;

@@ -568,20 +568,20 @@ def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
             struct workers all = { .slots = 1, .pids = pids,
                                    .suspensions = it };
             int64_t now = 1000 * SECOND;
-            unsigned place;
 
             /* No place for who resumes: not looked at again and again. */
-            due = workers_resume(&all, now, &place);
-            if (due != NULL)
-                workers_started(&all, place, -1, due, now);
-            if (workers_check(&all, now) <= now)
+            workers_check(&all, now, &due);
+            if (due != it || workers_place(&all, it) != 1)
                 return 1;
+            workers_started(&all, 1, -1, due, now);
+            if (workers_check(&all, now, &due) <= now || due != NULL)
+                return 2;
             /* For ever is not long. */
             pids[0] = -1; /* dead, with a map suspended */
             it[0].resume_by = NEVER;
-            workers_check(&all, now);
-            return workers_resume(&all, now + COMMAND_WITHIN, &place) != it
-                   || place != 0;
+            workers_check(&all, now, &due);
+            workers_check(&all, now + COMMAND_WITHIN, &due);
+            return due != it || workers_place(&all, it) != 0;
         }''')
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP, '-o',
                     program_, str(source),
