@@ -34,8 +34,8 @@ enum { MULTIPATHD_TABLE = 1 << 16 }; /* of some 3,000 paths */
 void multipathd_paths_get(const struct multipathd *,
                           char table[MULTIPATHD_TABLE]);
 /*
- * What multipathd thinks of a path: a line of its table, of which the first
- * is a heading. One that it does not know it cannot have seen fail.
+ * What multipathd thinks of a path: a line of its table. One that it does not
+ * know it cannot have seen fail.
  */
 struct multipathd_path multipathd_path(const char *table, const char *name);
 /* Does the word stand in its configuration, other than of known devices? */
@@ -58,15 +58,10 @@ enum multipathd_said multipathd_registered(const struct multipathd *,
                                            const char *paths);
 /*
  * A command that takes but the map. That this host holds the reservation, or
- * does not, older versions refuse, and need not know.
+ * does not, older versions refuse, and need not know. To suspend or resume the
+ * map: if it is SILENT then, it may have done that.
  */
 enum multipathd_said multipathd_tell(const struct multipathd *,
                                      const char *command);
-/*
- * Suspends or resumes the map, which these two know by its alias only. What
- * is neither yes nor no may mean that it is suspended.
- */
-enum multipathd_said multipathd_queue(const struct multipathd *,
-                                      const char *command);
 
 #endif

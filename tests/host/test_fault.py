@@ -176,11 +176,10 @@ EXPECTED = {
     'socket name_connect': {FAILS: (e.EMFILE,)},
     'connect name_connect': {SAME: (e.EAGAIN,), FAILS: (e.ECONNREFUSED,)},
     'getsockopt name_connect': {FAILS: (e.EINVAL,)},
-    'nanosleep name_connect': {SAME: (e.EINTR,)},
-    'nanosleep is_busy': {SAME: (e.EINTR,)},
-    'ppoll move_all': {FAILS: (e.ENOMEM,)},
-    'send move_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.EPIPE,)},
-    'recv move_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.ECONNRESET,)},
+    'nanosleep is_in_time': {SAME: (e.EINTR,)},
+    'ppoll receive': {FAILS: (e.ENOMEM,)},
+    'send exchange': {FAILS: (e.EPIPE, SHORT)},
+    'recv receive': {SAME: (SHORT,), FAILS: (e.ECONNRESET,)},
     # sandbox.c: what the kernel does not have is done without
     'syscall sandbox_main': {SAME: (e.ENOSYS, e.EOPNOTSUPP, e.EPERM)},
     'syscall landlock_restrict': {SAME: (e.EMFILE, e.EPERM, e.E2BIG)},
@@ -744,7 +743,7 @@ SCENARIOS = [
              broken={'kill session_leave': (e.EPERM, *ONE)}),
     Scenario('multipath', '-v', mapped=True,
              only='^(?!nanosleep).*(worker|work_|map|multipath|path|sysfs|'
-                  'name_connect|exchange|move_all)',
+                  'name_connect|exchange| receive)',
              outcomes={
                       # Of the map, as of which each run has the first two.
                       'stat sysfs_has': {'B/00/06': (e.EACCES, e.ENOENT)},
