@@ -190,7 +190,7 @@ __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     length = vsnprintf(command.text, COMMAND_SIZE, format, arguments);
     va_end(arguments);
     command.size = (size_t)length + 1;
-    strcpy(reply, "fail\n");
+    reply[0] = '\0';
     if (length < 0 || length >= COMMAND_SIZE)
         return MULTIPATHD_REFUSED;
     do {
@@ -278,19 +278,6 @@ enum multipathd_said multipathd_key_set(const struct multipathd *multipathd,
     return ask(multipathd, reply, sizeof(reply), "setprkey map %s key %llx%s",
                multipathd->map, (unsigned long long)key->value,
                key->aptpl ? ":aptpl" : "");
-}
-
-enum multipathd_said multipathd_registered(const struct multipathd *multipathd,
-                                           const char *paths)
-{
-    char reply[REPLY_SIZE];
-    enum multipathd_said said;
-
-    said = ask(multipathd, reply, sizeof(reply),
-               "setprstatus map %s pathlist \"%s\"", multipathd->map, paths);
-    return said == MULTIPATHD_DONE || reply[0] == '\0'
-               ? said
-               : multipathd_tell(multipathd, "setprstatus");
 }
 
 enum multipathd_said multipathd_tell(const struct multipathd *multipathd,

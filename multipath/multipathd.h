@@ -50,13 +50,6 @@ enum multipathd_flag multipathd_flag_get(const struct multipathd *,
 enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);
 /*
- * The map is registered, through these paths (names between spaces): others
- * are to be registered, now or when they appear. Older versions do not take
- * the names, and do only the latter.
- */
-enum multipathd_said multipathd_registered(const struct multipathd *,
-                                           const char *paths);
-/*
  * A command that takes but the map. That this host holds the reservation, or
  * does not, older versions refuse, and need not know. To suspend or resume the
  * map: if it is SILENT then, it may have done that.

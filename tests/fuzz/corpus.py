@@ -258,8 +258,6 @@ MULTIPATHD = [
         b'/sda active ready\n/sdb failed faulty\n\0', b'/sda failed faulty\n\0',
         b'/sdb active ready\n/sda failed ghost\n\0', b'/sda\n\0', b'\0',
         b'/sda failed', b'/sdaa failed faulty\n\0']),
-    asked(SETPRSTATUS, packet(b'fail\n\0') + READY + FOUND + ASKED
-          + packet(b'ok\n\0')),
     # by other names, and not at all
     *(asked(SUSPEND, packet(b'ok\n\0'), name) for name in range(5)),
     b'\x08\0' + b'\0\1\0' * 2 + FOUND + ASKED + packet(b'ok\n\0'),

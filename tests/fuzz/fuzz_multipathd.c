@@ -323,7 +323,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         said_check(multipathd_key_set(&multipathd, &key));
         break;
     case 3:
-        said_check(multipathd_registered(&multipathd, "sda sdb"));
+        said_check(multipathd_tell(&multipathd, "setprstatus"));
         break;
     case 4:
         said_check(multipathd_tell(&multipathd, "unsetprstatus"));

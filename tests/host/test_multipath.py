@@ -1563,17 +1563,7 @@ def test_what_multipathd_is_told(run):
             assert [t.replace('key 0x', 'key ')
                     for t in lab.mpd.texts()[:len(texts)]] == texts
             if action.is_register:
-                assert sorted(lab.known.pathlist.split()) == ['8:0', '8:16',
-                                                              '8:32']
                 assert lab.known.aptpl == (name != 'register')
-    with run.scenario('pathlist without the dead') as lab:
-        lab.die(1)
-        lab.dead = {1}
-        assert ACTIONS['register'].run(lab) == GOOD
-        assert sorted(lab.known.pathlist.split()) == ['8:0', '8:32']
-        lab.live(1)
-        lab.known.path_returns('sdb')
-        lab.dead = set()
 
 
 def kill(pid):
@@ -1793,7 +1783,6 @@ def test_no_slaves(run):
 
 
 def test_many_slaves(run_one):
-    """And a pathlist that does not fit into one command to multipathd."""
     more = [*range(20, 40), *range(RIVALS + 1, sim.NEXUSES)]
     for version in ('0.14', '0.9.4'):
         with run_one.scenario(version) as lab:
@@ -1966,6 +1955,23 @@ def test_path_that_returns_is_registered_by_multipathd(run):
             lab.known.path_returns('sdb')
             assert lab.nexus(1).key == key
             lab.nexus(1).key = 0
+
+
+def test_path_that_returns_just_before_multipathd_would_register_it(run_one):
+    """It came when multipathd had not been told yet that we are registered."""
+    for place, version in itertools.product(range(3), ('0.14', '0.9.4')):
+        with run_one.scenario(place, version) as lab:
+            path = lab.order[place]
+            lab.mpd.version = version
+            lab.die(path)
+
+            def returns(_):
+                lab.live(path)
+                lab.known.path_returns(sim.disk_name(path))
+
+            lab.mpd.on('^setprstatus', returns, count=1)
+            assert ACTIONS['register'].run(lab) == GOOD
+            assert lab.keys() == [KEY] * 3
 
 
 def test_alias_that_changes_while_suspended(run_one):
