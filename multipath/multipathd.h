@@ -25,6 +25,7 @@ struct multipathd_key {
     uint64_t value; /* 0: none */
     bool aptpl;
 };
+/* What is SILENT has not said yes or no, and may have done it, or not. */
 enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
 enum multipathd_flag { FLAG_UNKNOWN, FLAG_UNSET, FLAG_SET };
 /* The key that multipathd registers on new paths; value 0 if there is none. */
@@ -51,8 +52,7 @@ enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);
 /*
  * A command that takes but the map. That this host holds the reservation, or
- * does not, older versions refuse, and need not know. To suspend or resume the
- * map: if it is SILENT then, it may have done that.
+ * does not, older versions do not take, and need not know.
  */
 enum multipathd_said multipathd_tell(const struct multipathd *,
                                      const char *command);
