@@ -55,8 +55,11 @@ void descriptors_close_except(int a, int b, int c)
         for (i = 0; i < COUNT(keep); i++)
             if (keep[i] >= (int)from && (unsigned)keep[i] < next)
                 next = (unsigned)keep[i];
-        if (next > from)
-            syscall(SYS_close_range, from, next == ~0U ? next : next - 1, 0U);
+        if (next > from
+            && syscall(SYS_close_range, from, next == ~0U ? next : next - 1, 0U)
+                   < 0)
+            for (; from < next && from <= HIGHEST_NUMBER; from++)
+                close((int)from); /* one by one before Linux 5.9 */
         if (next == ~0U)
             return;
         from = next + 1;

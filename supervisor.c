@@ -56,12 +56,6 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
         _exit(EXIT_SUCCESS);
     munmap(supervisor->workers.suspensions,
            supervisor->workers.slots * sizeof(struct suspension));
-    /* One by one, too, for kernels without close_range() (before 5.9). */
-    close(server->listener.fd);
-    server->listener.fd = -1;
-    close(supervisor->report[0]);
-    close(supervisor->report[1]);
-    close(supervisor->queue[QUEUE_OUT]);
     descriptors_close_except(socket, server->service.queue, -1);
     if (descriptors_seal(server->service.queue) < 0
         || (supervisor->is_filtered
@@ -228,24 +222,24 @@ static void stop(struct supervisor *supervisor, int64_t now)
 }
 
 /* Forks for a command on the queue or, with a suspension, to resume a map. */
-static void worker_start(struct supervisor *supervisor, unsigned place,
+static void worker_start(struct supervisor *supervisor,
                          struct suspension *suspension, int64_t now)
 {
     struct workers *workers = &supervisor->workers;
-    pid_t pid;
+    unsigned place = workers_place(workers, suspension);
+    pid_t pid = -1;
 
-    if (place == workers->slots) { /* there is none until a worker ends */
-        workers_started(workers, place, -1, suspension, now);
-        return;
+    if (place < workers->slots) { /* or else when one has ended */
+        pid = fork();
+        if (pid == 0)
+            worker_run(supervisor,
+                       suspension ? suspension : &workers->suspensions[place],
+                       suspension != NULL);
+        if (pid < 0)
+            make_room(supervisor,
+                      "fork for a command on a multipath map" FORK_CURE, errno,
+                      now);
     }
-    pid = fork();
-    if (pid == 0)
-        worker_run(supervisor,
-                   suspension ? suspension : &workers->suspensions[place],
-                   suspension != NULL);
-    if (pid < 0)
-        make_room(supervisor, "fork for a command on a multipath map" FORK_CURE,
-                  errno, now);
     workers_started(workers, place, pid, suspension, now);
 }
 
@@ -284,8 +278,8 @@ bool supervise(struct supervisor *supervisor)
     for (;;) {
         int64_t now = clock_us(),
                 wake = sooner(supervisor->stop_by, log_check(now));
-        unsigned signals = signals_take(), place;
-        struct suspension *suspension;
+        unsigned signals = signals_take();
+        struct suspension *due;
 
         reports_read(supervisor);
         if ((signals & SIGNAL_CHILD) != 0)
@@ -293,17 +287,16 @@ bool supervise(struct supervisor *supervisor)
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
         if (supervisor->stop_by != NEVER && roster->count == 0
-            && !workers_any(workers))
+            && workers_count(workers) == 0)
             return false;
         if (supervisor->stop_by <= now) {
             sessions_kill(roster);
             return false;
         }
-        /* One at a time: it is workers, who may lie, that say what is due. */
-        suspension = workers_resume(workers, now, &place);
-        if (suspension != NULL)
-            worker_start(supervisor, place, suspension, now);
-        wake = sooner(wake, workers_check(workers, now));
+        wake = sooner(wake, workers_check(workers, now, &due));
+        /* One: what is due is for the workers to say, who may lie. */
+        if (due != NULL)
+            worker_start(supervisor, due, now);
         wake = sooner(wake, sessions_check(roster, now));
         wake = sooner(wake, report_status(roster, signals & SIGNAL_STATUS,
                                           workers_count(workers), now));
@@ -321,7 +314,7 @@ bool supervise(struct supervisor *supervisor)
         events_wait(fds, EVENTS, now, wake);
 
         if (fds[QUEUE].revents != 0)
-            worker_start(supervisor, workers_place(workers), NULL, clock_us());
+            worker_start(supervisor, NULL, clock_us());
         if (fds[LISTENER].revents != 0 && session_start(supervisor, clock_us()))
             return true;
     }

@@ -26,8 +26,11 @@ struct workers {
     pid_t pending; /* the one that has not taken its command; 0: none */
     int64_t retry; /* when to fork the next, or kill the pending one */
 };
-/* A free place; slots: there is none. */
-unsigned workers_place(const struct workers *);
+/*
+ * A free place, or that of the dead one whose map is to be resumed; slots:
+ * there is none.
+ */
+unsigned workers_place(const struct workers *, const struct suspension *);
 /*
  * A worker has been forked (or could not be: pid < 0) for a command on the
  * queue or, with a suspension, to resume that map.
@@ -37,16 +40,13 @@ void workers_started(struct workers *, unsigned place, pid_t,
 void workers_reported(struct workers *);
 void workers_ended(struct workers *, pid_t, int status, int64_t now);
 /*
- * A map that somebody has to resume, in that place; NULL: none. Who suspended
- * it is dead, or hangs.
+ * Kills who hangs in taking its command. *due is a map that somebody has to
+ * resume, as who suspended it is dead or hangs; NULL: none. Returns when to
+ * look again.
  */
-struct suspension *workers_resume(struct workers *, int64_t now,
-                                  unsigned *place);
-/* Kills who hangs in taking its command. Returns when to look again. */
-int64_t workers_check(struct workers *, int64_t now);
+int64_t workers_check(struct workers *, int64_t now, struct suspension **due);
+/* Those that are to be forked for a map, too. */
 unsigned workers_count(const struct workers *);
-/* Is there any worker, or a map that is to be resumed? */
-bool workers_any(const struct workers *);
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 

@@ -3,9 +3,8 @@
  * ask.c - what a session does for a command on a multipath map: it has a
  * worker carry it out.
  *
- *	session:    puts the map's descriptor and one end of a fresh pair of
- *	            sockets on the queue, and waits at the other, where it has
- *	            put the command
+ *	session:    puts the command, the map's descriptor and one end of a
+ *	            fresh pair of sockets on the queue, and waits at the other
  *	supervisor: queue readable? fork --->  worker: takes one command from
  *	                                       the queue, carries it out on the
  *	                                       map's paths, answers, exits
@@ -24,51 +23,34 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Puts a byte and two descriptors on the queue. */
-static ssize_t queue_put(int queue, int map, int answer)
+int worker_ask(int queue, const struct pr_command *command)
 {
+    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(2 * sizeof(int))];
     } control;
-    char byte = 0;
-    struct iovec part = { .iov_base = &byte, .iov_len = 1 };
-    struct msghdr message = { .msg_iov = &part,
-                              .msg_iovlen = 1,
+    struct iovec parts[3] = {
+        { .iov_base = log_about(), .iov_len = sizeof(struct log_peer) },
+        { .iov_base = (void *)command->cdb, .iov_len = PROTOCOL_CDB_SIZE },
+        { .iov_base = command->data, .iov_len = is_out ? command->length : 0 },
+    };
+    struct msghdr message = { .msg_iov = parts,
+                              .msg_iovlen = 3,
                               .msg_control = control.bytes,
                               .msg_controllen = sizeof(control.bytes) };
-    const int fds[2] = { map, answer };
-    struct cmsghdr *header;
-
-    memset(&control, 0, sizeof(control));
-    header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(fds));
-    memcpy(CMSG_DATA(header), fds, sizeof(fds));
-    return sendmsg(queue, &message, MSG_NOSIGNAL);
-}
-
-int worker_ask(int queue, const struct pr_command *command)
-{
-    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    const struct log_peer peer = *log_about();
-    uint8_t request[sizeof(peer) + PROTOCOL_CDB_SIZE + PROTOCOL_DATA_MAX];
-    size_t size = sizeof(peer) + PROTOCOL_CDB_SIZE;
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     int ends[2], error;
     ssize_t sent;
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         return -1;
-    memcpy(request, &peer, sizeof(peer));
-    memcpy(request + sizeof(peer), command->cdb, PROTOCOL_CDB_SIZE);
-    if (is_out && command->length > 0) {
-        memcpy(request + size, command->data, command->length);
-        size += command->length;
-    }
-    sent = send(ends[0], request, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent >= 0)
-        sent = queue_put(queue, command->fd, ends[1]);
+    memset(&control, 0, sizeof(control));
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(2 * sizeof(int));
+    memcpy(CMSG_DATA(header), (int[]){ command->fd, ends[1] }, 2 * sizeof(int));
+    sent = sendmsg(queue, &message, MSG_NOSIGNAL);
     error = errno;
     close(ends[1]);
     if (sent >= 0)
@@ -92,8 +74,10 @@ void worker_answer(int answer, struct pr_command *command)
     bytes = recvmsg(answer, &message, MSG_DONTWAIT);
     close(answer);
     command->payload = 0;
-    if (bytes < ANSWER_HEAD)
-        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    else
+    if (bytes >= ANSWER_HEAD && (unsigned)command->refusal < REFUSALS) {
         command->payload = (size_t)bytes - ANSWER_HEAD;
+    } else {
+        command->refusal = NOT_REFUSED;
+        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    }
 }

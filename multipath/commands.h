@@ -42,10 +42,9 @@ void multipath_execute_here(struct pr_command *, const char *socket_path,
  */
 #define WORKER_WITHIN (65 * SECOND)
 /*
- * Asks for a command to be carried out: it is put into the worker's end of
- * the pair, so that on the queue, which all share, each takes little room.
- * Waits for that room. Returns where worker_answer() will find the result once
- * that is readable, or -1 and errno if it cannot be asked for.
+ * Asks for a command to be carried out; waits for room on the queue, which all
+ * share. Returns where worker_answer() will find the result once that is
+ * readable, or -1 and errno if it cannot be asked for.
  */
 int worker_ask(int queue, const struct pr_command *);
 /*

@@ -42,39 +42,48 @@ enum {
 /* Even when the caller's time is up it may still be told something. */
 #define LEAST SECOND
 
-/* Sends (POLLOUT) or receives (POLLIN) all of it; returns -1 and errno if not.
- */
-static int move_all(int fd, short direction, void *data, size_t size,
-                    int64_t deadline)
+struct packet {
+    size_t size;
+    char text[COMMAND_SIZE];
+};
+
+/* All of it; returns false and errno if that does not come in time. */
+static bool receive(int fd, void *data, size_t size, int64_t deadline)
 {
-    struct pollfd ready = { .fd = fd, .events = direction };
+    struct pollfd ready = { .fd = fd, .events = POLLIN };
     char *at = data;
 
     while (size > 0) {
         int64_t us = deadline > clock_us() ? deadline - clock_us() : 0;
         struct timespec timeout = { .tv_sec = (time_t)(us / SECOND),
                                     .tv_nsec = (long)(us % SECOND) * 1000 };
-        ssize_t moved = ppoll(&ready, 1, &timeout, NULL);
+        ssize_t received = ppoll(&ready, 1, &timeout, NULL);
 
-        if (moved == 0)
+        if (received == 0)
             errno = ETIMEDOUT;
-        if (moved <= 0)
-            return -1;
-        moved = direction == POLLIN
-                    ? recv(fd, at, size, MSG_DONTWAIT)
-                    : send(fd, at, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (moved == 0)
+        if (received <= 0)
+            return false;
+        received = recv(fd, at, size, MSG_DONTWAIT);
+        if (received == 0)
             errno = ECONNRESET;
-        if (moved <= 0 && errno != EAGAIN)
-            return -1;
-        if (moved > 0) {
-            at += moved;
-            size -= (size_t)moved;
-        }
+        if (received <= 0)
+            return false;
+        at += received;
+        size -= (size_t)received;
     }
-    return 0;
+    return true;
 }
 
+/* Waits a little, if there is still time. */
+static bool is_in_time(int64_t deadline)
+{
+    if (clock_us() >= deadline)
+        return false;
+    nanosleep(&(struct timespec){ .tv_nsec = RETRY_NS }, NULL);
+    return true;
+}
+
+/* Returns a socket, or -1 and errno. */
 static int name_connect(const char *name, int64_t deadline)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
@@ -83,25 +92,22 @@ static int name_connect(const char *name, int64_t deadline)
     socklen_t length = protocol_address(&address, name);
     int fd, error;
 
-    if (length == 0) {
-        errno = ENAMETOOLONG;
-        return -1;
-    }
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    errno = ENAMETOOLONG;
+    fd = length == 0
+             ? -1
+             : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
-    while (connect(fd, (struct sockaddr *)&address, length) < 0) {
-        if (errno != EAGAIN || clock_us() > deadline)
-            goto failed;
-        nanosleep(&(struct timespec){ .tv_nsec = RETRY_NS }, NULL);
-    }
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
-        goto failed;
-    if (peer.uid == 0)
+    do
+        error = connect(fd, (struct sockaddr *)&address, length) < 0 ? errno
+                                                                     : 0;
+    while (error == EAGAIN && is_in_time(deadline));
+    if (error == 0 && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        error = errno;
+    else if (error == 0 && peer.uid != 0)
+        error = EPERM; /* the directory may belong to virtual machines */
+    if (error == 0)
         return fd;
-    errno = EPERM; /* the directory may belong to virtual machines */
-failed:
-    error = errno;
     close(fd);
     errno = error;
     return -1;
@@ -137,127 +143,103 @@ static int multipathd_connect(const struct multipathd *multipathd,
 
 /*
  * Has multipathd execute a command; *reply is the beginning of what it said,
- * with a NUL at its end.
+ * with a NUL at its end. Returns 0 or errno.
  */
-static int exchange(const struct multipathd *multipathd, char *command,
-                    char *reply, size_t room)
+static int exchange(const struct multipathd *multipathd,
+                    const struct packet *command, char *reply, size_t room)
 {
     int64_t deadline = clock_us() + MULTIPATHD_TIMEOUT;
-    size_t size = strlen(command) + 1;
-    int result = -1, error, fd;
+    size_t size = offsetof(struct packet, text) + command->size;
+    int fd, error = 0;
 
     if (multipathd->deadline != NULL && deadline > *multipathd->deadline)
         deadline = *multipathd->deadline;
     if (deadline < clock_us() + LEAST)
         deadline = clock_us() + LEAST;
+    memset(reply, 0, room);
     fd = multipathd_connect(multipathd, deadline);
     if (fd < 0)
-        return -1;
-    memset(reply, 0, room);
-    if (move_all(fd, POLLOUT, &size, sizeof(size), deadline) == 0
-        && move_all(fd, POLLOUT, command, size, deadline) == 0
-        && move_all(fd, POLLIN, &size, sizeof(size), deadline) == 0) {
-        errno = EPROTO;
-        if (size > 0 && size <= REPLY_MOST)
-            result = move_all(fd, POLLIN, reply, size < room ? size : room - 1,
-                              deadline);
-    }
-    error = errno;
+        return errno;
+    errno = EPROTO; /* if it is the length that is not right */
+    if (send(fd, command, size, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)size
+        || !receive(fd, &size, sizeof(size), deadline) || size == 0
+        || size > REPLY_MOST
+        || !receive(fd, reply, size < room ? size : room - 1, deadline))
+        error = errno;
     close(fd);
-    errno = error;
-    return result;
-}
-
-/* Since 0.9.9 "fail" precedes the reason. */
-static const char *reason_find(const char *reply)
-{
-    return strncmp(reply, "fail\n", 5) == 0 && reply[5] != '\0' ? reply + 5
-                                                                : reply;
-}
-
-/* While it is busy it answers "timeout" after 4 s: neither yes nor no. */
-static bool is_busy(const struct multipathd *multipathd, const char *why)
-{
-    if (strncmp(why, "timeout", 7) != 0 || multipathd->deadline == NULL
-        || clock_us() >= *multipathd->deadline)
-        return false;
-    nanosleep(&(struct timespec){ .tv_nsec = RETRY_NS }, NULL);
-    return true;
+    if (error != 0)
+        reply[0] = '\0'; /* what there is of it */
+    return error;
 }
 
 /*
- * MULTIPATHD_SILENT: there is no reply, which has been logged. A reply other
- * than ok is in *reply: an answer, a refusal, or a usage text.
+ * MULTIPATHD_SILENT: there is no reply, which has been logged, or one that is
+ * neither yes nor no, such as a usage text, or an answer. That is in *reply.
  */
 __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     const struct multipathd *multipathd, char *reply, size_t room,
     const char *format, ...)
 {
-    char command[COMMAND_SIZE];
+    struct packet command;
+    bool is_busy, is_denied;
     va_list arguments;
     const char *why;
-    int length;
+    int length, error;
 
     va_start(arguments, format);
-    length = vsnprintf(command, sizeof(command), format, arguments);
+    length = vsnprintf(command.text, COMMAND_SIZE, format, arguments);
     va_end(arguments);
+    command.size = (size_t)length + 1;
     reply[0] = '\0';
-    if (length < 0 || (size_t)length >= sizeof(command))
+    if (length < 0 || length >= COMMAND_SIZE)
         return MULTIPATHD_REFUSED;
     do {
-        if (exchange(multipathd, command, reply, room) < 0) {
-            log_warning("no answer from multipathd to '%.100s': %s", command,
-                        strerror(errno));
-            return MULTIPATHD_SILENT;
-        }
-        why = reason_find(reply);
-    } while (is_busy(multipathd, why));
+        error = exchange(multipathd, &command, reply, room);
+        why = reply; /* since 0.9.9 "fail" precedes it */
+        if (strncmp(reply, "fail\n", 5) == 0 && reply[5] != '\0')
+            why += 5;
+        is_busy = strncmp(why, "timeout", 7) == 0; /* after 4 s */
+    } while (is_busy && multipathd->deadline != NULL
+             && is_in_time(*multipathd->deadline));
+    is_denied = strncmp(why, "permission deny", 15) == 0;
     length = (int)strcspn(why, "\n");
-    trace(TRACE_MULTIPATHD, "multipathd, '%.100s': %.*s", command, length, why);
-    if (strncmp(why, "permission deny", 15) == 0
-        || strncmp(why, "timeout", 7) == 0)
-        log_warning("multipathd, '%.100s': %.*s", command, length, why);
-    if (strncmp(why, "timeout", 7) == 0)
-        return MULTIPATHD_SILENT;
-    return strncmp(reply, "ok\n", 3) == 0 ? MULTIPATHD_DONE
-                                          : MULTIPATHD_REFUSED;
-}
-
-/* The word at the beginning of *text, which is then behind it. */
-static bool next_is(const char **text, const char *word)
-{
-    size_t length;
-
-    *text += strspn(*text, " ");
-    length = strcspn(*text, " \n");
-    *text += length;
-    return length == strlen(word) && strncmp(*text - length, word, length) == 0;
+    if (error != 0)
+        log_warning("no answer from multipathd to '%.100s': %s", command.text,
+                    strerror(error));
+    else
+        trace(TRACE_MULTIPATHD, "multipathd, '%.100s': %.*s", command.text,
+              length, why);
+    if (is_denied || is_busy)
+        log_warning("multipathd, '%.100s': %.*s", command.text, length, why);
+    if (strncmp(reply, "ok\n", 3) == 0)
+        return MULTIPATHD_DONE;
+    return !is_busy && (is_denied || strncmp(reply, "fail\n", 5) == 0)
+               ? MULTIPATHD_REFUSED
+               : MULTIPATHD_SILENT;
 }
 
 void multipathd_paths_get(const struct multipathd *multipathd,
                           char table[MULTIPATHD_TABLE])
 {
-    if (ask(multipathd, table, MULTIPATHD_TABLE,
-            "show paths format \"%%d %%t %%T\"")
-        != MULTIPATHD_REFUSED)
-        table[0] = '\0';
+    ask(multipathd, table, MULTIPATHD_TABLE,
+        "show paths raw format \"/%%d %%t %%T\"");
 }
 
 struct multipathd_path multipathd_path(const char *table, const char *name)
 {
     struct multipathd_path path = { .is_ready = true };
-    const char *at, *line = table;
+    char wanted[64];
+    const char *at;
 
-    for (; *line != '\0'; line += strspn(line, "\n")) {
-        at = line;
-        line += strcspn(line, "\n");
-        if (!next_is(&at, name))
-            continue;
-        path.is_failed = next_is(&at, "failed");
-        line = at;
-        path.is_ready = next_is(&at, "ready") || next_is(&line, "ghost");
-        break;
-    }
+    snprintf(wanted, sizeof(wanted), "/%s ", name);
+    at = strstr(table, wanted);
+    if (at == NULL)
+        return path;
+    at += strlen(wanted);
+    path.is_failed = strncmp(at, "failed ", 7) == 0;
+    at += strcspn(at, " \n");
+    path.is_ready = strncmp(at, " ready\n", 7) == 0
+                    || strncmp(at, " ghost\n", 7) == 0;
     return path;
 }
 
@@ -266,9 +248,8 @@ bool multipathd_config_has(const struct multipathd *multipathd,
 {
     char config[MULTIPATHD_TABLE];
 
-    return ask(multipathd, config, sizeof(config), "show config local")
-               == MULTIPATHD_REFUSED
-           && strstr(config, word) != NULL;
+    ask(multipathd, config, sizeof(config), "show config local");
+    return strstr(config, word) != NULL;
 }
 
 bool multipathd_key_get(const struct multipathd *multipathd,
@@ -277,19 +258,13 @@ bool multipathd_key_get(const struct multipathd *multipathd,
     char reply[REPLY_SIZE];
     char *end;
 
-    if (ask(multipathd, reply, sizeof(reply), "getprkey map %s",
-            multipathd->map)
-        != MULTIPATHD_REFUSED)
-        return false;
-    *key = (struct multipathd_key){ 0, false };
-    if (strcmp(reply, "none\n") == 0)
-        return true;
-    if (strncmp(reply, "0x", 2) != 0)
-        return false;
+    ask(multipathd, reply, sizeof(reply), "getprkey map %s", multipathd->map);
     errno = 0;
     key->value = strtoull(reply, &end, 16);
     key->aptpl = strcmp(end, ":aptpl\n") == 0;
-    return errno == 0 && key->value != 0
+    if (strcmp(reply, "none\n") == 0)
+        return true;
+    return strncmp(reply, "0x", 2) == 0 && errno == 0 && key->value != 0
            && (key->aptpl || strcmp(end, "\n") == 0);
 }
 
@@ -305,26 +280,15 @@ enum multipathd_said multipathd_key_set(const struct multipathd *multipathd,
                key->aptpl ? ":aptpl" : "");
 }
 
-enum multipathd_said multipathd_registered(const struct multipathd *multipathd,
-                                           const char *paths)
-{
-    char reply[REPLY_SIZE];
-    enum multipathd_said said;
-
-    said = ask(multipathd, reply, sizeof(reply),
-               "setprstatus map %s pathlist \"%s\"", multipathd->map, paths);
-    return said == MULTIPATHD_REFUSED
-               ? multipathd_tell(multipathd, "setprstatus")
-               : said;
-}
-
 enum multipathd_said multipathd_tell(const struct multipathd *multipathd,
                                      const char *command)
 {
+    bool is_named = strcmp(command, "suspend") == 0
+                    || strcmp(command, "resume") == 0;
     char reply[REPLY_SIZE];
 
     return ask(multipathd, reply, sizeof(reply), "%s map %s", command,
-               multipathd->map);
+               is_named ? multipathd->alias : multipathd->map);
 }
 
 enum multipathd_flag multipathd_flag_get(const struct multipathd *multipathd,
@@ -332,24 +296,9 @@ enum multipathd_flag multipathd_flag_get(const struct multipathd *multipathd,
 {
     char reply[REPLY_SIZE];
 
-    if (ask(multipathd, reply, sizeof(reply), "%s map %s", command,
-            multipathd->map)
-        != MULTIPATHD_REFUSED)
-        return FLAG_UNKNOWN;
+    ask(multipathd, reply, sizeof(reply), "%s map %s", command,
+        multipathd->map);
     if (strcmp(reply, "set\n") == 0 || reply[0] == '1')
         return FLAG_SET;
     return strcmp(reply, "unset\n") == 0 ? FLAG_UNSET : FLAG_UNKNOWN;
-}
-
-enum multipathd_said multipathd_queue(const struct multipathd *multipathd,
-                                      const char *command)
-{
-    char reply[REPLY_SIZE];
-    enum multipathd_said said = ask(multipathd, reply, sizeof(reply),
-                                    "%s map %s", command, multipathd->alias);
-
-    if (said == MULTIPATHD_REFUSED && strncmp(reply, "fail\n", 5) != 0
-        && strncmp(reply, "permission deny", 15) != 0)
-        return MULTIPATHD_SILENT;
-    return said;
 }

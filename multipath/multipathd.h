@@ -25,6 +25,7 @@ struct multipathd_key {
     uint64_t value; /* 0: none */
     bool aptpl;
 };
+/* What is SILENT has not said yes or no, and may have done it, or not. */
 enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
 enum multipathd_flag { FLAG_UNKNOWN, FLAG_UNSET, FLAG_SET };
 /* The key that multipathd registers on new paths; value 0 if there is none. */
@@ -34,8 +35,8 @@ enum { MULTIPATHD_TABLE = 1 << 16 }; /* of some 3,000 paths */
 void multipathd_paths_get(const struct multipathd *,
                           char table[MULTIPATHD_TABLE]);
 /*
- * What multipathd thinks of a path: a line of its table, of which the first
- * is a heading. One that it does not know it cannot have seen fail.
+ * What multipathd thinks of a path: a line of its table. One that it does not
+ * know it cannot have seen fail.
  */
 struct multipathd_path multipathd_path(const char *table, const char *name);
 /* Does the word stand in its configuration, other than of known devices? */
@@ -50,23 +51,10 @@ enum multipathd_flag multipathd_flag_get(const struct multipathd *,
 enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);
 /*
- * The map is registered, through these paths (names between spaces): others
- * are to be registered, now or when they appear. Older versions do not take
- * the names, and do only the latter.
- */
-enum multipathd_said multipathd_registered(const struct multipathd *,
-                                           const char *paths);
-/*
  * A command that takes but the map. That this host holds the reservation, or
- * does not, older versions refuse, and need not know.
+ * does not, older versions do not take, and need not know.
  */
 enum multipathd_said multipathd_tell(const struct multipathd *,
                                      const char *command);
-/*
- * Suspends or resumes the map, which these two know by its alias only. What
- * is neither yes nor no may mean that it is suspended.
- */
-enum multipathd_said multipathd_queue(const struct multipathd *,
-                                      const char *command);
 
 #endif

@@ -24,7 +24,7 @@ enum restored { RESTORED, RESTORED_PARTLY, NOT_RESTORED };
 static bool map_resume(struct map *map, bool is_last)
 {
     map_extend(map);
-    while (multipathd_queue(&map->multipathd, "resume") != MULTIPATHD_DONE) {
+    while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE) {
         if (!map_wait(map, map->deadline)) {
             map_fail(map,
                      "it is suspended and multipathd does not resume it, "
@@ -52,7 +52,7 @@ static bool map_suspend(struct map *map)
     map->suspension->witness[0] = '\0';
     map->suspension->resume_by = clock_us() + RESUME_WITHIN;
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
-    said = multipathd_queue(&map->multipathd, "suspend");
+    said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE)
         return true;
     if (said == MULTIPATHD_REFUSED)

@@ -10,9 +10,7 @@
  */
 #include "multipath.h"
 
-#include <stdio.h>
 #include <string.h>
-#include <sys/sysmacros.h>
 
 /* What a REGISTER is about, besides the client's parameter list. */
 struct registration {
@@ -66,24 +64,13 @@ static bool key_announce(struct map *map, struct registration *r)
 /* That the map is registered with the key now, or is not any more. */
 static bool status_tell(struct map *map, struct registration *r)
 {
-    char names[PATHS_MOST * sizeof(((struct path *)0)->name)] = "";
-    size_t length = 0;
-    unsigned i;
+    const char *command = r->new.value != 0 ? "setprstatus" : "unsetprstatus";
 
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].verdict == DONE)
-            length += (size_t)snprintf(names + length, sizeof(names) - length,
-                                       "%s%u:%u", length > 0 ? " " : "",
-                                       major(map->paths[i].device),
-                                       minor(map->paths[i].device));
     r->is_status_told = true;
-    if (r->new.value == 0
-            ? multipathd_tell(&map->multipathd, "unsetprstatus")
-                  == MULTIPATHD_DONE
-            : multipathd_registered(&map->multipathd, names) == MULTIPATHD_DONE
-                  || (r->previous.value != 0
-                      && multipathd_flag_get(&map->multipathd, "getprstatus")
-                             == FLAG_SET))
+    if (multipathd_tell(&map->multipathd, command) == MULTIPATHD_DONE
+        || (r->new.value != 0 && r->previous.value != 0
+            && multipathd_flag_get(&map->multipathd, "getprstatus")
+                   == FLAG_SET))
         return true;
     map_fail(map, "multipathd does not take note of the registration");
     return false;

@@ -35,65 +35,44 @@ struct work {
 };
 
 /*
- * Takes the descriptors off the queue. Returns 0 or errno. There is room for
- * as many as there can be (SCM_MAX_FD, include/net/scm.h in the kernel): it
- * would close what does not fit, while all others wait.
+ * Takes a command off the queue. Returns 0 or errno. There is room for as many
+ * descriptors as there can be (SCM_MAX_FD, include/net/scm.h in the kernel):
+ * it would close what does not fit, while all others wait.
  */
-static int queue_take(int queue, struct work *work)
+static int work_take(int queue, struct work *work)
 {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(253 * sizeof(int))];
     } control;
-    char byte;
-    struct iovec part = { .iov_base = &byte, .iov_len = 1 };
-    struct msghdr message = { .msg_iov = &part,
-                              .msg_iovlen = 1,
+    struct iovec parts[3] = {
+        { .iov_base = log_about(), .iov_len = sizeof(struct log_peer) },
+        { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },
+        { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
+    };
+    struct msghdr message = { .msg_iov = parts,
+                              .msg_iovlen = 3,
                               .msg_control = control.bytes,
                               .msg_controllen = sizeof(control.bytes) };
+    size_t length = sizeof(struct log_peer) + sizeof(work->cdb);
     struct cmsghdr *header;
-    ssize_t bytes;
+    ssize_t bytes = recvmsg(queue, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     int fds[2];
 
-    while ((bytes = recvmsg(queue, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC))
-               < 0
-           && errno == EINTR)
-        ;
     if (bytes < 0)
         return errno;
+    if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
+        length += protocol_data_length(work->cdb);
     header = CMSG_FIRSTHDR(&message);
     if (header == NULL || header->cmsg_level != SOL_SOCKET
         || header->cmsg_type != SCM_RIGHTS
-        || header->cmsg_len != CMSG_LEN(sizeof(fds)))
+        || header->cmsg_len != CMSG_LEN(sizeof(fds)) || (size_t)bytes != length
+        || protocol_data_length(work->cdb) > PROTOCOL_DATA_MAX)
         return EPROTO; /* too many descriptors are open, or a session errs */
     memcpy(fds, CMSG_DATA(header), sizeof(fds));
     work->map = fds[0];
     work->answer = fds[1];
     return 0;
-}
-
-/* Takes the command itself. Returns 0 or errno. */
-static int work_take(struct work *work)
-{
-    struct log_peer peer = { 0 };
-    struct iovec parts[3] = {
-        { .iov_base = &peer, .iov_len = sizeof(peer) },
-        { .iov_base = work->cdb, .iov_len = sizeof(work->cdb) },
-        { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
-    };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 3 };
-    size_t length = sizeof(peer) + sizeof(work->cdb);
-    ssize_t bytes = recvmsg(work->answer, &message, MSG_DONTWAIT);
-
-    if (bytes < 0)
-        return errno;
-    *log_about() = peer;
-    if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
-        length += protocol_data_length(work->cdb);
-    return (size_t)bytes == length
-                   && protocol_data_length(work->cdb) <= PROTOCOL_DATA_MAX
-               ? 0
-               : EPROTO;
 }
 
 /*
@@ -124,29 +103,24 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
         .data = work->data,
         .sense = work->sense,
     };
+    /* What the session has found out already; but it is not to be trusted. */
+    enum vet vet = sg_io_vet(&command);
     size_t size = ANSWER_HEAD;
     struct stat st;
 
-    /* What the session has found out already; but it is not to be trusted. */
-    switch (sg_io_vet(&command)) {
-    case VET_MAPPED:
-        if (fstat(work->map, &st) < 0) {
-            sg_io_refuse(&command, NO_STATUS);
-        } else if (command.cdb[0] != PERSISTENT_RESERVE_IN
-                   && !map_lock(supervisor->report[1], st.st_rdev,
-                                clock_us() + LOCK_WITHIN)) {
-            sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
-            log_warning("dm-%u: another command on it takes too long",
-                        minor(st.st_rdev));
-        } else {
-            multipath_execute(&command, st.st_rdev,
-                              supervisor->server.listener.path, suspension);
-        }
-        break;
-    case VET_SEND:
+    if (vet == VET_SEND) {
         sg_io_refuse(&command, NOT_MAPPED);
-        break;
-    default:;
+    } else if (vet == VET_MAPPED && fstat(work->map, &st) < 0) {
+        sg_io_refuse(&command, NO_STATUS);
+    } else if (vet == VET_MAPPED && command.cdb[0] != PERSISTENT_RESERVE_IN
+               && !map_lock(supervisor->report[1], st.st_rdev,
+                            clock_us() + LOCK_WITHIN)) {
+        sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
+        log_warning("dm-%u: another command on it takes too long",
+                    minor(st.st_rdev));
+    } else if (vet == VET_MAPPED) {
+        multipath_execute(&command, st.st_rdev,
+                          supervisor->server.listener.path, suspension);
     }
     work->refusal = command.refusal;
     work->status = command.status;
@@ -166,7 +140,6 @@ static void recover(const struct supervisor *supervisor,
 {
     const int64_t now = clock_us();
     const char *path = supervisor->server.listener.path;
-
     bool is_alone = map_lock(supervisor->report[1], suspension->device,
                              now + SECOND);
 
@@ -185,28 +158,19 @@ void worker_run(const struct supervisor *supervisor,
                 struct suspension *suspension, bool is_resumer)
 {
     struct work work = { .map = -1, .answer = -1 };
-    int error = 0;
+    int error;
 
     if (!is_resumer) {
-        error = queue_take(supervisor->queue[QUEUE_OUT], &work);
+        error = work_take(supervisor->queue[QUEUE_OUT], &work);
         while (write(supervisor->report[1], "w", 1) < 0 && errno == EINTR)
             ;
+        if (error != 0 && error != EAGAIN)
+            log_warning("cannot take a command on a multipath map: %s",
+                        strerror(error));
+        if (error != 0) /* without closing: an exit does not linger */
+            _exit(EXIT_FAILURE);
     }
-    if (error == 0) { /* or else without closing: an exit does not linger */
-        /* Without close_range() (Linux 5.9) these would hold up others. */
-        close(supervisor->server.listener.fd);
-        close(supervisor->report[0]);
-        close(supervisor->queue[QUEUE_OUT]);
-        close(supervisor->queue[QUEUE_IN]);
-        descriptors_close_except(supervisor->report[1], work.map, work.answer);
-        if (!is_resumer)
-            error = work_take(&work);
-    }
-    if (error != 0 && error != EAGAIN)
-        log_warning("cannot take a command on a multipath map: %s",
-                    strerror(error));
-    if (error != 0)
-        _exit(EXIT_FAILURE);
+    descriptors_close_except(supervisor->report[1], work.map, work.answer);
     if (supervisor->is_filtered
         && sandbox_enter(WORKER, supervisor->queue[QUEUE_IN]) < 0) {
         log_error("no seccomp filter for a worker: %s", strerror(errno));

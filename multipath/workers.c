@@ -22,16 +22,20 @@
 /* In place of a pid: it is dead, and has left a map suspended. */
 #define DEAD ((pid_t)-1)
 
-/* (A look at a place that is free would take memory for it.) */
-static bool is_suspender(const struct workers *workers, unsigned i)
+/* Not to be asked of a place that is free: a look takes memory for it. */
+static bool is_suspender(const struct suspension *suspension)
 {
-    return workers->pids[i] != 0 && workers->suspensions[i].alias[0] != '\0';
+    return suspension->alias[0] != '\0';
 }
 
-unsigned workers_place(const struct workers *workers)
+unsigned workers_place(const struct workers *workers,
+                       const struct suspension *suspension)
 {
     unsigned i;
 
+    if (suspension != NULL
+        && workers->pids[suspension - workers->suspensions] == DEAD)
+        return (unsigned)(suspension - workers->suspensions);
     for (i = 0; i < workers->slots && workers->pids[i] != 0; i++)
         ;
     return i;
@@ -42,13 +46,15 @@ void workers_started(struct workers *workers, unsigned place, pid_t pid,
 {
     if (pid > 0)
         workers->pids[place] = pid;
-    if (suspension != NULL) {
-        if (pid < 0)
-            suspension->resume_by = now + RETRY_AFTER;
+    if (suspension == NULL) {
+        workers->pending = pid > 0 ? pid : 0;
+        workers->retry = now + (pid > 0 ? TAKE_WITHIN : RETRY_AFTER);
         return;
     }
-    workers->pending = pid > 0 ? pid : 0;
-    workers->retry = now + (pid > 0 ? TAKE_WITHIN : RETRY_AFTER);
+    suspension->resume_by = now + (pid > 0 ? COMMAND_WITHIN : RETRY_AFTER);
+    if (pid > 0 && suspension != &workers->suspensions[place])
+        log_error("map %.*s has been suspended for too long: having it resumed",
+                  ALIAS_SIZE - 1, suspension->alias);
 }
 
 /* The next command may be for a map that is suspended: that goes first. */
@@ -63,33 +69,13 @@ void workers_reported(struct workers *workers)
             workers->suspensions[i].resume_by = 0;
 }
 
-/* A dead one's place is taken by who resumes its map. */
-struct suspension *workers_resume(struct workers *workers, int64_t now,
-                                  unsigned *place)
-{
-    unsigned i;
-
-    for (i = 0; i < workers->slots; i++) {
-        struct suspension *suspension = &workers->suspensions[i];
-
-        if (!is_suspender(workers, i) || now < suspension->resume_by)
-            continue;
-        *place = workers->pids[i] == DEAD ? i : workers_place(workers);
-        if (workers->pids[i] != DEAD && *place < workers->slots)
-            log_error("map %.*s has been suspended for too long: having it "
-                      "resumed",
-                      ALIAS_SIZE - 1, suspension->alias);
-        suspension->resume_by = now + COMMAND_WITHIN;
-        return suspension;
-    }
-    return NULL;
-}
-
-int64_t workers_check(struct workers *workers, int64_t now)
+int64_t workers_check(struct workers *workers, int64_t now,
+                      struct suspension **due)
 {
     int64_t next = NEVER;
     unsigned i;
 
+    *due = NULL;
     if (workers->pending != 0 && now >= workers->retry) {
         kill(workers->pending, SIGKILL);
         workers->retry = now + TAKE_WITHIN;
@@ -97,19 +83,19 @@ int64_t workers_check(struct workers *workers, int64_t now)
     if (now < workers->retry)
         next = workers->retry;
     for (i = 0; i < workers->slots; i++) {
-        int64_t *resume_by = &workers->suspensions[i].resume_by;
+        struct suspension *suspension = &workers->suspensions[i];
 
         if (workers->pids[i] == 0)
             continue;
         next = sooner(next, now + LOOK_AGAIN);
-        if (!is_suspender(workers, i)) {
-            if (workers->pids[i] == DEAD) /* it was another that resumed it */
-                workers->pids[i] = 0;
+        if (!is_suspender(suspension))
             continue;
-        }
         /* No worker takes longer; or its place would be lost. */
-        *resume_by = sooner(*resume_by, now + COMMAND_WITHIN);
-        next = sooner(next, *resume_by);
+        suspension->resume_by = sooner(suspension->resume_by,
+                                       now + COMMAND_WITHIN);
+        next = sooner(next, suspension->resume_by);
+        if (suspension->resume_by <= now)
+            *due = suspension;
     }
     return next;
 }
@@ -120,19 +106,22 @@ void workers_ended(struct workers *workers, pid_t pid, int status, int64_t now)
 
     if (workers->pending == pid)
         workers_reported(workers);
-    for (i = 0; i < workers->slots && workers->pids[i] != pid; i++)
-        ;
-    if (i == workers->slots)
-        return;
-    if (WIFSIGNALED(status))
-        log_error("a command on a multipath map died of signal %d",
-                  WTERMSIG(status));
-    workers->pids[i] = is_suspender(workers, i) ? DEAD : 0;
-    if (workers->pids[i] == DEAD) {
-        log_error("map %.*s may be suspended: having it resumed",
-                  ALIAS_SIZE - 1, workers->suspensions[i].alias);
-        workers->suspensions[i].resume_by =
-            now + (WIFSIGNALED(status) ? RETRY_AFTER : RESUME_AGAIN);
+    for (i = 0; i < workers->slots; i++) {
+        struct suspension *suspension = &workers->suspensions[i];
+
+        if (workers->pids[i] == pid) {
+            workers->pids[i] = DEAD;
+            suspension->resume_by =
+                now + (WIFSIGNALED(status) ? RETRY_AFTER : RESUME_AGAIN);
+            if (WIFSIGNALED(status))
+                log_error("a command on a multipath map died of signal %d",
+                          WTERMSIG(status));
+            if (is_suspender(suspension))
+                log_error("map %.*s may be suspended: having it resumed",
+                          ALIAS_SIZE - 1, suspension->alias);
+        }
+        if (workers->pids[i] == DEAD && !is_suspender(suspension))
+            workers->pids[i] = 0; /* whoever it was that has resumed it */
     }
 }
 
@@ -141,16 +130,6 @@ unsigned workers_count(const struct workers *workers)
     unsigned i, count = 0;
 
     for (i = 0; i < workers->slots; i++)
-        count += workers->pids[i] > 0;
+        count += workers->pids[i] != 0;
     return count;
-}
-
-bool workers_any(const struct workers *workers)
-{
-    unsigned i;
-
-    for (i = 0; i < workers->slots; i++)
-        if (workers->pids[i] > 0 || is_suspender(workers, i))
-            return true;
-    return false;
 }

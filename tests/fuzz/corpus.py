@@ -227,7 +227,7 @@ GETPRKEY, SETPRKEY, UNSETPRKEY, SETPRSTATUS, UNSETPRSTATUS = range(5)
 GETPRHOLD, SETPRHOLD, UNSETPRHOLD, SUSPEND, RESUME = range(5, 10)
 GETPRSTATUS, SHOW = 10, 11
 FOUND = bytes([0, 0, 0])        # socket, connect, getsockopt
-READY, ASKED = b'\0', b'\0\0'    # of ppoll; send, twice
+READY, ASKED = b'\0', b'\0'      # of ppoll, send
 
 
 def packet(text, size=None):
@@ -254,26 +254,24 @@ MULTIPATHD = [
         b'set\n\0', b'unset\n\0', b'unknown\n\0', b'set\0']),
     *(asked(GETPRSTATUS, packet(text)) for text in [
         b'set\n\0', b'unset\n\0', b'1\0', b'0\0']),
-    *(asked(SHOW, packet(b'dev dm_st chk_st\n' + text)) for text in [
-        b'sda active ready\nsdb failed faulty\n\0', b'sda failed faulty\n\0',
-        b'sdb active ready\nsda    failed   ghost\n\0', b'sda\n\0', b'\0',
-        b'sda failed', b'sdaa failed faulty\n\0']),
-    asked(SETPRSTATUS, packet(b'fail\n\0') + READY + FOUND + ASKED
-          + packet(b'ok\n\0')),
+    *(asked(SHOW, packet(text)) for text in [
+        b'/sda active ready\n/sdb failed faulty\n\0', b'/sda failed faulty\n\0',
+        b'/sdb active ready\n/sda failed ghost\n\0', b'/sda\n\0', b'\0',
+        b'/sda failed', b'/sdaa failed faulty\n\0']),
     # by other names, and not at all
     *(asked(SUSPEND, packet(b'ok\n\0'), name) for name in range(5)),
     b'\x08\0' + b'\0\1\0' * 2 + FOUND + ASKED + packet(b'ok\n\0'),
     b'\x08\0' + b'\0\0\1\0' + FOUND + ASKED + packet(b'ok\n\0'),
     b'\x08\1' + b'\0' + b'\2' * 300, b'\x08\1\1', b'\x08\1\0\0\3',
     # in pieces, late, too much and too little
-    b'\x08\1' + FOUND + b'\3\xff\0\5\1\2' + b'\0' * 4
-    + b'\0\1\4\0\0\7' + bytes(7) + b'\0\1o\0\2k\n\0\0\0',
+    asked(SUSPEND, b'\0\1\4\0\7' + bytes(7) + b'\0\1o\0\2k\n\0\0\0'),
     asked(SUSPEND, packet(b'ok\n\0', 0)), asked(SUSPEND, packet(b'ok\n\0', 1)),
     asked(SUSPEND, packet(b'ok\n\0', 3)), asked(SUSPEND, packet(b'ok\n\0', 9)),
     asked(SUSPEND, packet(b'ok\n\0', -1)), asked(SUSPEND, packet(70 * b'x')),
     asked(SUSPEND, b'\xff'), asked(SUSPEND, b'\xfe'),
     asked(SUSPEND, b'\0\xfd'), asked(SUSPEND, b'\0\xfe'),
-    b'\x08\1' + FOUND + b'\xfe', b'\x08\1' + FOUND + b'\xff\xff',
+    b'\x08\1' + FOUND + b'\xfe', b'\x08\1' + FOUND + b'\xff',
+    b'\x08\1' + FOUND + b'\3',
 ]
 
 

@@ -45,7 +45,7 @@ static const char *const verbs[] = {
     "unsetprstatus map dm-3", "getprhold map dm-3",
     "setprhold map dm-3",     "unsetprhold map dm-3",
     "suspend map alias",      "resume map alias",
-    "getprstatus map dm-3",   "show paths format \"%d %t %T\""
+    "getprstatus map dm-3",   "show paths raw format \"/%d %t %T\""
 };
 
 static struct {
@@ -285,20 +285,15 @@ static void path_check(const struct multipathd *multipathd)
     found = table[0] != '\0';
     MUST(!found || was_asked());
     system_.received[system_.received_size] = '\0';
-    line = strncmp(text, "sda ", 4) == 0 ? text : strstr(text, "\nsda ");
-    if (!found || line == NULL || strstr(text, " sda") != NULL
-        || strstr(text, "sda\n") != NULL)
-        return; /* it may have been another line */
-    line += strspn(line, "\n");
-    if (strncmp(line, "sda failed ", 11) == 0)
-        MUST(path.is_failed);
-    if (strncmp(line, "sda active ", 11) == 0)
-        MUST(!path.is_failed);
-    if (strncmp(line, "sda active faulty\n", 18) == 0
-        || strncmp(line, "sda failed faulty\n", 18) == 0)
+    line = strstr(text, "/sda ");
+    if (!found || line == NULL)
+        return;
+    MUST(path.is_failed == (strncmp(line, "/sda failed ", 12) == 0));
+    if (strncmp(line, "/sda active faulty\n", 19) == 0
+        || strncmp(line, "/sda failed faulty\n", 19) == 0)
         MUST(!path.is_ready);
-    if (strncmp(line, "sda active ready\n", 17) == 0
-        || strncmp(line, "sda failed ghost\n", 17) == 0)
+    if (strncmp(line, "/sda active ready\n", 18) == 0
+        || strncmp(line, "/sda failed ghost\n", 18) == 0)
         MUST(path.is_ready);
 }
 
@@ -328,7 +323,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         said_check(multipathd_key_set(&multipathd, &key));
         break;
     case 3:
-        said_check(multipathd_registered(&multipathd, "sda sdb"));
+        said_check(multipathd_tell(&multipathd, "setprstatus"));
         break;
     case 4:
         said_check(multipathd_tell(&multipathd, "unsetprstatus"));
@@ -346,10 +341,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
             &multipathd, system_.verb == 6 ? "setprhold" : "unsetprhold"));
         break;
     case 8:
-        said_check(multipathd_queue(&multipathd, "suspend"));
+        said_check(multipathd_tell(&multipathd, "suspend"));
         break;
     case 9:
-        said_check(multipathd_queue(&multipathd, "resume"));
+        said_check(multipathd_tell(&multipathd, "resume"));
         break;
     case 10:
         is_set = multipathd_flag_get(&multipathd, "getprstatus") == FLAG_SET;

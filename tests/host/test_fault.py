@@ -154,11 +154,9 @@ EXPECTED = {
     'prctl privdrop': {START: (e.EPERM, e.EINVAL)},
     # multipath/worker.c
     'socketpair worker_ask': {LOST: (e.EMFILE, e.ENFILE)},
-    'send worker_ask': {LOST: (e.EAGAIN, e.ENOBUFS)},
-    'sendmsg queue_put': {LOST: (e.EAGAIN, e.ETOOMANYREFS, e.EPIPE)},
+    'sendmsg worker_ask': {LOST: (e.EAGAIN, e.ETOOMANYREFS, e.EPIPE)},
     'recvmsg worker_answer': {LOST: (e.EINTR, e.ENOMEM)},
-    'recvmsg queue_take': {SAME: (e.EINTR, e.EAGAIN, e.ENOMEM)},
-    'recvmsg work_take': {LOST: (e.EAGAIN, e.ENOMEM)},
+    'recvmsg work_take': {SAME: (e.EINTR, e.EAGAIN, e.ENOMEM)},
     'setrlimit descriptors_seal': {CLOSED: (e.EPERM, e.EINVAL)},
     'fstat work_do': {'5/20/00': (e.EIO,)},
     'fstat multipath_execute_here': {'5/20/00': (e.EIO,)},
@@ -178,11 +176,10 @@ EXPECTED = {
     'socket name_connect': {FAILS: (e.EMFILE,)},
     'connect name_connect': {SAME: (e.EAGAIN,), FAILS: (e.ECONNREFUSED,)},
     'getsockopt name_connect': {FAILS: (e.EINVAL,)},
-    'nanosleep name_connect': {SAME: (e.EINTR,)},
-    'nanosleep is_busy': {SAME: (e.EINTR,)},
-    'ppoll move_all': {FAILS: (e.ENOMEM,)},
-    'send move_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.EPIPE,)},
-    'recv move_all': {SAME: (e.EAGAIN, SHORT), FAILS: (e.ECONNRESET,)},
+    'nanosleep is_in_time': {SAME: (e.EINTR,)},
+    'ppoll receive': {FAILS: (e.ENOMEM,)},
+    'send exchange': {FAILS: (e.EPIPE, SHORT)},
+    'recv receive': {SAME: (SHORT,), FAILS: (e.ECONNRESET,)},
     # sandbox.c: what the kernel does not have is done without
     'syscall sandbox_main': {SAME: (e.ENOSYS, e.EOPNOTSUPP, e.EPERM)},
     'syscall landlock_restrict': {SAME: (e.EMFILE, e.EPERM, e.E2BIG)},
@@ -746,7 +743,7 @@ SCENARIOS = [
              broken={'kill session_leave': (e.EPERM, *ONE)}),
     Scenario('multipath', '-v', mapped=True,
              only='^(?!nanosleep).*(worker|work_|map|multipath|path|sysfs|'
-                  'name_connect|exchange|move_all)',
+                  'name_connect|exchange| receive)',
              outcomes={
                       # Of the map, as of which each run has the first two.
                       'stat sysfs_has': {'B/00/06': (e.EACCES, e.ENOENT)},
@@ -759,14 +756,16 @@ SCENARIOS = [
                  'qemu-pr-helper: a command on a multipath map died of '
                  'signal 9'], broken={'write worker_run': (e.EPIPE, *ONE)}),
     Scenario('multipath, slow', '-v', mapped=True, slow=True,
-             only='nanosleep|^close (name|path|worker)', usual=[LOST, LOST],
-             broken={'connect name_connect': (e.EAGAIN, *ONE),
+             only='nanosleep|^close (descriptors|name|path|worker)',
+             usual=[LOST, LOST],
+             broken={'syscall descriptors_close_except': (e.ENOSYS, 1, 9999),
+                     'connect name_connect': (e.EAGAIN, *ONE),
                      'getsockopt name_connect': (e.EINVAL, *ONE),
                      'fstat path_open': (e.EIO, *ONE),
                      'fcntl map_lock': (e.EAGAIN, *ONE),
                      # The node of an open path is another disk's by now.
                      'stat sysfs_has': (e.ENOENT, 14, 1),
-                     'sendmsg queue_put': (e.EAGAIN, *ONE)}),
+                     'sendmsg worker_ask': (e.EAGAIN, *ONE)}),
     Scenario('a command that never ends', '-v', '--stop-timeout=0',
              hanging=True, only='sessions_kill'),
     Scenario('another user', '-v', '-u', 'nobody', '-g',

@@ -568,24 +568,61 @@ def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
             struct workers all = { .slots = 1, .pids = pids,
                                    .suspensions = it };
             int64_t now = 1000 * SECOND;
-            unsigned place;
 
             /* No place for who resumes: not looked at again and again. */
-            due = workers_resume(&all, now, &place);
-            if (due != NULL)
-                workers_started(&all, place, -1, due, now);
-            if (workers_check(&all, now) <= now)
+            workers_check(&all, now, &due);
+            if (due != it || workers_place(&all, it) != 1)
                 return 1;
+            workers_started(&all, 1, -1, due, now);
+            if (workers_check(&all, now, &due) <= now || due != NULL)
+                return 2;
             /* For ever is not long. */
             pids[0] = -1; /* dead, with a map suspended */
             it[0].resume_by = NEVER;
-            workers_check(&all, now);
-            return workers_resume(&all, now + COMMAND_WITHIN, &place) != it
-                   || place != 0;
+            workers_check(&all, now, &due);
+            workers_check(&all, now + COMMAND_WITHIN, &due);
+            return due != it || workers_place(&all, it) != 0;
         }''')
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP, '-o',
                     program_, str(source),
                     os.path.join(TOP, 'multipath/workers.c')], check=True)
+    subprocess.run([program_], check=True)
+
+
+def test_what_workers_may_answer_costs_a_session_nothing(tmp_path):
+    """The number of a refusal is that of a text, and those are few."""
+    if shutil.which('cc') is None:
+        pytest.skip('no compiler')
+    source, program_ = tmp_path / 'main.c', str(tmp_path / 'main')
+    source.write_text('''#include "multipath/multipath.h"
+        #include <unistd.h>
+        int main(void)
+        {
+            const int refusals[] = { NOT_SCSI_PATHS, NOT_SCSI_PATHS + 1, -1 };
+            uint8_t sense[PROTOCOL_SENSE_SIZE];
+            unsigned i;
+
+            for (i = 0; i < 3; i++) {
+                struct pr_command command = { .sense = sense };
+                uint8_t answer[ANSWER_HEAD] = { 0 };
+                int ends[2];
+
+                socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends);
+                memcpy(answer, &refusals[i], sizeof(refusals[i]));
+                write(ends[1], answer, sizeof(answer));
+                worker_answer(ends[0], &command);
+                if (command.refusal != (i == 0 ? NOT_SCSI_PATHS : NOT_REFUSED)
+                    || command.status != (i == 0 ? GOOD : CHECK_CONDITION))
+                    return 1;
+            }
+            return 0;
+        }''')
+    sources = [os.path.join(TOP, name + '.c') for name in (
+        'sg_io', 'sysfs', 'log', 'report', 'trace', 'protocol',
+        'multipath/ask')]
+    subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
+                    '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,
+                    str(source), *sources], check=True)
     subprocess.run([program_], check=True)
 
 
@@ -1526,17 +1563,7 @@ def test_what_multipathd_is_told(run):
             assert [t.replace('key 0x', 'key ')
                     for t in lab.mpd.texts()[:len(texts)]] == texts
             if action.is_register:
-                assert sorted(lab.known.pathlist.split()) == ['8:0', '8:16',
-                                                              '8:32']
                 assert lab.known.aptpl == (name != 'register')
-    with run.scenario('pathlist without the dead') as lab:
-        lab.die(1)
-        lab.dead = {1}
-        assert ACTIONS['register'].run(lab) == GOOD
-        assert sorted(lab.known.pathlist.split()) == ['8:0', '8:32']
-        lab.live(1)
-        lab.known.path_returns('sdb')
-        lab.dead = set()
 
 
 def kill(pid):
@@ -1756,7 +1783,6 @@ def test_no_slaves(run):
 
 
 def test_many_slaves(run_one):
-    """And a pathlist that does not fit into one command to multipathd."""
     more = [*range(20, 40), *range(RIVALS + 1, sim.NEXUSES)]
     for version in ('0.14', '0.9.4'):
         with run_one.scenario(version) as lab:
@@ -1929,6 +1955,23 @@ def test_path_that_returns_is_registered_by_multipathd(run):
             lab.known.path_returns('sdb')
             assert lab.nexus(1).key == key
             lab.nexus(1).key = 0
+
+
+def test_path_that_returns_just_before_multipathd_would_register_it(run_one):
+    """It came when multipathd had not been told yet that we are registered."""
+    for place, version in itertools.product(range(3), ('0.14', '0.9.4')):
+        with run_one.scenario(place, version) as lab:
+            path = lab.order[place]
+            lab.mpd.version = version
+            lab.die(path)
+
+            def returns(_):
+                lab.live(path)
+                lab.known.path_returns(sim.disk_name(path))
+
+            lab.mpd.on('^setprstatus', returns, count=1)
+            assert ACTIONS['register'].run(lab) == GOOD
+            assert lab.keys() == [KEY] * 3
 
 
 def test_alias_that_changes_while_suspended(run_one):

@@ -254,7 +254,7 @@ def test_a_command_on_a_map(tmp_path, mode):
     path = str(tmp_path / 'trace')
     lab = Lab(mode, options=('-T', '*,file=' + path))
     try:
-        lab.mpd.on('setprstatus', 'garbage', count=1)
+        lab.mpd.on('^unsetprhold', 'garbage', count=1)
         lab.nexus(0).delay_ms = 60
         begin = time.monotonic()
         lab.out(REGISTER_AND_IGNORE, 0, KEY)

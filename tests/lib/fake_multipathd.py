@@ -79,7 +79,6 @@ class Map:
         self.prflag, self.prhold = 'unset', 'unset'
         self.suspended, self.suspensions = 0, []    # when to when, in us
         self.states = {}        # 'failed faulty', of paths that are not well
-        self.pathlist = None    # that came with the last setprstatus
 
     def set_key(self, key, aptpl):
         """As with reservation_key "file", or with a key in the file."""
@@ -296,10 +295,8 @@ class Multipathd:
         found = [m for m in self.maps if args[1] == m.alias
                  or (args[1] == m.name and verb not in ('suspend', 'resume'))]
         options = args[2:]
-        allowed = {'setprkey': 'key', 'setprstatus': 'pathlist'}.get(verb)
-        if options and (options[0] != allowed or len(options) != 2
-                        or (allowed == 'pathlist'
-                            and self.version == '0.9.4')):
+        if options and (verb != 'setprkey' or options[0] != 'key'
+                        or len(options) != 2):
             return self.failure('usage')
         if not found or (verb == 'setprkey' and not options):
             return self.failure()
@@ -346,24 +343,13 @@ class Multipathd:
     def do_unsetprkey(m):
         return m.set_key(0, False) and None
 
-    def do_setprstatus(self, m, pathlist=None):
-        """It registers those that the list lacks, if the key is there."""
+    @staticmethod
+    def do_setprstatus(m):
         m.prflag = 'set'
-        m.pathlist = pathlist
-        if pathlist is None or not self.target or not m.key:
-            return
-        for number in range(sim.NEXUSES):
-            path = m.paths.get(sim.disk_name(number))
-            if path and not path.dm_failed and not path.state \
-                    and '%d:%d' % sim.disk_number(number) \
-                    not in pathlist.split() \
-                    and m.key in self.target.keys(path.lun):
-                path.key = m.key
 
     @staticmethod
     def do_unsetprstatus(m):
         m.prflag = m.prhold = 'unset'
-        m.pathlist = None
 
     def do_getprstatus(self, m):
         if self.version == '0.9.4':
