@@ -716,6 +716,23 @@ def test_a_fixed_key_does_not_say_that_we_are_registered(run):
                     assert_unchanged(lab)
 
 
+def test_multipathd_forgets_a_key_before_it_is_taken_off(run):
+    """Or it could put it back on a path meanwhile."""
+    for name in ('register', 'register and ignore'):
+        with run.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            REFUSALS['5/24/00'](lab, lab.order[1], count=1,
+                                only=action.cdb[:2])
+            assert action.run(lab) == '5/24/00'
+            forgotten = [c.events for c in lab.mpd.commands
+                         if c.text.startswith('unsetprkey')]
+            off = [at for at, event in enumerate(lab.target.log())
+                   if event.cdb[0] == 0x5f and event.key == KEY
+                   and not event.sa_key]
+            assert forgotten and off and forgotten[0] <= off[0]
+            assert_unchanged(lab)
+
+
 @pytest.mark.parametrize('kind', ['attention', 'becoming ready'])
 def test_trouble_that_passes_within_five_repeats(run_one, kind):
     sense = ATTENTION if kind == 'attention' else BECOMING
