@@ -28,7 +28,7 @@ PLACELESS = '-fdebug-prefix-map=$(CURDIR)=.'
 COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 MULTIPATH = $(addprefix multipath/,ask.c workers.c worker.c actions.c \
-	register.c preempt.c sweep.c send.c map.c multipathd.c)
+	register.c preempt.c sweep.c map.c multipathd.c)
 SOURCES = prhelper.c supervisor.c roster.c events.c descriptors.c client.c \
 	protocol.c sg_io.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
 	report.c log.c $(MULTIPATH)

@@ -111,7 +111,7 @@ void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 /* Reads fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
-/* report.c, for multipath/send.c: what came of a command, in words. */
+/* report.c, for multipath/map.c: what came of a command, in words. */
 enum { RESULT_SIZE = 32 };
 /* What came of it; text is room for that. */
 const char *report_result(const struct pr_command *, char text[RESULT_SIZE]);

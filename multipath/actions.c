@@ -10,44 +10,73 @@
 
 #include <string.h>
 
+/* ---- What multipathd is to think of the reservation ------------------- */
+
+/*
+ * That this host holds it multipathd is told before the disk makes it so: if a
+ * path dies with it, it is known. If it thinks nothing, because it was started
+ * anew, it is told afterwards only, as nobody could make it forget again.
+ */
+static bool hold_announce(struct map *map)
+{
+    map->hold = multipathd_flag_get(&map->multipathd, "getprhold");
+    if (map->hold != FLAG_UNSET
+        || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
+        return true;
+    multipathd_tell(&map->multipathd, "unsetprhold");
+    map_fail(map, "multipathd does not take note of the reservation");
+    return false;
+}
+
+/*
+ * The disk has made it so; or has not, for sure: after another error than a
+ * conflict it is asked. The answer stays.
+ */
+static void hold_settle(struct map *map, bool holds)
+{
+    const struct answer answer = map->answer;
+
+    if (map->hold == (holds ? FLAG_UNKNOWN : FLAG_UNSET)
+        && (holds || answer.status == RESERVATION_CONFLICT
+            || !reservation_read(map) || !map->reservation.is_held
+            || (map->reservation.key != map->key.value
+                && map->reservation.key != 0)))
+        multipathd_tell(&map->multipathd, holds ? "setprhold" : "unsetprhold");
+    map->answer = answer;
+}
+
+/* ---- The service actions ---------------------------------------------- */
+
 /*
  * To one path; but a conflict there is not the answer yet, as another one
  * may be the holder, who may repeat RESERVE; and that may be gone.
  */
-static void map_reserve(struct map *map, const struct multipathd_key *key,
-                        const struct request *request)
+static void map_reserve(struct map *map, struct request *request)
 {
-    struct reservation reservation;
-    enum multipathd_flag was;
+    enum holder holder = HOLDER_OTHER;
     struct answer answer;
-    enum holder holder;
-    struct path *path;
-    bool is_lost;
+    bool may_be_gone;
 
-    if (!hold_announce(map, &was))
+    if (!hold_announce(map))
         return;
-    path = any_send(map, request);
-    is_lost = map->is_lost;
+    may_be_gone = any_send(map, request) == NULL && count_of(map, ASIDE) > 0
+                  && map->hold != FLAG_UNSET;
     answer = map->answer;
-    if (!is_lost && answer.status != GOOD)
-        hold_settle(map, was, false, key);
-    if (path == NULL && map->left_out > 0 && was != FLAG_UNSET) {
-        if (!reservation_read(map, &reservation))
+    if (!map->is_lost && answer.status != GOOD)
+        hold_settle(map, false);
+    if (may_be_gone) {
+        if (!reservation_read(map))
             return;
-        if (reservation.is_held && reservation.key == key->value
-            && reservation.scope_type == request->cdb[2]) {
-            holder = holder_find(map, key, &reservation, &path);
-            if (holder == HOLDER_UNKNOWN)
-                return;
-            if (holder != HOLDER_OTHER) {
-                map_answer(map, GOOD);
-                answer = map->answer;
-            }
-        }
+        if (map->reservation.scope_type == request->cdb[2])
+            holder = holder_find(map);
+        if (holder == HOLDER_UNKNOWN)
+            return;
     }
-    if (answer.status == GOOD)
-        hold_settle(map, was, true, key);
     map->answer = answer;
+    if (holder != HOLDER_OTHER)
+        map_answer(map, GOOD);
+    if (map->answer.status == GOOD)
+        hold_settle(map, true);
 }
 
 /*
@@ -57,46 +86,45 @@ static void map_reserve(struct map *map, const struct multipathd_key *key,
  * any path releases: so it goes to one, as another one could release what
  * somebody has reserved since.
  */
-static void map_release(struct map *map, const struct multipathd_key *key,
-                        struct request *request)
+static void map_release(struct map *map, struct request *request)
 {
-    struct reservation reservation;
+    const struct reservation *reservation = &map->reservation;
     enum holder holder;
     struct path *path;
     bool is_lost;
 
-    if (!reservation_read(map, &reservation))
+    if (!reservation_read(map))
         return;
-    if (reservation.is_held && reservation.key == key->value
+    if (reservation->is_held && reservation->key == map->key.value
         && (request->cdb[2] & 0x0f) < WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
         all_due(map);
-        sweep(map, request, NULL, 0);
+        for (path = map->paths; path < map->paths + map->count; path++)
+            if (path->verdict == DUE)
+                path->verdict = path_send(map, path, request);
         map_answer(map, GOOD);
         if (count_of(map, CONFLICT) == map->count)
             map_answer(map, RESERVATION_CONFLICT);
     } else {
         any_send(map, request);
         is_lost = map->is_lost;
-        if (is_lost && !reservation_read(map, &reservation))
+        if (is_lost && !reservation_read(map))
             return;
-        if (is_lost && reservation.is_held && reservation.key == 0)
+        if (is_lost && reservation->is_held && reservation->key == 0)
             map_fail(map, "a path has lost its answer, and whose the "
                           "reservation is now cannot be told");
     }
     if (map->answer.status != GOOD)
         return;
-    holder = holder_find(map, key, &reservation, &path);
+    holder = holder_find(map);
     if (holder == HOLDER_UNKNOWN)
         return;
-    if (holder == HOLDER_GONE && reservation.scope_type != request->cdb[2]) {
+    map_answer(map, GOOD);
+    if (holder == HOLDER_GONE && reservation->scope_type != request->cdb[2])
         map_answer(map, RESERVATION_CONFLICT);
-        return;
-    }
-    if (holder == HOLDER_GONE)
-        path = take_over(map, key, reservation.scope_type);
-    if (holder == HOLDER_OTHER)
-        map_answer(map, GOOD);
-    else if (path != NULL && path_send(map, path, request) <= LOST)
+    else if (holder == HOLDER_GONE)
+        map->holder = take_over(map);
+    path = map->holder;
+    if (path != NULL && path_send(map, path, request) < DONE)
         map_fail(map, "it is not released: %s %s", path->name, path->why);
     if (map->answer.status == GOOD)
         multipathd_tell(&map->multipathd, "unsetprhold");
@@ -106,78 +134,63 @@ static void map_release(struct map *map, const struct multipathd_key *key,
  * It is told afterwards, too, who holds, if that was not so before: somebody
  * may have reserved in between, whose reservation was taken over.
  */
-static void map_preempt(struct map *map, const struct multipathd_key *key,
-                        const struct request *request)
+static void map_preempt(struct map *map, struct request *request)
 {
+    const struct reservation *reservation = &map->reservation;
     uint64_t preempted = be64_get(request->data + 8);
-    enum multipathd_flag was = FLAG_SET;
-    struct reservation reservation;
-    bool takes_over, is_own, was_held;
-    struct answer answer;
-    struct path *path;
-
-    if (!reservation_read(map, &reservation))
-        return;
-    takes_over = reservation.is_held && reservation.key == preempted;
-    was_held = reservation.is_held && reservation.key == key->value;
     /* 0: all others, if all registrants hold it when the command comes. */
-    is_own = preempted == key->value || preempted == 0;
-    if (takes_over && !hold_announce(map, &was))
+    bool is_own = preempted == map->key.value || preempted == 0;
+    bool takes_over, was_held;
+    struct answer answer;
+
+    if (!reservation_read(map))
+        return;
+    takes_over = reservation->is_held && reservation->key == preempted;
+    was_held = reservation->is_held && reservation->key == map->key.value;
+    if (takes_over && !hold_announce(map))
         return;
     if (is_own)
-        preempt_own(map, request, key);
+        preempt_own(map, request);
     else
         any_send(map, request);
     answer = map->answer;
     if (takes_over && (answer.status == GOOD || (!is_own && !map->is_lost)))
-        hold_settle(map, was, answer.status == GOOD, key);
+        hold_settle(map, answer.status == GOOD);
     else if (answer.status == GOOD && !takes_over && !was_held
-             && holder_find(map, key, &reservation, &path) == HOLDER_PATH)
-        hold_settle(map, FLAG_UNKNOWN, true, key);
+             && holder_find(map) == HOLDER_PATH)
+        hold_settle(map, true);
     map->answer = answer;
 }
 
 static void map_out(struct map *map, struct request *request)
 {
+    static void (*const actions[])(struct map *, struct request *) = {
+        [REGISTER] = map_register,
+        [RESERVE] = map_reserve,
+        [RELEASE] = map_release,
+        [CLEAR] = map_clear,
+        [PREEMPT] = map_preempt,
+        [PREEMPT_AND_ABORT] = map_preempt,
+        [REGISTER_AND_IGNORE] = map_register,
+    };
     unsigned action = request->cdb[1] &= 0x1f;
     struct pr_command command = { .sense = map->answer.sense };
-    struct multipathd_key key;
 
     if (action > REGISTER_AND_IGNORE || request->length < LIST_SIZE) {
         sense_set(&command, ILLEGAL_REQUEST,
                   action > REGISTER_AND_IGNORE ? 0x24 : 0x1a, 0x00);
         map->answer.status = command.status;
-        return;
-    }
-    if (!multipathd_key_get(&map->multipathd, &key)) {
+    } else if (!multipathd_key_get(&map->multipathd, &map->key)) {
         map_fail(map, "multipathd does not say which key it has: is it "
                       "running, and are we root?");
-        return;
-    }
-    if (action == REGISTER || action == REGISTER_AND_IGNORE)
-        map_register(map, &key, request);
-    else if (key.value == 0 || key.value != be64_get(request->data))
+    } else if (!is_register(request)
+               && (map->key.value == 0
+                   || map->key.value != be64_get(request->data))) {
         /* Who is not registered, or with another key, any disk tells so. */
         map_answer(map, RESERVATION_CONFLICT);
-    else if (action == RESERVE)
-        map_reserve(map, &key, request);
-    else if (action == RELEASE)
-        map_release(map, &key, request);
-    else if (action == CLEAR)
-        map_clear(map, &key, request);
-    else
-        map_preempt(map, &key, request);
-}
-
-/* Are all paths SCSI disks, by their names, which the kernel gives? */
-static enum refusal paths_refuse(const struct map *map)
-{
-    unsigned i;
-
-    for (i = 0; i < map->count; i++)
-        if (strncmp(map->paths[i].name, "sd", 2) != 0)
-            return NOT_SCSI_PATHS;
-    return NOT_REFUSED;
+    } else {
+        actions[action](map, request);
+    }
 }
 
 void multipath_execute(struct pr_command *command, dev_t device,
@@ -187,30 +200,33 @@ void multipath_execute(struct pr_command *command, dev_t device,
                                .length = command->length };
     struct map map;
     enum refusal refusal = map_begin(&map, device, socket_path, suspension);
+    bool is_listed = refusal == NOT_REFUSED && map_list(&map);
+    unsigned i;
 
+    for (i = 0; i < map.count; i++) /* NVMe disks have other names */
+        if (strncmp(map.paths[i].name, "sd", 2) != 0)
+            refusal = NOT_SCSI_PATHS;
     command->payload = 0;
     if (refusal == NO_MULTIPATH && command->cdb[0] == PROTOCOL_CLEANUP) {
         status_set(command, GOOD);
         return;
     }
-    if (refusal == NOT_REFUSED && map_list(&map)) {
-        refusal = paths_refuse(&map);
-        memcpy(request.cdb, command->cdb, sizeof(request.cdb));
-        /* This host shall know nothing of its registration any more. */
-        if (command->cdb[0] == PROTOCOL_CLEANUP)
-            request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
-        if (refusal == NOT_REFUSED && request.cdb[0] == PERSISTENT_RESERVE_IN)
-            any_send(&map, &request);
-        else if (refusal == NOT_REFUSED)
-            map_out(&map, &request);
+    if (refusal != NOT_REFUSED) {
+        sg_io_refuse(command, refusal);
+        return;
     }
-    map_close(&map);
+    memcpy(request.cdb, command->cdb, sizeof(request.cdb));
+    /* This host shall know nothing of its registration any more. */
+    if (command->cdb[0] == PROTOCOL_CLEANUP)
+        request_set(&request, REGISTER_AND_IGNORE, 0, 0, 0, 0);
+    if (is_listed && request.cdb[0] == PERSISTENT_RESERVE_IN)
+        any_send(&map, &request);
+    else if (is_listed)
+        map_out(&map, &request);
     command->status = map.answer.status;
     command->payload = map.answer.payload;
+    command->refusal = map.answer.refusal;
     memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
-    command->refusal = map.refusal;
-    if (refusal != NOT_REFUSED)
-        sg_io_refuse(command, refusal);
 }
 
 void multipath_execute_here(struct pr_command *command, const char *socket_path,

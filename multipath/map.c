@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * map.c - a multipath map, its paths as the kernel and multipathd see them,
- * and which of them a command may leave out.
+ * what a path has made of a command, and which of them one may leave out.
  *
  * It must never let a path be left out only because a command has failed on
  * it or we cannot open it: what the kernel may send I/O to counts. A path
  * is known by its name in the map; the device node of that name can belong
- * to another disk by the time we open it, so the open device is asked.
+ * to another disk by the time we open it, so the open device is asked. After
+ * map.deadline nothing more is sent.
  */
 #include "multipath.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -22,13 +22,12 @@
 #define PAUSE_MOST (SECOND / 2)
 
 /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
-static void answer_fail(struct answer *answer)
+static void answer_fail(struct map *map)
 {
-    struct pr_command command = { .sense = answer->sense };
+    struct pr_command command = { .sense = map->answer.sense };
 
+    map_answer(map, CHECK_CONDITION);
     sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
-    answer->status = command.status;
-    answer->payload = 0;
 }
 
 void map_fail(struct map *map, const char *format, ...)
@@ -39,8 +38,8 @@ void map_fail(struct map *map, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(reason, sizeof(reason), format, arguments);
     va_end(arguments);
-    answer_fail(&map->answer);
     log_warning("%s (%s): %s", map->name, map->alias, reason);
+    answer_fail(map);
 }
 
 void map_answer(struct map *map, uint8_t status)
@@ -51,33 +50,10 @@ void map_answer(struct map *map, uint8_t status)
 
 bool map_wait(struct map *map, int64_t deadline)
 {
-    int64_t left = deadline - clock_us();
-
-    if (left <= 0)
+    if (clock_us() >= deadline)
         return false;
-    if (map->pause > left)
-        map->pause = left;
     nanosleep(&(struct timespec){ .tv_nsec = (long)map->pause * 1000 }, NULL);
     map->pause = map->pause < PAUSE_MOST / 2 ? map->pause * 2 : PAUSE_MOST;
-    return true;
-}
-
-void map_extend(struct map *map)
-{
-    bool is_suspended = map->suspension->alias[0] != '\0';
-    int64_t least = clock_us() + AFTERWARDS_WITHIN / (is_suspended ? 4 : 1);
-
-    if (least > map->end)
-        least = map->end;
-    if (map->deadline < least)
-        map->deadline = least;
-}
-
-bool is_word(const char *text)
-{
-    for (; *text != '\0'; text++)
-        if (!isgraph((unsigned char)*text) || strchr("\"'\\/", *text) != NULL)
-            return false;
     return true;
 }
 
@@ -91,12 +67,9 @@ static bool path_found(void *context, const char *name)
     for (i = 0; i < map->count; i++)
         if (strcmp(map->paths[i].name, name) == 0)
             return true;
-    if (map->count == PATHS_MOST || strlen(name) >= sizeof(path->name)
-        || !is_word(name))
+    if (map->count == PATHS_MOST || strlen(name) >= sizeof(path->name))
         return false;
-    memset(path, 0, sizeof(*path));
     memcpy(path->name, name, strlen(name) + 1);
-    path->fd = -1;
     map->count++;
     return true;
 }
@@ -112,67 +85,53 @@ bool map_list(struct map *map)
     return false;
 }
 
-void map_close(struct map *map)
+/*
+ * Opens the path's node, and so keeps the device from becoming another one.
+ * -1: it is not what has that name in the map, and path->why says so.
+ */
+static int path_open(const struct map *map, struct path *path)
 {
-    unsigned i;
-
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].fd >= 0)
-            close(map->paths[i].fd);
-}
-
-/* Is the device what has that name in the map? Others may be paths, too. */
-static bool is_path(const struct map *map, const struct path *path,
-                    dev_t device)
-{
+    char node[sizeof("/dev/") + sizeof(path->name)];
     char slave[sizeof("/slaves/") + sizeof(path->name)];
     char holder[sizeof("/holders/") + sizeof(map->name)];
+    struct stat st;
+    int fd;
 
     snprintf(slave, sizeof(slave), "/slaves/%s", path->name);
     snprintf(holder, sizeof(holder), "/holders/%s", map->name);
-    return sysfs_is(map->device, slave, device) && sysfs_has(device, holder);
-}
-
-/*
- * Opens the path's node, unless it is open. False: it is not the path's, and
- * path->why says so. NVMe disks and the like end here, too.
- */
-static bool path_open(const struct map *map, struct path *path)
-{
-    char node[sizeof("/dev/") + sizeof(path->name)];
-    struct stat st;
-
-    if (path->fd >= 0 && is_path(map, path, path->device))
-        return true;
-    if (path->fd >= 0)
-        close(path->fd);
     snprintf(node, sizeof(node), "/dev/%s", path->name);
-    path->fd = open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (path->fd < 0) {
+    fd = open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) {
         snprintf(path->why, sizeof(path->why),
                  "has %s, which cannot be opened: %s", node, strerror(errno));
-        return false;
+        return -1;
     }
-    if (fstat(path->fd, &st) == 0 && sg_io_is_disk(&st)
-        && is_path(map, path, st.st_rdev)) {
+    if (fstat(fd, &st) == 0 && sg_io_is_disk(&st)
+        && sysfs_is(map->device, slave, st.st_rdev)
+        && sysfs_has(st.st_rdev, holder)) {
         path->device = st.st_rdev;
-        return true;
+        return fd;
     }
     snprintf(path->why, sizeof(path->why),
              "has %s, which is not the disk that has "
              "this name in the map",
              node);
-    close(path->fd);
-    path->fd = -1;
-    return false;
+    close(fd);
+    return -1;
 }
 
-enum verdict path_look(const struct map *map, struct path *path)
+/*
+ * May a command be sent to this path now (DUE), or why not? In a queue that
+ * is blocked it would wait without a limit: its transport has not decided yet
+ * whether the path is gone. (State names: drivers/scsi/scsi_sysfs.c in the
+ * kernel.)
+ */
+static enum verdict path_look(const struct map *map, struct path *path)
 {
     char name[sizeof("/slaves//device/state") + sizeof(path->name)], state[32];
     int end = snprintf(name, sizeof(name), "/slaves/%s", path->name);
+    enum verdict verdict = NOT_TAKEN;
 
-    path->is_down = false;
     if (!sysfs_has(map->device, name)) {
         snprintf(path->why, sizeof(path->why), "is no path any more");
         return ASIDE;
@@ -181,13 +140,13 @@ enum verdict path_look(const struct map *map, struct path *path)
     if (!sysfs_read(map->device, name, state, sizeof(state)))
         snprintf(state, sizeof(state), "in no known state");
     else if (strcmp(state, "running") == 0)
-        return path_open(map, path) ? DUE : NOT_TAKEN;
-    else
-        path->is_down = strcmp(state, "blocked") != 0
-                        && strcmp(state, "created-blocked") != 0
-                        && strcmp(state, "quiesce") != 0;
+        return DUE;
+    else if (strcmp(state, "blocked") != 0
+             && strcmp(state, "created-blocked") != 0
+             && strcmp(state, "quiesce") != 0)
+        verdict = DOWN;
     snprintf(path->why, sizeof(path->why), "is %s", state);
-    return NOT_TAKEN;
+    return verdict;
 }
 
 void map_see(struct map *map)
@@ -203,11 +162,13 @@ void map_see(struct map *map)
 
 bool path_is_left_out(struct map *map, struct path *path)
 {
-    if (path_look(map, path) != ASIDE) {
+    enum verdict verdict = path_look(map, path);
+
+    if (verdict != ASIDE)
         map_see(map);
-        if (path->seen.is_ready || !(path->seen.is_failed || path->is_down))
-            return false;
-    }
+    if (verdict != ASIDE
+        && (path->seen.is_ready || !(path->seen.is_failed || verdict == DOWN)))
+        return false;
     if (!path->is_reported)
         log_warning("%s (%s): %s is left out: it %s, and multipathd has "
                     "failed it",
@@ -216,21 +177,13 @@ bool path_is_left_out(struct map *map, struct path *path)
     return true;
 }
 
-void alias_renew(dev_t device, char alias[ALIAS_SIZE])
-{
-    char now[ALIAS_SIZE];
-
-    if (sysfs_read(device, "/dm/name", now, sizeof(now)) && now[0] != '\0')
-        memcpy(alias, now, sizeof(now));
-}
-
 enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
                        struct suspension *suspension)
 {
     char uuid[ALIAS_SIZE + 8];
 
     memset(map, 0, sizeof(*map));
-    answer_fail(&map->answer); /* until there is another one */
+    answer_fail(map); /* until there is another one */
     map->suspension = suspension;
     map->device = device;
     map->deadline = clock_us() + COMMAND_WITHIN;
@@ -247,6 +200,173 @@ enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
     if (strncmp(uuid, "mpath-", 6) != 0)
         return NO_MULTIPATH;
     snprintf(map->name, sizeof(map->name), "dm-%u", minor(device));
-    alias_renew(device, map->alias);
+    if (!sysfs_read(device, "/dm/name", map->alias, sizeof(map->alias)))
+        map->alias[0] = '\0';
     return NOT_REFUSED;
+}
+
+/* ---- A command on a path ---------------------------------------------- */
+
+/* In milliseconds. A block device has no less (BLK_MIN_SG_TIMEOUT). */
+enum { TIMEOUT_LEAST = 7000, SUSPENDED_LEAST = 1000 };
+
+void request_set(struct request *request, unsigned action, uint8_t scope_type,
+                 uint64_t key, uint64_t action_key, uint8_t flags)
+{
+    memset(request, 0, sizeof(*request));
+    request->cdb[0] = PERSISTENT_RESERVE_OUT;
+    request->cdb[1] = (uint8_t)action;
+    request->cdb[2] = scope_type;
+    request->data = request->own_list;
+    request->length = LIST_SIZE;
+    request->cdb[8] = LIST_SIZE;
+    be64_put(request->data, key);
+    be64_put(request->data + 8, action_key);
+    request->data[LIST_FLAGS] = flags;
+}
+
+bool is_register(const struct request *request)
+{
+    return request->cdb[1] == REGISTER
+           || request->cdb[1] == REGISTER_AND_IGNORE;
+}
+
+/*
+ * In transition, asymmetric access (SPC-4 table 56, ASC 04h) and LOGICAL UNIT
+ * NOT SUPPORTED say nothing of the command: it was not looked at.
+ */
+static const struct {
+    uint8_t status;
+    uint8_t key;
+    uint16_t code; /* 0: any other */
+    enum verdict verdict;
+} verdicts[] = {
+    { GOOD, 0, 0, DONE },
+    { RESERVATION_CONFLICT, 0, 0, CONFLICT },
+    { BUSY, 0, 0, NOT_TAKEN },
+    { TASK_SET_FULL, 0, 0, NOT_TAKEN },
+    { CHECK_CONDITION, NOT_READY, 0x0401, NOT_TAKEN }, /* becoming ready */
+    { CHECK_CONDITION, NOT_READY, 0x0407, NOT_TAKEN }, /* in progress */
+    { CHECK_CONDITION, NOT_READY, 0x040a, NOT_TAKEN }, /* transition */
+    { CHECK_CONDITION, NOT_READY, 0x040b, STANDBY },
+    { CHECK_CONDITION, NOT_READY, 0x040c, STANDBY }, /* unavailable */
+    { CHECK_CONDITION, NOT_READY, 0, UNREADY },
+    { CHECK_CONDITION, ILLEGAL_REQUEST, 0x2500, NOT_TAKEN }, /* no such unit */
+    { CHECK_CONDITION, ILLEGAL_REQUEST, 0x9401, NOT_TAKEN }, /* RDAC arrays' */
+    { CHECK_CONDITION, UNIT_ATTENTION, 0, NOT_TAKEN },
+    { CHECK_CONDITION, RECOVERED_ERROR, 0, DONE },
+    { CHECK_CONDITION, ABORTED_COMMAND, 0, LOST },
+};
+
+static enum verdict verdict_of(const struct pr_command *command)
+{
+    uint16_t code;
+    uint8_t key;
+    size_t i;
+
+    if (command->refusal != NOT_REFUSED)
+        return UNREADY;
+    if (command->is_lost)
+        return LOST;
+    /* Or a deferred error, of something earlier: SPC-4 4.5.7. */
+    if (command->unreached || (command->sense[0] & 1) != 0)
+        return NOT_TAKEN;
+    sense_get(command->sense, &key, &code);
+    for (i = 0; i < sizeof(verdicts) / sizeof(verdicts[0]); i++)
+        if (verdicts[i].status == command->status && verdicts[i].key == key
+            && (verdicts[i].code == code || verdicts[i].code == 0))
+            return verdicts[i].verdict;
+    return REFUSED;
+}
+
+/*
+ * Half of the time that is left: if this path hangs, there is some for the
+ * next. The least is enough for what changes nothing, and for a path that dm
+ * has failed. In milliseconds.
+ */
+static unsigned timeout_of(const struct map *map, const struct path *path,
+                           const struct request *request)
+{
+    int64_t half = (map->deadline - clock_us()) / 2000;
+    int64_t least = map->suspension->alias[0] != '\0' ? SUSPENDED_LEAST
+                                                      : TIMEOUT_LEAST;
+
+    return (unsigned)(half < least || path->seen.is_failed
+                              || request->cdb[0] != PERSISTENT_RESERVE_OUT
+                          ? least
+                          : half);
+}
+
+static enum verdict path_execute(struct map *map, struct path *path, int fd,
+                                 struct request *request)
+{
+    struct answer *answer = &map->answer;
+    struct pr_command command = {
+        .fd = fd,
+        .cdb = request->cdb,
+        .length = request->length,
+        .data = request->data,
+        .sense = answer->sense,
+    };
+    uint8_t *flags = &request->own_list[LIST_FLAGS], key;
+    enum verdict verdict;
+    char result[RESULT_SIZE];
+    uint16_t code;
+
+    sg_io_execute(&command, timeout_of(map, path, request), SG_IO_ATTENTIONS);
+    verdict = verdict_of(&command);
+    sense_get(answer->sense, &key, &code);
+    if (verdict == REFUSED && request->data == request->own_list
+        && is_register(request) && key == ILLEGAL_REQUEST
+        && (*flags & ALL_TG_PT) == 0) {
+        *flags |= ALL_TG_PT;
+        verdict = path_execute(map, path, fd, request);
+        *flags &= (uint8_t)~ALL_TG_PT;
+        return verdict;
+    }
+    if (verdict == DONE)
+        map_answer(map, GOOD);
+    answer->status = verdict == DONE ? GOOD : command.status;
+    answer->payload = command.payload;
+    answer->refusal = command.refusal;
+    snprintf(path->why, sizeof(path->why), "answers %s%s",
+             report_result(&command, result),
+             command.unreached ? ", which is its transport's" : "");
+    return verdict;
+}
+
+enum verdict path_send(struct map *map, struct path *path,
+                       struct request *request)
+{
+    enum verdict verdict = path_look(map, path);
+    int fd = -1;
+
+    if (verdict == DUE) {
+        verdict = NOT_TAKEN;
+        snprintf(path->why, sizeof(path->why), "was not asked in time");
+        if (clock_us() < map->deadline)
+            fd = path_open(map, path);
+    }
+    if (fd >= 0) {
+        verdict = path_execute(map, path, fd, request);
+        close(fd);
+    }
+    map->is_lost = map->is_lost || verdict == LOST;
+    trace(TRACE_PATH, "%s (%s), %s: %04x: %s", map->name, map->alias,
+          path->name, be16_get(request->cdb), path->why);
+    return verdict;
+}
+
+enum verdict path_prove(struct map *map, struct path *path)
+{
+    const struct answer answer = map->answer;
+    struct request proof;
+    enum verdict verdict;
+
+    request_set(&proof, REGISTER, 0, map->key.value, map->key.value,
+                map->key.aptpl ? APTPL : 0);
+    verdict = path_send(map, path, &proof);
+    if (verdict != REFUSED)
+        map->answer = answer;
+    return verdict;
 }

@@ -3,7 +3,7 @@
  * multipath.h - a persistent reservation command on a dm-multipath map: the
  * interfaces between the files of this folder. Who calls whom:
  *
- *	worker -> actions -> (register, preempt) -> sweep -> send -> map
+ *	worker -> actions -> (register, preempt) -> sweep -> map
  *	all of them -> multipathd
  *
  * A registration belongs to one path (I_T nexus), so a map is registered if
@@ -18,7 +18,8 @@
  *	4 a key that a rival removed stays removed: what is written while the
  *	  others have it already, stays only if witness_ask() says so
  *	  afterwards; undone is nothing but a new key, by keys_take_off()
- *	5 a map is suspended in preempt_own() only, for SUSPENDED_WITHIN
+ *	5 a map is suspended in preempt_own() only; after SUSPENDED_WITHIN
+ *	  nothing is sent to a path before it is resumed
  *	6 map.deadline ends every wait
  *	7 map_fail() says why, and path_is_left_out() which path, in the log
  *
@@ -31,14 +32,15 @@
 #include "../protocol.h"
 #include "commands.h"
 
-/* How long a command may take, and parts of it; see map_extend(), too. */
+/* How long a command may take, and parts of it. */
 #define COMMAND_WITHIN (40 * SECOND)
 #define SETTLE_WITHIN (30 * SECOND) /* before anything is changed */
 /* Between two tries; see map_wait(). */
 #define PAUSE_LEAST (SECOND / 100)
-#define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us */
-#define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, to resume */
+#define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us, */
+#define RESUMED_WITHIN (4 * SECOND)     /* and to end that */
 #define RESUME_WITHIN (15 * SECOND)     /* or it hangs in the kernel */
+#define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, after COMMAND_WITHIN */
 
 enum { PATHS_MOST = 256 };
 
@@ -50,7 +52,10 @@ enum { /* of a worker's answer, before the payload */
 enum verdict {
     DUE,       /* it has not been sent, or shall be once more */
     NOT_TAKEN, /* nothing was done; that may change */
+    DOWN,      /* likewise: its transport has given it up */
+    STANDBY,   /* likewise, but multipathd says when */
     LOST,      /* no answer: it was done, or not */
+    UNREADY,   /* that is the answer, if no other path has one */
     ASIDE,     /* left out, as the kernel sends it no I/O */
     DONE,
     CONFLICT,
@@ -58,16 +63,10 @@ enum verdict {
 };
 
 struct path {
-    char name[32]; /* sdX */
-    int fd;        /* -1: not open. It keeps device from becoming another */
-    dev_t device;
-    enum verdict verdict; /* of the command that goes to all paths */
-    enum verdict said;    /* to the last command for any path */
-    bool is_answered;     /* by the device, that is, not by its transport */
-    bool is_lost;         /* it may have been done here */
-    bool is_new;          /* it has got the key, or refused it too late */
-    bool had_key;         /* before, for sure */
-    bool is_down;         /* its transport has given it up */
+    char name[32];        /* sdX */
+    dev_t device;         /* by path_open() */
+    enum verdict verdict; /* of the command that goes to all, or any */
+    bool is_changed;      /* by it; or perhaps, or it was refused too late */
     bool is_reported;     /* as left out */
     struct multipathd_path seen; /* by map_see() */
     char why[96];                /* it did not take the last command */
@@ -78,6 +77,13 @@ struct answer {
     uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
     size_t payload;
+    enum refusal refusal; /* the kernel's */
+};
+
+struct reservation {
+    bool is_held;
+    uint64_t key; /* 0 if all registrants hold it */
+    uint8_t scope_type;
 };
 
 struct map {
@@ -86,18 +92,22 @@ struct map {
     char alias[ALIAS_SIZE];
     struct suspension *suspension;
     struct multipathd multipathd;
+    struct multipathd_key key; /* that our paths have, or are given */
     int64_t deadline;
-    int64_t end;   /* of all, see map_extend() */
+    int64_t end;   /* the last one, for what has to be put right */
     int64_t pause; /* us, the next one in map_wait() */
     struct answer answer;
-    enum refusal refusal; /* the kernel's */
     struct path paths[PATHS_MOST];
     unsigned count;
+    struct path *at;      /* see paths_visit() */
     bool is_lost;         /* an answer to the last command for any path */
-    unsigned left_out;    /* paths, of that command */
+    struct path *last;    /* whose key is changed last, if any is to be */
     struct path *witness; /* the first that got the key, and must keep it */
     bool is_doubtful;     /* somebody may have removed it */
     uint32_t generation;  /* PRGENERATION, when keys_read() was called */
+    struct reservation reservation; /* when it was read */
+    struct path *holder;            /* if that is HOLDER_PATH */
+    enum multipathd_flag hold;      /* what multipathd thought of it */
 };
 
 /* A command for a path. */
@@ -106,12 +116,6 @@ struct request {
     uint8_t *data;
     size_t length;
     uint8_t own_list[LIST_SIZE]; /* for those that are not the client's */
-};
-
-struct reservation {
-    bool is_held;
-    uint64_t key; /* 0 if all registrants hold it */
-    uint8_t scope_type;
 };
 
 /* Through which path a reservation that has our key is held. */
@@ -128,25 +132,12 @@ enum refusal map_begin(struct map *, dev_t, const char *socket_path,
                        struct suspension *);
 /* Adds the paths that have come; those that have gone stay, see path_look(). */
 bool map_list(struct map *);
-void map_close(struct map *);
-/* Waits a little, each time longer. False: until the deadline, at most. */
+/* Waits a little, each time longer. False: the deadline is over. */
 bool map_wait(struct map *, int64_t deadline);
-/*
- * What has to be put right has some time even after the deadline, once; but
- * while all I/O waits for it, little.
- */
-void map_extend(struct map *);
 void map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* A status without sense data. */
 void map_answer(struct map *, uint8_t status);
-/*
- * May a command be sent to this path now (DUE), or why not? In a queue that
- * is blocked it would wait without a limit: its transport has not decided yet
- * whether the path is gone. (State names: drivers/scsi/scsi_sysfs.c in the
- * kernel.)
- */
-enum verdict path_look(const struct map *, struct path *);
 /* Asks multipathd which paths it has failed, or seen fail. */
 void map_see(struct map *);
 /*
@@ -155,42 +146,23 @@ void map_see(struct map *);
  * come back, and register it. Says so in the log, once.
  */
 bool path_is_left_out(struct map *, struct path *);
-/* The map's name now, if that can be told to multipathd. */
-void alias_renew(dev_t, char alias[ALIAS_SIZE]);
-/* Names become words of commands to multipathd. */
-bool is_word(const char *text);
 
-/* send.c: a command on one path, or on any. */
 void request_set(struct request *, unsigned action, uint8_t scope_type,
                  uint64_t key, uint64_t action_key, uint8_t flags);
 bool is_register(const struct request *);
-/* Once, but for unit attentions; the answer is in the map. */
-enum verdict path_send(struct map *, struct path *, const struct request *);
 /*
- * A target may want a registration for ALL_TG_PT to be changed in that way
- * only (LIO does). Of the client's own commands that is for it to know.
+ * Once, but for unit attentions; the answer is in the map. A target may want a
+ * registration for ALL_TG_PT to be changed in that way only (LIO does), which
+ * is tried, too; but of the client's own commands that is for it to know.
  */
-enum verdict path_register(struct map *, struct path *, const struct request *);
+enum verdict path_send(struct map *, struct path *, struct request *);
 /*
- * Is the path registered with this key (DONE) or not (CONFLICT)? The answer
+ * Is the path registered with our key (DONE) or not (CONFLICT)? The answer
  * stays, unless the path refuses to tell.
  */
-enum verdict path_prove(struct map *, struct path *,
-                        const struct multipathd_key *);
-/*
- * The path that has answered; or NULL, and the answer is CONFLICT, of all
- * paths that are not left out, or that it has failed. A conflict is not the
- * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
- * and the path may have come back without having been registered yet. Nor is
- * NOT READY, for which others may be (LIO says it for some conflicts).
- */
-struct path *any_send(struct map *, const struct request *);
-/* False: nobody answered, or with an error, which is now the answer. */
-bool reservation_read(struct map *, struct reservation *);
-/* How many registrations have the key; and map.generation. False: as above. */
-bool keys_read(struct map *, uint64_t key, unsigned *count);
+enum verdict path_prove(struct map *, struct path *);
 
-/* sweep.c: on all. */
+/* sweep.c: a command on any path, or on all. */
 /*
  * Every path is to be sent the command; but what is left out so far, or may
  * hang as dm has failed it, when the others have had their turn.
@@ -200,6 +172,21 @@ unsigned count_of(const struct map *, enum verdict);
 /* The answer if no path has done it. */
 void answer_undone(struct map *);
 /*
+ * The path that has answered; or NULL, and the answer is CONFLICT, of all
+ * paths that are not left out, or that it has failed. A conflict is not the
+ * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
+ * and the path may have come back without having been registered yet. Nor is
+ * NOT READY, for which others may be (LIO says it for some conflicts).
+ */
+struct path *any_send(struct map *, struct request *);
+/* False: nobody answered, or with an error, which is now the answer. */
+bool reservation_read(struct map *);
+/*
+ * How many registrations have the key; and map.generation. Of that path or of
+ * any (NULL). -1: as above.
+ */
+int keys_read(struct map *, struct path *, uint64_t key);
+/*
  * Before anything is changed: waits until no path is blocked or in
  * transition, or is one that multipathd has yet to notice the end of. A key
  * that is changed on one path and, for seconds, not on the other lets a rival
@@ -208,65 +195,46 @@ void answer_undone(struct map *);
 bool settle(struct map *);
 /*
  * Sends the command to every path that is DUE, also those that come
- * meanwhile, until each has taken it, says CONFLICT or is left out. With a
- * key, that is what it registers: a path that has it already is done. False:
- * one refuses, or time is up, which is the answer; but with deadline 0 there
- * is one turn only, and no answer.
+ * meanwhile, until each has taken it, says CONFLICT or is left out. False:
+ * one refuses, or time is up, which is the answer.
  */
-bool sweep(struct map *, struct request *, const struct multipathd_key *,
-           int64_t deadline);
+bool sweep(struct map *, struct request *);
 /*
  * Has the witness had the key all the time (DONE), or has somebody removed it
  * (CONFLICT)? Anything else: cannot tell. But for DONE the answer says so.
  */
-enum verdict witness_ask(struct map *, const struct multipathd_key *);
+enum verdict witness_ask(struct map *);
 /*
  * Takes a key away that could not be put everywhere, or that somebody has
  * removed elsewhere: only where it is, and nothing comes back in its place.
- * The answer stays.
+ * Returns whether it is off all paths. The answer stays.
  */
-void keys_take_off(struct map *, uint64_t key, uint8_t flags);
+bool keys_take_off(struct map *, uint64_t key, uint8_t flags);
+/* preempt.c: who holds, and where other paths of ours lose their key. */
 /*
- * The holder of the reservation, if it was made with our key. RELEASE of
- * another type does nothing but for the holder, who is told so (SPC-4
- * 5.12.11.2.2; LIO says CONFLICT).
+ * Who holds the reservation, if it was made with our key. RELEASE of another
+ * type does nothing but for the holder, who is told so (SPC-4 5.12.11.2.2; LIO
+ * says CONFLICT).
  */
-enum holder holder_find(struct map *, const struct multipathd_key *,
-                        struct reservation *, struct path **);
-
-/* preempt.c: where other paths of ours lose their registration. */
+enum holder holder_find(struct map *);
 /*
  * Sends a PREEMPT that takes our own key away. Returns the path that it was
  * done through if all paths have their key again, else NULL: it is in the
  * answer what came of it.
  */
-struct path *preempt_own(struct map *, const struct request *,
-                         const struct multipathd_key *);
-/* PREEMPT of our own key, by which a live path takes the reservation over. */
-struct path *take_over(struct map *, const struct multipathd_key *,
-                       uint8_t scope_type);
+struct path *preempt_own(struct map *, struct request *);
 /*
- * Tells multipathd that this host holds the reservation before the disk makes
- * it so: if a path dies with it, it is known. *was is what it thought before;
- * if that is nothing, because it was started anew, it is told afterwards only,
- * as nobody could make it forget again.
+ * PREEMPT of our own key, by which a live path takes the reservation over that
+ * was read last.
  */
-bool hold_announce(struct map *, enum multipathd_flag *was);
-/*
- * The disk has made it so; or has not, for sure: after another error than a
- * conflict it is asked. The answer stays.
- */
-void hold_settle(struct map *, enum multipathd_flag was, bool holds,
-                 const struct multipathd_key *);
+struct path *take_over(struct map *);
 
 /* register.c */
-void map_register(struct map *, const struct multipathd_key *old,
-                  struct request *);
+void map_register(struct map *, struct request *);
 /*
  * Also if all answers are lost, but the key is gone. Nothing of ours may be
  * left, not even on a path that multipathd has registered meanwhile.
  */
-void map_clear(struct map *, const struct multipathd_key *,
-               const struct request *);
+void map_clear(struct map *, struct request *);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * preempt.c - to preempt one's own key: the other paths lose their
- * registration with it, so that the map is suspended until they have it
- * again. A virtual machine that has migrated does it, and whoever takes a
- * reservation over from a path of his that is gone.
+ * preempt.c - who holds the reservation, and to preempt one's own key: the
+ * other paths lose their registration with it, so that the map is suspended
+ * until they have it again. A virtual machine that has migrated does it, and
+ * whoever takes a reservation over from a path of his that is gone.
  *
  * It must never leave a map suspended, nor register a path again if a rival
  * may have removed the key meanwhile: the path that sent the command keeps
@@ -11,20 +11,70 @@
  */
 #include "multipath.h"
 
+#include <ctype.h>
 #include <string.h>
 
-enum restored { RESTORED, RESTORED_PARTLY, NOT_RESTORED };
+/* ---- Who holds -------------------------------------------------------- */
+
+/*
+ * If a path of ours is gone, multipathd's word counts. That it is us it may
+ * have guessed from the key, when it was started anew: so it counts only if
+ * there are no more registrations with that key than paths.
+ */
+enum holder holder_find(struct map *map)
+{
+    enum multipathd_flag hold;
+    struct request probe;
+    struct path *path;
+    uint8_t type;
+
+    map->holder = NULL;
+    if (!reservation_read(map))
+        return HOLDER_UNKNOWN;
+    if (!map->reservation.is_held || map->reservation.key == 0
+        || map->reservation.key != map->key.value)
+        return HOLDER_OTHER;
+    type = (map->reservation.scope_type & 0x0f) == WRITE_EXCLUSIVE
+               ? EXCLUSIVE_ACCESS
+               : WRITE_EXCLUSIVE;
+    request_set(&probe, RELEASE, type, map->key.value, 0, 0);
+    all_due(map);
+    if (!sweep(map, &probe))
+        return HOLDER_UNKNOWN;
+    for (path = map->paths; path < map->paths + map->count; path++)
+        if (path->verdict == REFUSED
+            || (path->verdict == CONFLICT && path_prove(map, path) == DONE)) {
+            map->holder = path;
+            return HOLDER_PATH;
+        }
+    if (count_of(map, ASIDE) == 0)
+        return HOLDER_OTHER;
+    hold = multipathd_flag_get(&map->multipathd, "getprhold");
+    if (hold == FLAG_UNSET)
+        return HOLDER_OTHER;
+    if (hold == FLAG_SET /* and -1 is more, too */
+        && (unsigned)keys_read(map, NULL, map->key.value) <= map->count)
+        return HOLDER_GONE;
+    map_fail(map,
+             "the path that may hold the reservation is gone, and %s: "
+             "bring the path back",
+             hold == FLAG_SET ? "another host has the same key"
+                              : "multipathd does not know (before version "
+                                "0.13 none does)");
+    return HOLDER_UNKNOWN;
+}
 
 /* ---- Suspended -------------------------------------------------------- */
 
 /*
- * Until it works. Returns whether it did within AFTERWARDS_WITHIN. If nothing
- * is left to do then (is_last), nobody has to recover the map.
+ * Until it works. Returns whether it did, in time. If nothing is left to do
+ * then (is_last), nobody has to recover the map.
  */
 static bool map_resume(struct map *map, bool is_last)
 {
-    map_extend(map);
-    while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE) {
+    if (map->deadline < clock_us() + RESUMED_WITHIN)
+        map->deadline = clock_us() + RESUMED_WITHIN;
+    while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE)
         if (!map_wait(map, map->deadline)) {
             map_fail(map,
                      "it is suspended and multipathd does not resume it, "
@@ -32,10 +82,17 @@ static bool map_resume(struct map *map, bool is_last)
                      map->alias);
             return false;
         }
-        alias_renew(map->device, map->alias); /* it may have been renamed */
-    }
     if (is_last)
         map->suspension->alias[0] = '\0';
+    return true;
+}
+
+/* Names become words of commands to multipathd. */
+static bool is_word(const char *text)
+{
+    for (; *text != '\0'; text++)
+        if (!isgraph((unsigned char)*text) || strchr("\"'\\/", *text) != NULL)
+            return false;
     return true;
 }
 
@@ -53,8 +110,11 @@ static bool map_suspend(struct map *map)
     map->suspension->resume_by = clock_us() + RESUME_WITHIN;
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_tell(&map->multipathd, "suspend");
-    if (said == MULTIPATHD_DONE)
+    if (said == MULTIPATHD_DONE) {
+        if (map->deadline > clock_us() + SUSPENDED_WITHIN)
+            map->deadline = clock_us() + SUSPENDED_WITHIN;
         return true;
+    }
     if (said == MULTIPATHD_REFUSED)
         map->suspension->alias[0] = '\0';
     else
@@ -65,19 +125,18 @@ static bool map_suspend(struct map *map)
 
 /* ---- Registered again ------------------------------------------------- */
 
-/* A path that has the key now, the one that sent the command first. */
-static struct path *witness_find(struct map *map, struct path *sender,
-                                 const struct multipathd_key *key)
+/* The path of that name, or any (""), if it has our key. */
+static void witness_find(struct map *map, const char *name)
 {
     unsigned i;
 
-    if (sender != NULL && path_prove(map, sender, key) == DONE)
-        return sender;
-    for (i = 0; i < map->count; i++)
-        if (&map->paths[i] != sender
-            && path_prove(map, &map->paths[i], key) == DONE)
-            return &map->paths[i];
-    return NULL;
+    map->witness = NULL;
+    for (i = 0; i < map->count && map->witness == NULL; i++)
+        if ((name[0] == '\0'
+             || strncmp(map->paths[i].name, name, sizeof(map->paths[i].name))
+                    == 0)
+            && path_prove(map, &map->paths[i]) == DONE)
+            map->witness = &map->paths[i];
 }
 
 /*
@@ -86,110 +145,106 @@ static struct path *witness_find(struct map *map, struct path *sender,
  * map.generation was read: two commands of ours count one each (SPC-4
  * 6.15.2).
  */
-static struct path *witness_make(struct map *map, struct path *sender,
-                                 const struct multipathd_key *key)
+static void witness_make(struct map *map, struct path *sender)
 {
     uint32_t generation = map->generation;
     struct request request;
-    unsigned count;
 
-    request_set(&request, REGISTER, 0, 0, key->value, key->aptpl ? APTPL : 0);
+    request_set(&request, REGISTER, 0, 0, map->key.value,
+                map->key.aptpl ? APTPL : 0);
     if (path_send(map, sender, &request) == DONE
-        && keys_read(map, key->value, &count)
+        && keys_read(map, NULL, map->key.value) >= 0
         && map->generation == generation + 2)
-        return sender;
-    keys_take_off(map, key->value, 0);
-    return NULL;
+        map->witness = sender;
+    else
+        keys_take_off(map, map->key.value, 0);
 }
 
 /*
  * All paths but the witness get their key again. While the map is suspended
- * what takes too long is left for the last turn; then the witness must be
- * true, or the keys go.
+ * what takes too long is left for the last turn. The witness must be true
+ * before that, and in the end; or the keys go, and so does the witness.
  */
-static enum restored paths_restore(struct map *map,
-                                   const struct multipathd_key *key,
-                                   bool is_last)
+static bool paths_restore(struct map *map, bool is_last)
 {
-    enum verdict truth = NOT_TAKEN;
+    enum verdict truth = is_last ? witness_ask(map) : DONE;
     struct request request;
-    bool is_whole;
+    bool is_whole = false;
 
-    if (map->witness == NULL) {
-        map_fail(map, "no path is known to have kept its key, so none gets it "
-                      "back: register again");
-        return NOT_RESTORED;
+    if (truth == DONE) {
+        memcpy(map->suspension->witness, map->witness->name,
+               sizeof(map->witness->name));
+        request_set(&request, REGISTER_AND_IGNORE, 0, 0, map->key.value,
+                    map->key.aptpl ? APTPL : 0);
+        all_due(map);
+        map->witness->verdict = DONE;
+        is_whole = sweep(map, &request);
+        if (is_last)
+            map->deadline = map->end;
+        truth = is_whole || is_last ? witness_ask(map) : NOT_TAKEN;
     }
-    memcpy(map->suspension->witness, map->witness->name,
-           sizeof(map->witness->name));
-    request_set(&request, REGISTER_AND_IGNORE, 0, 0, key->value,
-                key->aptpl ? APTPL : 0);
-    all_due(map);
-    map->witness->verdict = DONE;
-    is_whole = sweep(map, &request, key, map->deadline);
-    if (is_last)
-        map_extend(map);
-    if (is_whole || is_last)
-        truth = witness_ask(map, key);
-    if (truth == CONFLICT || (truth != DONE && is_last)) {
-        keys_take_off(map, key->value, 0);
-        return NOT_RESTORED;
-    }
-    return is_whole && truth == DONE ? RESTORED : RESTORED_PARTLY;
+    if ((truth == CONFLICT || (truth != DONE && is_last))
+        && (keys_take_off(map, map->key.value, 0) || is_last))
+        map->witness = NULL;
+    return is_whole && truth == DONE;
 }
 
-struct path *preempt_own(struct map *map, const struct request *request,
-                         const struct multipathd_key *key)
+/* What follows to a map that is suspended. False: the answer says why. */
+static bool map_restore(struct map *map, bool is_preempted)
 {
-    const int64_t deadline = map->deadline;
-    enum restored restored = RESTORED;
-    struct answer answer;
-    struct path *path;
-    bool is_resumed;
-    unsigned count;
+    bool is_whole = !is_preempted, is_resumed;
 
-    if (!settle(map) || !keys_read(map, key->value, &count)
-        || !map_suspend(map))
-        return NULL;
-    if (map->deadline > clock_us() + SUSPENDED_WITHIN)
-        map->deadline = clock_us() + SUSPENDED_WITHIN;
-    path = any_send(map, request);
-    answer = map->answer;
-    if (path != NULL ? answer.status == GOOD : map->is_lost) {
-        map->witness = witness_find(map, path, key);
-        if (map->witness == NULL && path != NULL)
-            map->witness = witness_make(map, path, key);
-        restored = paths_restore(map, key, false);
-    }
+    if (is_preempted && map->witness == NULL)
+        map_fail(map, "no path is known to have kept its key, so none gets it "
+                      "back: register again");
+    else if (is_preempted)
+        is_whole = paths_restore(map, false);
     is_resumed = map_resume(map, true);
-    if (map->deadline < deadline)
-        map->deadline = deadline;
-    if (restored == RESTORED_PARTLY)
-        restored = paths_restore(map, key, true);
-    if (restored == RESTORED_PARTLY || !is_resumed)
+    map->deadline = map->end - AFTERWARDS_WITHIN / 2;
+    if (!is_whole && map->witness != NULL)
+        is_whole = paths_restore(map, true);
+    if (!is_resumed || (!is_whole && map->witness != NULL))
         map_fail(map, "a path did not get its key back, or the map is still "
                       "suspended: repeat it");
-    if (restored != RESTORED || !is_resumed)
+    return is_whole && is_resumed;
+}
+
+struct path *preempt_own(struct map *map, struct request *request)
+{
+    struct answer answer;
+    struct path *path;
+    bool is_preempted;
+
+    if (!settle(map) || keys_read(map, NULL, map->key.value) < 0
+        || !map_suspend(map))
+        return NULL;
+    path = any_send(map, request);
+    answer = map->answer;
+    is_preempted = path != NULL ? answer.status == GOOD : map->is_lost;
+    if (is_preempted)
+        witness_find(map, path != NULL ? path->name : "");
+    if (is_preempted && map->witness == NULL && path != NULL)
+        witness_make(map, path);
+    if (!map_restore(map, is_preempted))
         return NULL;
     map->answer = answer;
     return answer.status == GOOD ? path : NULL;
 }
 
-struct path *take_over(struct map *map, const struct multipathd_key *key,
-                       uint8_t scope_type)
+struct path *take_over(struct map *map)
 {
     struct request preempt;
 
-    request_set(&preempt, PREEMPT, scope_type, key->value, key->value, 0);
-    return preempt_own(map, &preempt, key);
+    request_set(&preempt, PREEMPT, map->reservation.scope_type, map->key.value,
+                map->key.value, 0);
+    return preempt_own(map, &preempt);
 }
 
 void multipath_recover(const char *socket_path, struct suspension *suspension,
                        bool is_alone)
 {
-    struct multipathd_key key;
     struct map map;
-    unsigned i;
+    bool has_key;
 
     if (map_begin(&map, suspension->device, socket_path, suspension)
         != NOT_REFUSED) {
@@ -197,46 +252,13 @@ void multipath_recover(const char *socket_path, struct suspension *suspension,
         return;
     }
     map.deadline = clock_us() + SUSPENDED_WITHIN;
-    if (is_alone && map_list(&map) && multipathd_key_get(&map.multipathd, &key)
-        && key.value != 0) {
-        for (i = 0; i < map.count; i++)
-            if (map.witness == NULL
-                && (suspension->witness[0] == '\0'
-                    || strncmp(map.paths[i].name, suspension->witness,
-                               sizeof(map.paths[i].name))
-                           == 0)
-                && path_prove(&map, &map.paths[i], &key) == DONE)
-                map.witness = &map.paths[i];
-        paths_restore(&map, &key, true);
+    if (!is_alone) {
+        map_resume(&map, false);
+        return;
     }
-    map_resume(&map, is_alone);
-    map_close(&map);
-}
-
-/* ---- What multipathd is to think of the reservation ------------------- */
-
-bool hold_announce(struct map *map, enum multipathd_flag *was)
-{
-    *was = multipathd_flag_get(&map->multipathd, "getprhold");
-    if (*was != FLAG_UNSET
-        || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
-        return true;
-    multipathd_tell(&map->multipathd, "unsetprhold");
-    map_fail(map, "multipathd does not take note of the reservation");
-    return false;
-}
-
-void hold_settle(struct map *map, enum multipathd_flag was, bool holds,
-                 const struct multipathd_key *key)
-{
-    const struct answer answer = map->answer;
-    struct reservation reservation;
-
-    if (holds || answer.status == RESERVATION_CONFLICT
-        || !reservation_read(map, &reservation) || !reservation.is_held
-        || (reservation.key != key->value && reservation.key != 0))
-        if (was == (holds ? FLAG_UNKNOWN : FLAG_UNSET))
-            multipathd_tell(&map->multipathd,
-                            holds ? "setprhold" : "unsetprhold");
-    map->answer = answer;
+    has_key = map_list(&map) && multipathd_key_get(&map.multipathd, &map.key)
+              && map.key.value != 0;
+    if (has_key)
+        witness_find(&map, suspension->witness);
+    map_restore(&map, has_key);
 }

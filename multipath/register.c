@@ -12,192 +12,103 @@
 
 #include <string.h>
 
-/* What a REGISTER is about, besides the client's parameter list. */
-struct registration {
-    struct multipathd_key old;      /* multipathd's so far */
-    struct multipathd_key new;      /* value 0: unregisters */
-    struct multipathd_key previous; /* what the paths have so far */
-    struct path *last;              /* is changed last, or NULL */
-    bool holds;                     /* the reservation, that is */
-    bool is_ignored;                /* what that is */
-    bool is_told;                   /* multipathd has been, of new */
-    bool is_status_told;            /* likewise, that it is registered */
-    bool is_whole;                  /* all paths have the new key */
-    bool is_fenced;                 /* somebody has removed the key */
-    uint8_t flags;
-};
+static const struct multipathd_key none = { 0, false };
 
 /* ---- What multipathd is told ------------------------------------------ */
 
-/* Before the first path is changed, so that none comes and is left out. */
-static bool key_announce(struct map *map, struct registration *r)
+/*
+ * The key, or (0) that there is none; whether it has that now, is asked. That
+ * of its configuration it cannot forget; need not, either.
+ */
+static bool key_tell(struct map *map)
 {
-    struct multipathd_key now = { 0, false };
-    enum multipathd_said said = MULTIPATHD_DONE;
+    const struct multipathd_key *key = &map->key;
+    enum multipathd_said said = multipathd_key_set(&map->multipathd, key);
+    struct multipathd_key now;
 
-    if (r->new.value != r->old.value || r->new.aptpl != r->old.aptpl)
-        said = multipathd_key_set(&map->multipathd, &r->new);
-    r->is_told = said != MULTIPATHD_REFUSED;
-    if (said == MULTIPATHD_DONE && !r->new.aptpl)
-        return true;
-    if (said != MULTIPATHD_SILENT
-        && multipathd_key_get(&map->multipathd, &now)) {
-        if (said == MULTIPATHD_DONE && now.value == r->new.value &&now.aptpl)
-            return true;
-        /* It cannot forget a key of its configuration; need not, either. */
-        if (r->new.value == 0 && now.value == r->old.value)
-            return true;
-        map_fail(
-            map,
-            "multipathd does not take the key 0x%llx%s, but has 0x%llx%s: put "
-            "'reservation_key file' into the defaults of "
-            "/etc/multipath.conf, in place of any key, then 'multipathd "
-            "reconfigure'",
-            (unsigned long long)r->new.value, r->new.aptpl ? ":aptpl" : "",
-            (unsigned long long)now.value, now.aptpl ? ":aptpl" : "");
-    } else {
+    if (said == MULTIPATHD_SILENT
+        || !multipathd_key_get(&map->multipathd, &now)) {
         map_fail(map, "multipathd does not say if it takes the key");
+        return false;
     }
+    if ((now.value == key->value && (now.aptpl || !key->aptpl))
+        || (key->value == 0 && said == MULTIPATHD_REFUSED))
+        return true;
+    map_fail(map,
+             "multipathd does not take the key 0x%llx%s, but has 0x%llx%s: put "
+             "'reservation_key file' into the defaults of "
+             "/etc/multipath.conf, in place of any key, then 'multipathd "
+             "reconfigure'",
+             (unsigned long long)key->value, key->aptpl ? ":aptpl" : "",
+             (unsigned long long)now.value, now.aptpl ? ":aptpl" : "");
     return false;
 }
 
 /* That the map is registered with the key now, or is not any more. */
-static bool status_tell(struct map *map, struct registration *r)
+static bool status_tell(struct map *map)
 {
-    const char *command = r->new.value != 0 ? "setprstatus" : "unsetprstatus";
+    const struct multipathd *multipathd = &map->multipathd;
+    const char *command = map->key.value != 0 ? "setprstatus" : "unsetprstatus";
 
-    r->is_status_told = true;
-    if (multipathd_tell(&map->multipathd, command) == MULTIPATHD_DONE
-        || (r->new.value != 0 && r->previous.value != 0
-            && multipathd_flag_get(&map->multipathd, "getprstatus")
-                   == FLAG_SET))
+    if (multipathd_tell(multipathd, command) == MULTIPATHD_DONE
+        || (map->key.value != 0
+            && multipathd_flag_get(multipathd, "getprstatus") == FLAG_SET))
         return true;
     map_fail(map, "multipathd does not take note of the registration");
     return false;
 }
 
-/*
- * Makes multipathd forget the key, or, if that is of its configuration, do
- * without. False if it may go on registering it.
- */
-static bool key_forget(struct map *map)
-{
-    struct multipathd_key none = { 0, false }, now;
-    enum multipathd_said said = multipathd_key_set(&map->multipathd, &none);
-
-    if (said == MULTIPATHD_SILENT
-        || (said == MULTIPATHD_REFUSED
-            && (!multipathd_key_get(&map->multipathd, &now) || now.value == 0)))
-        return false;
-    return multipathd_tell(&map->multipathd, "unsetprstatus")
-           == MULTIPATHD_DONE;
-}
-
 /* ---- All paths -------------------------------------------------------- */
 
-static void conflicts_due(struct map *map)
-{
-    unsigned i;
-
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].verdict == CONFLICT || map->paths[i].verdict == ASIDE)
-            map->paths[i].verdict = DUE;
-}
-
 /*
- * With the last path after all others have taken it. If it is gone then with
- * the reservation, or could have told whether others have been fenced, the
- * sweep has failed.
+ * The key on all paths is changed to map->key, or taken away (0); first where
+ * it is the one that the command says. Once one path has the new key, the
+ * others need not have had the same before: unless the last one, which shows
+ * if anybody has preempted the older key, has lost that.
  */
-static bool sweep_in_turn(struct map *map, const struct registration *r,
-                          struct request *request,
-                          const struct multipathd_key *key)
+static bool paths_change(struct map *map, struct request *request)
 {
+    bool is_new = map->key.value != 0;
+    unsigned taken = 0, conflicts = 0;
+    struct path *path;
+
     all_due(map);
-    if (r->last != NULL)
-        r->last->verdict = REFUSED; /* its turn comes */
-    if (!sweep(map, request, key, map->deadline))
+    if (!sweep(map, request))
         return false;
-    if (r->last == NULL)
-        return true;
-    r->last->verdict = DUE;
-    if (!sweep(map, request, key, map->deadline))
-        return false;
-    if (r->last->verdict != ASIDE
-        || !(r->holds || (key != NULL && count_of(map, CONFLICT) > 0)))
-        return true;
-    map_fail(map, "%s has gone before its key was changed", r->last->name);
-    return false;
-}
-
-/*
- * The older key is changed on one path after all others: as long as it has
- * that, nobody has preempted it, so that another path without it has not been
- * fenced but left out some time. Later it has the new one.
- */
-static bool paths_change(struct map *map, struct registration *r,
-                         struct request *request)
-{
-    if (!sweep_in_turn(map, r, request, &r->new))
-        return false;
-    r->is_fenced = r->last != NULL && r->last->verdict == CONFLICT;
-    if (!r->is_fenced && count_of(map, DONE) > 0)
-        return true;
-    answer_undone(map);
-    return false;
-}
-
-/* Once one has taken it, the others need not have had the same one before. */
-static bool paths_register(struct map *map, struct registration *r,
-                           struct request *request)
-{
-    if (!paths_change(map, r, request))
-        return false;
-    request->cdb[1] = REGISTER_AND_IGNORE;
-    conflicts_due(map);
-    r->is_whole = sweep(map, request, &r->new, map->deadline);
-    if (!r->is_whole)
-        return false;
-    if (!status_tell(map, r)) {
-        r->is_fenced = witness_ask(map, &r->new) == CONFLICT;
+    for (path = map->paths; path < map->paths + map->count; path++) {
+        conflicts += is_new && path->verdict == CONFLICT;
+        taken += path->verdict == DONE /* or perhaps, and is gone */
+                 || (!is_new && path->verdict == ASIDE && path->is_changed);
+    }
+    if (map->last != NULL && map->last->verdict == ASIDE
+        && (map->last == map->holder || conflicts > 0)) {
+        map->last->verdict = LOST;
+        map_fail(map, "%s has gone before its key was changed",
+                 map->last->name);
         return false;
     }
-    /* Paths that were left out, or have come, before multipathd knew. */
-    conflicts_due(map);
-    r->is_whole = sweep(map, request, &r->new, map->deadline);
-    if (!r->is_whole)
-        return false;
-    r->is_fenced = witness_ask(map, &r->new) != DONE;
-    return !r->is_fenced;
-}
-
-/* A path that does not have the key need not lose it. */
-static bool paths_unregister(struct map *map, struct registration *r,
-                             struct request *request)
-{
-    unsigned i, lost = 0;
-
-    if (!sweep_in_turn(map, r, request, NULL))
-        return false;
-    for (i = 0; i < map->count; i++) /* the last one may be the holder */
-        lost += map->paths[i].is_lost && &map->paths[i] != r->last;
-    if (count_of(map, DONE) + lost == 0) {
+    map->is_doubtful = is_new && map->last != NULL
+                       && map->last->verdict == CONFLICT;
+    if (map->is_doubtful || taken == 0) {
         answer_undone(map);
         return false;
     }
-    if (!status_tell(map, r))
-        return false;
-    /* multipathd may have registered one meanwhile, with the key it had. */
     request->cdb[1] = REGISTER_AND_IGNORE;
-    all_due(map);
-    if (!sweep(map, request, NULL, map->deadline))
+    for (path = map->paths; path < map->paths + map->count; path++)
+        if (path->verdict == CONFLICT)
+            path->verdict = DUE;
+    if (is_new && !sweep(map, request))
         return false;
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].verdict == ASIDE)
-            log_warning("%s (%s): %s comes back with the key if multipathd is "
-                        "older than 0.13: then unregister once more",
-                        map->name, map->alias, map->paths[i].name);
-    return true;
+    if (!status_tell(map)) {
+        if (is_new)
+            witness_ask(map);
+        return false;
+    }
+    /* multipathd may have registered one meanwhile, with the key it had. */
+    if (!is_new)
+        all_due(map);
+    /* Or else those that were left out, or have come, before it knew. */
+    return sweep(map, request) && (!is_new || witness_ask(map) == DONE);
 }
 
 /* ---- REGISTER --------------------------------------------------------- */
@@ -205,141 +116,137 @@ static bool paths_unregister(struct map *map, struct registration *r,
 /*
  * Whose key changes keeps what he holds, and who unregisters gives it up:
  * also through a path that is gone, which a live one takes over from first.
- * Then finds the path that is to be the last. False: that is the answer.
+ * Then finds the path that is to be the last: as long as that has the older
+ * key, nobody has preempted it, so that another path without it has not been
+ * fenced but left out some time. False: that is the answer.
  */
-static bool last_find(struct map *map, struct registration *r)
+static bool last_find(struct map *map, uint64_t told, bool is_ignored)
 {
-    struct reservation reservation;
+    enum holder holder = holder_find(map);
     struct request request;
 
-    switch (holder_find(map, &r->previous, &reservation, &r->last)) {
-    case HOLDER_UNKNOWN:
-        return false;
-    case HOLDER_GONE:
-        r->last = take_over(map, &r->previous, reservation.scope_type);
-        r->holds = true;
-        return r->last != NULL;
-    case HOLDER_PATH:
-        r->holds = true;
-        return true;
-    default: /* but all registrants hold what has no key */
-        if (r->previous.value == r->old.value
-            && (!reservation.is_held || reservation.key != 0))
-            multipathd_tell(&map->multipathd, "unsetprhold");
-    }
-    request_set(&request, REGISTER, 0, r->previous.value, r->previous.value,
-                r->previous.aptpl ? APTPL : 0);
-    r->last = any_send(map, &request);
-    if (r->is_ignored && map->answer.status == RESERVATION_CONFLICT)
-        r->previous.value = 0; /* which another host has */
-    return map->answer.status == GOOD || r->previous.value == 0;
+    if (holder == HOLDER_GONE)
+        map->holder = take_over(map);
+    map->last = map->holder;
+    if (holder != HOLDER_OTHER)
+        return map->last != NULL;
+    /* But all registrants hold what has no key. */
+    if (map->key.value == told
+        && (!map->reservation.is_held || map->reservation.key != 0))
+        multipathd_tell(&map->multipathd, "unsetprhold");
+    request_set(&request, REGISTER, 0, map->key.value, map->key.value,
+                map->key.aptpl ? APTPL : 0);
+    map->last = any_send(map, &request);
+    if (is_ignored && map->answer.status == RESERVATION_CONFLICT)
+        map->key.value = 0; /* which another host has */
+    return map->answer.status == GOOD || map->key.value == 0;
 }
 
-/* Back to what was, as far as nothing can come back with it. */
-static void map_undo(struct map *map, const struct registration *r)
+/*
+ * Back to what was, as far as nothing can come back with it. multipathd is the
+ * first to be told, or it could register what is taken off.
+ */
+static void map_undo(struct map *map, const struct multipathd_key *told,
+                     uint64_t previous, uint8_t flags)
 {
+    bool is_whole = count_of(map, DONE) + count_of(map, ASIDE) == map->count;
     const struct answer answer = map->answer;
-    const struct multipathd *multipathd = &map->multipathd;
+    const uint64_t key = map->key.value;
     unsigned i, changed = 0;
 
     for (i = 0; i < map->count; i++)
-        changed += map->paths[i].is_lost
-                   || (r->new.value != 0 ? map->paths[i].is_new
-                                         : map->paths[i].verdict == DONE);
+        changed += map->paths[i].is_changed;
     /* It was done, but for what multipathd has to know: to be repeated. */
-    if (changed > 0 && !r->is_fenced
-        && (r->new.value == 0 || (r->is_whole && r->previous.value != 0))) {
+    if (changed > 0 && !map->is_doubtful
+        && (key == 0 || (is_whole && previous != 0))) {
         map_fail(map, "some paths have lost the key or got it: repeat it");
         return;
     }
-    map_extend(map);
-    if (r->is_fenced
-        || (r->new.value != 0
-            && r->new.value != r->previous.value &&changed > 0))
-        keys_take_off(map, r->new.value, r->flags);
-    if (map->is_doubtful && r->previous.value != 0)
-        keys_take_off(map, r->previous.value, r->flags);
-    if (r->is_fenced || map->is_doubtful
-            ? !key_forget(map)
-            : (multipathd_key_set(multipathd, &r->old) == MULTIPATHD_SILENT
-               || (r->previous.value == 0 && r->is_status_told
-                   && multipathd_tell(multipathd, "unsetprstatus")
-                          != MULTIPATHD_DONE)))
+    map->deadline = map->end - AFTERWARDS_WITHIN / 2; /* and then the keys */
+    map->key = map->is_doubtful ? none : *told;
+    if (!key_tell(map)
+        || ((map->is_doubtful || previous == 0)
+            && multipathd_tell(&map->multipathd, "unsetprstatus")
+                   != MULTIPATHD_DONE))
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
-                    map->name, map->alias, (unsigned long long)r->new.value,
-                    map->name);
+                    map->name, map->alias, (unsigned long long)key, map->name);
+    if (map->is_doubtful || (changed > 0 && key != previous))
+        keys_take_off(map, key, flags);
+    if (map->is_doubtful && previous != 0)
+        keys_take_off(map, previous, flags);
     map->answer = answer;
 }
 
-void map_register(struct map *map, const struct multipathd_key *old,
-                  struct request *request)
+void map_register(struct map *map, struct request *request)
 {
-    struct registration r = { .old = *old };
-    struct path *path;
-    unsigned count;
+    const struct multipathd_key told = map->key;
+    const uint8_t flags = request->data[LIST_FLAGS];
+    bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
+    uint64_t previous, key = be64_get(request->data + 8);
+    unsigned i;
+    int count;
 
-    r.flags = request->data[LIST_FLAGS];
-    r.new.value = be64_get(request->data + 8);
-    r.new.aptpl = r.new.value != 0 && (r.flags & APTPL) != 0;
-    r.previous = *old;
-    if (request->cdb[1] == REGISTER)
-        r.previous.value = be64_get(request->data);
-    r.is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
-    if (!settle(map)
-        || !keys_read(map, (r.is_ignored ? r.previous : r.new).value, &count))
+    if (!is_ignored)
+        map->key.value = be64_get(request->data);
+    if (!settle(map))
+        return;
+    count = keys_read(map, NULL, is_ignored ? map->key.value : key);
+    if (count < 0)
         return;
     /* It may be one that multipathd is only configured to have. */
-    if (r.is_ignored && count == 0)
-        r.previous.value = 0;
-    if (r.previous.value != 0 && !last_find(map, &r))
+    if (is_ignored && count == 0)
+        map->key.value = 0;
+    if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
-    all_due(map); /* what they have said so far is not of this command, */
-    map->witness = NULL; /* nor had that the new key */
-    for (path = map->paths; path < map->paths + map->count; path++) {
-        path->is_new = path->is_lost = false;
-        path->had_key = !r.is_ignored && r.previous.value == 0 && count > 0
-                        && path_prove(map, path, &r.new) == DONE;
-    }
-    if (!key_announce(map, &r)) {
-        if (r.is_told)
-            map_undo(map, &r);
-        return;
-    }
-    if (!(r.new.value != 0 ? paths_register(map, &r, request)
-                           : paths_unregister(map, &r, request))) {
-        map_undo(map, &r);
+    /* From here on it is the new one, of which nothing was said so far. */
+    previous = map->key.value;
+    map->key.value = key;
+    map->key.aptpl = key != 0 && (flags & APTPL) != 0;
+    all_due(map);
+    map->witness = NULL;
+    map->is_doubtful = false;
+    for (i = 0; i < map->count; i++)
+        map->paths[i].is_changed = false;
+    /* Before the first path is changed, so that none comes and is left out. */
+    if (!key_tell(map) || !paths_change(map, request)) {
+        map_undo(map, &told, previous, flags);
         return;
     }
-    if (r.previous.value == 0)
+    for (i = 0; i < map->count; i++)
+        if (key == 0 && map->paths[i].verdict == ASIDE)
+            log_warning("%s (%s): %s comes back with the key if multipathd is "
+                        "older than 0.13: then unregister once more",
+                        map->name, map->alias, map->paths[i].name);
+    if (previous == 0)
         multipathd_tell(&map->multipathd, "unsetprhold");
     map_answer(map, GOOD);
 }
 
 /* ---- CLEAR ------------------------------------------------------------ */
 
-void map_clear(struct map *map, const struct multipathd_key *key,
-               const struct request *request)
+void map_clear(struct map *map, struct request *request)
 {
+    uint64_t key = map->key.value;
     struct answer answer;
-    struct request none;
-    unsigned count;
+    struct request unregister;
 
     any_send(map, request);
     answer = map->answer;
-    map_extend(map);
+    map->deadline = map->end;
     if (answer.status == GOOD
-        || (map->is_lost && keys_read(map, key->value, &count) && count == 0)) {
+        || (map->is_lost && keys_read(map, NULL, key) == 0)) {
+        map->key = none;
         all_due(map);
-        request_set(&none, REGISTER, 0, key->value, 0, 0);
-        if (!key_forget(map)) {
+        if (!key_tell(map) || !status_tell(map)) {
             map_fail(map,
                      "cleared, but multipathd may still register the key: "
                      "'multipathd unsetprstatus map %s'",
                      map->name);
             return;
         }
-        if (!sweep(map, &none, NULL, map->deadline))
+        request_set(&unregister, REGISTER, 0, key, 0, 0);
+        if (!sweep(map, &unregister))
             return;
     }
     map->answer = answer;

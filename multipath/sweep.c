@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sweep.c - a command on all paths of a map: how often it is repeated, when
- * that is enough, and what is undone if it is not.
+ * sweep.c - a command on any path of a map, or on all of them: when that is
+ * enough, and what is undone if it is not; and what the disk says of its
+ * registrations.
  *
  * It must never repeat a registration whose answer was lost where a rival may
  * have removed it since, nor end well while a path that the kernel may use
@@ -9,15 +10,21 @@
  */
 #include "multipath.h"
 
+/* Of a key, and not the contrary. */
+static bool is_registration(const struct request *request)
+{
+    return is_register(request) && be64_get(request->data + 8) != 0;
+}
+
 void all_due(struct map *map)
 {
-    unsigned i;
+    struct path *path;
 
-    for (i = 0; i < map->count; i++)
-        map->paths[i].verdict = map->paths[i].is_reported
-                                        || map->paths[i].seen.is_failed
-                                    ? ASIDE
-                                    : DUE;
+    for (path = map->paths; path < map->paths + map->count; path++)
+        path->verdict = path->is_reported || path->seen.is_failed
+                                || path == map->last
+                            ? ASIDE
+                            : DUE;
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -37,45 +44,179 @@ void answer_undone(struct map *map)
         map_fail(map, "no path is usable");
 }
 
-/* Standby and the like: up to the command that matters. */
-static bool is_settled(struct map *map, struct path *path,
-                       const struct request *test)
-{
-    enum verdict verdict = path_send(map, path, test);
-    uint16_t code;
-    uint8_t key;
+/* Gives a path that is due its verdict. False: that is the end of it. */
+typedef bool visit(struct map *, struct path *, struct request *);
 
-    sense_get(map->answer.sense, &key, &code);
-    return verdict >= DONE
-           || (verdict == NOT_TAKEN && path->is_answered
-               && map->answer.status == CHECK_CONDITION && key == NOT_READY
-               && (code == 0x040b || code == 0x040c))
-           || path_is_left_out(map, path);
+/*
+ * Visits all paths that are due, also those that come meanwhile, turn by turn
+ * until none is. What is left out is tried once more in the end, as it may
+ * have come back without multipathd's notice; but it must not be the first
+ * that is registered, or settled. False: map->at is where a visit has ended
+ * it; or NULL, and the answer is why not. What late says is said with the name
+ * of a path that is still due in the end, and why it is.
+ */
+static bool paths_visit(struct map *map, visit *how, struct request *request,
+                        int64_t deadline, const char *late)
+{
+    bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
+    struct path *path, *waits;
+
+    map->pause = PAUSE_LEAST;
+    do {
+        map->at = waits = NULL;
+        if (!map_list(map))
+            return false;
+        for (path = map->paths; path < map->paths + map->count; path++) {
+            if (is_last && path->verdict == ASIDE && !is_settling
+                && (!is_registration(request) || map->witness != NULL
+                    || path == map->last))
+                path->verdict = DUE;
+            if (path->verdict > LOST)
+                continue;
+            if (!how(map, path, request)) {
+                map->at = path;
+                return false;
+            }
+        }
+        for (path = map->paths; path < map->paths + map->count; path++) {
+            if (path->verdict < ASIDE && path_is_left_out(map, path))
+                path->verdict = ASIDE;
+            if (path->verdict <= LOST)
+                waits = path;
+        }
+        if (waits == NULL && is_last)
+            return true;
+        is_last = waits == NULL;
+    } while (is_last || map_wait(map, deadline));
+    map_fail(map, late, waits->name, waits->why);
+    return false;
+}
+
+/* ---- Any path --------------------------------------------------------- */
+
+/* Is what the path has answered what the disk has? */
+static bool is_answer(const struct path *path, const struct request *request)
+{
+    return path->verdict == DONE || path->verdict == REFUSED
+           || (path->verdict == CONFLICT
+               && request->cdb[0] != PERSISTENT_RESERVE_OUT);
+}
+
+/*
+ * What one path may have done another cannot tell from what somebody else
+ * has; but RESERVE may be repeated. What was released somebody may have
+ * reserved since.
+ */
+static bool path_try(struct map *map, struct path *path,
+                     struct request *request)
+{
+    path->verdict = path_send(map, path, request);
+    if (is_answer(path, request))
+        return false;
+    return !map->is_lost || request->cdb[0] != PERSISTENT_RESERVE_OUT
+           || request->cdb[1] == RESERVE
+           || (request->cdb[1] != RELEASE
+               && count_of(map, CONFLICT) + count_of(map, UNREADY) == 0);
+}
+
+struct path *any_send(struct map *map, struct request *request)
+{
+    struct path *path;
+
+    if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
+        map_see(map);
+    map->is_lost = false;
+    all_due(map);
+    if (!paths_visit(map, path_try, request, map->deadline,
+                     "no path takes the command in time: %s %s")
+        && (map->at == NULL || is_answer(map->at, request)))
+        return map->at;
+    for (path = map->paths; path < map->paths + map->count; path++) {
+        if (path->verdict != UNREADY || map->is_lost)
+            continue;
+        path->verdict = path_send(map, path, request);
+        if (path->verdict == UNREADY || path->verdict >= DONE)
+            return path;
+    }
+    if (map->is_lost)
+        map_fail(map, "a path has lost its answer, and the others have not "
+                      "done it");
+    else
+        answer_undone(map);
+    return NULL;
+}
+
+/* PERSISTENT RESERVE IN, on that path or on any (NULL). */
+static bool in_read(struct map *map, struct path *path, uint8_t action,
+                    uint8_t *data, size_t length)
+{
+    struct request request = { .length = length };
+
+    request.data = data;
+    request.cdb[0] = PERSISTENT_RESERVE_IN;
+    request.cdb[1] = action;
+    be16_put(request.cdb + 7, (uint16_t)length);
+    if (path != NULL)
+        return path_send(map, path, &request) == DONE;
+    return any_send(map, &request) != NULL && map->answer.status == GOOD;
+}
+
+bool reservation_read(struct map *map)
+{
+    uint8_t data[LIST_SIZE] = { 0 };
+
+    if (!in_read(map, NULL, READ_RESERVATION, data, sizeof(data)))
+        return false;
+    /* SPC-4 6.15.3: ADDITIONAL LENGTH is 0 or 16. */
+    map->reservation.is_held = map->answer.payload >= 22 && data[7] >= 14;
+    map->reservation.key = be64_get(data + 8);
+    map->reservation.scope_type = data[21];
+    return true;
+}
+
+int keys_read(struct map *map, struct path *path, uint64_t key)
+{
+    uint8_t data[PROTOCOL_DATA_MAX] = { 0 };
+    size_t at, end;
+    int count = 0;
+
+    if (!in_read(map, path, READ_KEYS, data, sizeof(data)))
+        return -1;
+    map->generation = be32_get(data);
+    end = 8 + (size_t)be32_get(data + 4); /* SPC-4 6.15.2 */
+    if (end > map->answer.payload)
+        end = map->answer.payload;
+    for (at = 8; at + 8 <= end; at += 8)
+        count += be64_get(data + at) == key;
+    return count;
+}
+
+/* ---- All paths -------------------------------------------------------- */
+
+static bool path_settle(struct map *map, struct path *path,
+                        struct request *request)
+{
+    path->verdict = path_send(map, path, request);
+    if (path->verdict == UNREADY || path->verdict == ASIDE)
+        path->verdict = NOT_TAKEN;
+    else if (path->verdict == STANDBY || path->verdict > ASIDE)
+        path->verdict = DONE; /* the command that matters will tell */
+    return true;
 }
 
 bool settle(struct map *map)
 {
-    const struct request test = { .cdb = { TEST_UNIT_READY } };
+    struct request test = { .cdb = { TEST_UNIT_READY } };
     int64_t deadline = clock_us() + SETTLE_WITHIN;
-    const struct path *unsettled;
-    unsigned i;
 
-    map->pause = PAUSE_LEAST;
     do {
-        if (!map_list(map))
+        all_due(map);
+        if (!paths_visit(map, path_settle, &test, deadline,
+                         "nothing was done, as %s %s, and multipathd has not "
+                         "failed it"))
             return false;
-        unsettled = NULL;
-        for (i = 0; i < map->count; i++)
-            if (!is_settled(map, &map->paths[i], &test))
-                unsettled = &map->paths[i];
-        if (unsettled == NULL)
-            return true;
-    } while (map_wait(map, deadline));
-    map_fail(map,
-             "nothing was done, as %s %s, and multipathd has not failed "
-             "it",
-             unsettled->name, unsettled->why);
-    return false;
+    } while (map->pause != PAUSE_LEAST); /* it was waited for one */
+    return true;
 }
 
 /* The initiators that SPEC_I_PT names are registered: not twice. */
@@ -91,72 +232,62 @@ static void request_cut(struct request *request)
 
 /*
  * A registration whose answer was lost, when no other path has the key yet
- * that could be the witness. It was done if the path has the key now, and had
- * it not before; it was not done if nothing has happened at all (PRGENERATION,
- * SPC-4 6.15.2), and then it is sent once more. In between a rival may have
- * removed the key, which must not come back.
+ * that could be the witness. It was done if the path has the key now; it was
+ * not done if nothing has happened at all (PRGENERATION, SPC-4 6.15.2), and
+ * then it is sent once more. In between a rival may have removed the key, which
+ * must not come back.
  */
 static bool path_is_clear(struct map *map, struct path *path,
-                          struct request *request,
-                          const struct multipathd_key *key)
+                          struct request *request)
 {
     bool is_first = be64_get(request->data) == 0
                     || request->cdb[1] == REGISTER_AND_IGNORE;
     uint32_t generation = map->generation;
-    unsigned count;
 
     do {
-        path->verdict = path_prove(map, path, key);
+        path->verdict = path_prove(map, path);
         if (path->verdict == DONE)
-            return !path->had_key;
+            return true;
         if (path->verdict == CONFLICT) {
             if (is_first
-                && (!keys_read(map, key->value, &count)
+                && (keys_read(map, path, map->key.value) < 0
                     || map->generation != generation))
                 return false;
-            path->verdict = path_register(map, path, request);
+            path->verdict = path_send(map, path, request);
             if (path->verdict == CONFLICT)
                 return is_first;
         }
-        if (path->verdict > LOST)
+        if (path->verdict >= ASIDE)
             return true;
     } while (!path_is_left_out(map, path) && map_wait(map, map->deadline));
     return false;
 }
 
-/* False: the sweep is at its end, and has failed. */
 static bool path_sweep(struct map *map, struct path *path,
-                       struct request *request,
-                       const struct multipathd_key *key)
+                       struct request *request)
 {
-    bool is_wide = key != NULL && map->witness != NULL
+    bool registers = is_registration(request), is_lost;
+    bool is_wide = registers && map->witness != NULL
                    && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
     uint16_t code;
     uint8_t sense;
 
-    path->verdict = CONFLICT;
-    if ((path->is_lost || is_wide) && key != NULL)
-        path->verdict = path_prove(map, path, key);
     /*
      * The witness would get its key back with that of a path of the same
      * initiator; but then this has had it as long as the witness.
      */
-    if (path->verdict == CONFLICT && is_wide && witness_ask(map, key) != DONE) {
-        map->is_doubtful = true;
+    path->verdict = is_wide ? path_prove(map, path) : CONFLICT;
+    if (path->verdict == CONFLICT && is_wide && witness_ask(map) != DONE)
         return false;
-    }
-    if (path->verdict == CONFLICT) {
-        path->verdict = path_register(map, path, request);
-        path->is_new =
-            path->is_new
-            || (key != NULL
-                && (path->verdict == DONE || path->verdict == REFUSED));
-    }
-    path->is_lost = path->verdict == LOST && is_register(request);
+    if (path->verdict == CONFLICT)
+        path->verdict = path_send(map, path, request);
+    is_lost = path->verdict == LOST || path->verdict == UNREADY;
+    path->is_changed = path->is_changed || is_lost || path->verdict == DONE
+                       || (registers && path->verdict == REFUSED);
     /* Who says that it is not ready, and is not used, has not taken it. */
-    if (path->is_lost && key != NULL && map->witness == NULL
-        && !(path->is_answered && path_is_left_out(map, path))
-        && !path_is_clear(map, path, request, key)) {
+    if (is_lost && registers && map->witness == NULL
+        && !(path->verdict == UNREADY && path_is_left_out(map, path))
+        && !path_is_clear(map, path, request)) {
         map->is_doubtful = true;
         map_fail(map,
                  "%s has lost its answer, and what has come of it cannot "
@@ -164,85 +295,59 @@ static bool path_sweep(struct map *map, struct path *path,
                  path->name);
         return false;
     }
+    /* It may have the new key already, also if an answer was lost. */
+    if (path->verdict == CONFLICT && map->witness != NULL && registers)
+        path->verdict = path_prove(map, path);
+    if (path->verdict == UNREADY)
+        path->verdict = LOST;
     if (path->verdict == DONE || path->verdict == LOST)
         request_cut(request);
-    if (path->verdict == CONFLICT && map->witness != NULL && key != NULL
-        && path_prove(map, path, key) == DONE)
-        path->verdict = DONE;
-    if (path->verdict == DONE && key != NULL && map->witness == NULL)
+    if (path->verdict == DONE && registers && map->witness == NULL)
         map->witness = path;
     sense_get(map->answer.sense, &sense, &code);
     return path->verdict != REFUSED
            || (request->cdb[1] == RELEASE && sense == ILLEGAL_REQUEST);
 }
 
-bool sweep(struct map *map, struct request *request,
-           const struct multipathd_key *key, int64_t deadline)
+bool sweep(struct map *map, struct request *request)
 {
-    struct path *path, *waits;
-    bool is_last = false;
-
-    map->pause = PAUSE_LEAST;
-    do {
-        if (!map_list(map))
-            return false;
-        waits = NULL;
-        for (path = map->paths; path < map->paths + map->count; path++) {
-            /* It may have come back, which multipathd need not notice. */
-            if (is_last && path->verdict == ASIDE
-                && (key == NULL || map->witness != NULL))
-                path->verdict = DUE;
-            if (path->verdict > LOST)
-                continue;
-            if (!path_sweep(map, path, request, key))
-                return false;
-            if (path->verdict <= LOST && path_is_left_out(map, path))
-                path->verdict = ASIDE;
-            if (path->verdict <= LOST)
-                waits = path;
-        }
-        if (waits == NULL && is_last)
-            return true;
-        is_last = waits == NULL;
-    } while (deadline != 0 && (waits == NULL || map_wait(map, deadline)));
-    if (deadline != 0)
-        map_fail(map, "%s does not take the command in time: it %s",
-                 waits->name, waits->why);
-    return false;
+    return paths_visit(map, path_sweep, request, map->deadline,
+                       "%s does not take the command in time: it %s");
 }
 
-enum verdict witness_ask(struct map *map, const struct multipathd_key *key)
+enum verdict witness_ask(struct map *map)
 {
     enum verdict verdict = ASIDE;
 
     map->pause = PAUSE_LEAST;
     while (map->witness != NULL) {
-        verdict = path_prove(map, map->witness, key);
-        if ((verdict != NOT_TAKEN && verdict != LOST)
-            || !map_wait(map, map->deadline))
+        verdict = path_prove(map, map->witness);
+        if (verdict >= ASIDE || !map_wait(map, map->deadline))
             break;
     }
-    if (verdict != DONE)
-        map_fail(map, verdict == CONFLICT
-                          ? "somebody has removed our key meanwhile: it is "
-                            "taken off all paths"
-                          : "cannot tell if our key is still there");
+    if (verdict == DONE)
+        return DONE;
+    map->is_doubtful = true;
+    map_fail(map, verdict == CONFLICT
+                      ? "somebody has removed our key meanwhile: it is "
+                        "taken off all paths"
+                      : "cannot tell if our key is still there");
     return verdict;
 }
 
-void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
+bool keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 {
     const struct answer answer = map->answer;
     struct request request;
     unsigned i, refused;
 
-    map_extend(map);
+    if (map->suspension->alias[0] == '\0')
+        map->deadline = map->end;
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
     all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);
-    while (!sweep(map, &request, NULL, map->deadline)
-           && count_of(map, REFUSED) > refused);
+    while (!sweep(map, &request) && count_of(map, REFUSED) > refused);
     for (i = 0; i < map->count; i++)
         if (map->paths[i].verdict != DONE && map->paths[i].verdict != CONFLICT)
             log_warning("%s (%s): %s may have kept key %llx, which was not "
@@ -250,60 +355,5 @@ void keys_take_off(struct map *map, uint64_t key, uint8_t flags)
                         map->name, map->alias, map->paths[i].name,
                         (unsigned long long)key, map->paths[i].why);
     map->answer = answer;
-}
-
-/* ---- Who holds -------------------------------------------------------- */
-
-/*
- * multipathd's word, for when a path of ours is gone. That it is us it may
- * have guessed from the key, when it was started anew: so it counts only if
- * there are no more registrations with that key than paths.
- */
-static enum holder holder_guess(struct map *map, uint64_t key)
-{
-    enum multipathd_flag hold = multipathd_flag_get(&map->multipathd,
-                                                    "getprhold");
-    unsigned count, paths = map->count;
-
-    if (hold == FLAG_UNSET)
-        return HOLDER_OTHER;
-    if (hold == FLAG_SET && keys_read(map, key, &count) && count <= paths)
-        return HOLDER_GONE;
-    map_fail(map,
-             "the path that may hold the reservation is gone, and %s: "
-             "bring the path back",
-             hold == FLAG_SET ? "another host has the same key"
-                              : "multipathd does not know (before version "
-                                "0.13 none does)");
-    return HOLDER_UNKNOWN;
-}
-
-enum holder holder_find(struct map *map, const struct multipathd_key *key,
-                        struct reservation *reservation, struct path **path)
-{
-    struct request probe;
-    uint8_t type;
-    unsigned i;
-
-    if (!reservation_read(map, reservation))
-        return HOLDER_UNKNOWN;
-    if (!reservation->is_held || reservation->key == 0
-        || reservation->key != key->value)
-        return HOLDER_OTHER;
-    type = (reservation->scope_type & 0x0f) == WRITE_EXCLUSIVE
-               ? EXCLUSIVE_ACCESS
-               : WRITE_EXCLUSIVE;
-    request_set(&probe, RELEASE, type, key->value, 0, 0);
-    all_due(map);
-    if (!sweep(map, &probe, NULL, map->deadline))
-        return HOLDER_UNKNOWN;
-    for (i = 0; i < map->count; i++) {
-        *path = &map->paths[i];
-        if ((*path)->verdict == REFUSED
-            || ((*path)->verdict == CONFLICT
-                && path_prove(map, *path, key) == DONE))
-            return HOLDER_PATH;
-    }
-    return count_of(map, ASIDE) == 0 ? HOLDER_OTHER
-                                     : holder_guess(map, key->value);
+    return count_of(map, DONE) + count_of(map, CONFLICT) == map->count;
 }

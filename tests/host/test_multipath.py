@@ -748,8 +748,26 @@ def test_a_fixed_key_does_not_say_that_we_are_registered(run):
                 lab.known.key = lab.known.fixed = KEY
                 action = prepare(lab, ACTIONS[name])
                 lab.mpd.on('^setprstatus', behaviour, effect=effect)
-                assert action.run(lab) == LOST
-                assert_unchanged(lab)
+                assert action.run(lab) == (GOOD if effect else LOST)
+                if not effect:
+                    assert_unchanged(lab)
+
+
+def test_multipathd_forgets_a_key_before_it_is_taken_off(run):
+    """Or it could put it back on a path meanwhile."""
+    for name in ('register', 'register and ignore'):
+        with run.scenario(name) as lab:
+            action = prepare(lab, ACTIONS[name])
+            REFUSALS['5/24/00'](lab, lab.order[1], count=1,
+                                only=action.cdb[:2])
+            assert action.run(lab) == '5/24/00'
+            forgotten = [c.events for c in lab.mpd.commands
+                         if c.text.startswith('unsetprkey')]
+            off = [at for at, event in enumerate(lab.target.log())
+                   if event.cdb[0] == 0x5f and event.key == KEY
+                   and not event.sa_key]
+            assert forgotten and off and forgotten[0] <= off[0]
+            assert_unchanged(lab)
 
 
 @pytest.mark.parametrize('kind', ['attention', 'becoming ready'])
@@ -1760,7 +1778,7 @@ def test_slaves_of_odd_names(run):
             os.symlink('../../8:0', lab.root.slave(0, name))
             answer = ACTIONS['register'].run(lab)
             assert answer == ('5/20/00' if name in (
-                'dm-7', 'nvme0n1', 'loop0', '.sda') else LOST)
+                'dm-7', 'nvme0n1', 'loop0', '.sda', 'a"b') else LOST)
             assert lab.keys() == [0, 0, 0]
             assert not any(name in text for text in lab.mpd.texts())
 

@@ -7,7 +7,7 @@
 set -eu
 
 order='prhelper supervisor workers worker client ask actions register
-    preempt sweep send map multipathd report sandbox roster descriptors events options
+    preempt sweep map multipathd report sandbox roster descriptors events options
     listen daemon privdrop sg_io sysfs protocol log'
 
 for object; do
