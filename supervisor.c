@@ -56,6 +56,7 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
         _exit(EXIT_SUCCESS);
     munmap(supervisor->workers.suspensions,
            supervisor->workers.slots * sizeof(struct suspension));
+    server->listener.fd = -1; /* is closed with the rest */
     descriptors_close_except(socket, server->service.queue, -1);
     if (descriptors_seal(server->service.queue) < 0
         || (supervisor->is_filtered
