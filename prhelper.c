@@ -54,8 +54,7 @@ static void client_accept(struct server *server, int64_t now)
     roster_greet(roster, i);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
-    if (i == server->used)
-        server->used++;
+    server->used = roster->used;
 }
 
 /* What is in flight goes on, but for replies that are not read. */

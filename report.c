@@ -146,7 +146,7 @@ void report_totals(struct roster *roster, unsigned workers, int64_t now)
     struct totals totals = roster->totals;
     unsigned i, clients = 0;
 
-    for (i = 0; i < roster->slots; i++) {
+    for (i = 0; i < roster->used; i++) {
         if (!is_client(roster, i))
             continue;
         clients++;
@@ -166,7 +166,7 @@ int64_t report_status(struct roster *roster, int64_t now)
 
     if (now < roster->status_by)
         return roster->status_by;
-    for (i = roster->status_slot; i < roster->slots && lines < 8; i++) {
+    for (i = roster->status_slot; i < roster->used && lines < 8; i++) {
         const struct record *record = &roster->records[i];
         int64_t silent = (int64_t)((uint64_t)now - (uint64_t)record->since);
 
@@ -183,6 +183,6 @@ int64_t report_status(struct roster *roster, int64_t now)
                   (long long)(silent > 0 ? silent / SECOND : 0));
     }
     roster->status_slot = i;
-    roster->status_by = i < roster->slots ? now + SECOND / 100 : NEVER;
+    roster->status_by = i < roster->used ? now + SECOND / 100 : NEVER;
     return roster->status_by;
 }

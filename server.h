@@ -112,6 +112,7 @@ struct totals {
 struct roster {
     unsigned most;          /* clients at a time */
     unsigned slots;         /* of the tables that follow */
+    unsigned used;          /* the first so many; the rest never were */
     struct place *places;   /* this process's own */
     struct record *records; /* shared with the sessions */
     struct totals totals;   /* commands and errors: of who is gone */

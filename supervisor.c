@@ -113,7 +113,7 @@ static int64_t sessions_check(struct supervisor *supervisor, int64_t now)
     if (roster_is_crowded(roster, now))
         session_leave(supervisor, roster_evict(roster), now);
     next = roster->crowded_by;
-    for (i = 0; i < roster->slots; i++) {
+    for (i = 0; i < roster->used; i++) {
         struct place *place = &roster->places[i];
 
         if (place->pid == 0)
@@ -133,7 +133,7 @@ static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
 
-    for (i = 0; i < roster->slots; i++) {
+    for (i = 0; i < roster->used; i++) {
         if (roster->places[i].pid == 0)
             continue;
         kill(roster->places[i].pid, SIGKILL);
@@ -207,9 +207,9 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
         unsigned i;
 
         reports_read(supervisor); /* its byte may be there still */
-        for (i = 0; i < roster->slots && roster->places[i].pid != pid; i++)
+        for (i = 0; i < roster->used && roster->places[i].pid != pid; i++)
             ;
-        if (i < roster->slots)
+        if (i < roster->used)
             session_ended(supervisor, i, status, now);
         else
             workers_ended(&supervisor->workers, pid, status, now);
@@ -231,7 +231,7 @@ static void stop(struct supervisor *supervisor, int64_t now)
     supervisor->stop_by = now + supervisor->options->stop_timeout;
     listen_remove(supervisor->listener);
     notify_send(supervisor->notify, "STOPPING=1");
-    for (i = 0; i < supervisor->roster->slots; i++)
+    for (i = 0; i < supervisor->roster->used; i++)
         if (supervisor->roster->places[i].pid != 0)
             session_leave(supervisor, i, now);
 }
@@ -240,7 +240,7 @@ static bool is_anybody_left(const struct supervisor *supervisor)
 {
     unsigned i;
 
-    for (i = 0; i < supervisor->roster->slots; i++)
+    for (i = 0; i < supervisor->roster->used; i++)
         if (supervisor->roster->places[i].pid != 0)
             return true;
     return workers_any(&supervisor->workers);

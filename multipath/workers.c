@@ -32,7 +32,7 @@ unsigned workers_place(const struct workers *workers)
 {
     unsigned i;
 
-    for (i = 0; i < workers->slots && workers->pids[i] != 0; i++)
+    for (i = 0; i < workers->used && workers->pids[i] != 0; i++)
         ;
     return i;
 }
@@ -40,8 +40,10 @@ unsigned workers_place(const struct workers *workers)
 void workers_started(struct workers *workers, unsigned place, pid_t pid,
                      struct suspension *suspension, int64_t now)
 {
-    if (pid > 0)
+    if (pid > 0) {
         workers->pids[place] = pid;
+        workers->used += place == workers->used;
+    }
     if (suspension != NULL) {
         if (pid < 0)
             suspension->resume_by = now + RETRY_AFTER;
@@ -58,7 +60,7 @@ void workers_reported(struct workers *workers)
 
     workers->pending = 0;
     workers->retry = 0;
-    for (i = 0; i < workers->slots; i++)
+    for (i = 0; i < workers->used; i++)
         if (workers->pids[i] == DEAD)
             workers->suspensions[i].resume_by = 0;
 }
@@ -69,7 +71,7 @@ struct suspension *workers_resume(struct workers *workers, int64_t now,
 {
     unsigned i;
 
-    for (i = 0; i < workers->slots; i++) {
+    for (i = 0; i < workers->used; i++) {
         struct suspension *suspension = &workers->suspensions[i];
 
         if (!is_suspender(workers, i) || now < suspension->resume_by)
@@ -96,7 +98,7 @@ int64_t workers_check(struct workers *workers, int64_t now)
     }
     if (now < workers->retry)
         next = workers->retry;
-    for (i = 0; i < workers->slots; i++) {
+    for (i = 0; i < workers->used; i++) {
         int64_t *resume_by = &workers->suspensions[i].resume_by;
 
         if (workers->pids[i] == 0)
@@ -120,9 +122,9 @@ void workers_ended(struct workers *workers, pid_t pid, int status, int64_t now)
 
     if (workers->pending == pid)
         workers_reported(workers);
-    for (i = 0; i < workers->slots && workers->pids[i] != pid; i++)
+    for (i = 0; i < workers->used && workers->pids[i] != pid; i++)
         ;
-    if (i == workers->slots)
+    if (i == workers->used)
         return;
     if (WIFSIGNALED(status))
         log_error("a command on a multipath map died of signal %d",
@@ -140,7 +142,7 @@ unsigned workers_count(const struct workers *workers)
 {
     unsigned i, count = 0;
 
-    for (i = 0; i < workers->slots; i++)
+    for (i = 0; i < workers->used; i++)
         count += workers->pids[i] > 0;
     return count;
 }
@@ -149,7 +151,7 @@ bool workers_any(const struct workers *workers)
 {
     unsigned i;
 
-    for (i = 0; i < workers->slots; i++)
+    for (i = 0; i < workers->used; i++)
         if (workers->pids[i] > 0 || is_suspender(workers, i))
             return true;
     return false;
