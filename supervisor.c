@@ -310,7 +310,8 @@ bool supervise(struct supervisor *supervisor, struct server *server)
         unsigned signals = signals_take(), place;
         struct suspension *suspension;
 
-        reports_read(supervisor);
+        if (fds[REPORT].revents != 0)
+            reports_read(supervisor);
         if ((signals & SIGNAL_CHILD) != 0)
             children_reap(supervisor, now);
         if ((signals & SIGNAL_STATUS) != 0)
