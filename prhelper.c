@@ -220,6 +220,8 @@ static void supervisor_set_up(struct supervisor *supervisor,
     workers->pids = table(workers->slots * sizeof(pid_t), MAP_PRIVATE);
     workers->suspensions = table(workers->slots * sizeof(struct suspension),
                                  MAP_SHARED);
+    madvise(workers->suspensions, workers->slots * sizeof(struct suspension),
+            MADV_DONTFORK);
     supervisor->options = options;
     supervisor->listener = server->listener;
     supervisor->notify = server->notify;

@@ -114,6 +114,8 @@ static const struct permission permissions[] = {
     { WORKER, CALL(connect) },
     { WORKER, CALL(getsockopt) },
     { WORKER, CALL(recvfrom) },
+    { MAIN, CALL_WITH(madvise, 2, MADV_DOFORK) }, /* worker_start() */
+    { MAIN, CALL_WITH(madvise, 2, MADV_DONTFORK) },
     { MAIN, CALL(wait4) },           /* children_reap() */
     { MAIN, CALL(kill) },            /* session_leave(), sessions_check() */
     { MAIN, CALL(clone) },           /* session_start() */
@@ -122,7 +124,6 @@ static const struct permission permissions[] = {
     { MAIN, CALL(rt_sigprocmask) },
     { MAIN, CALL(gettid) },
     { MAIN, CALL(getppid) }, /* session_begin() and what it calls */
-    { MAIN, CALL(munmap) },
     { MAIN, CALL(prlimit64) },
     { MAIN, CALL(accept4) },
     { MAIN, CALL(close_range) },

@@ -57,8 +57,6 @@ static void session_begin(const struct supervisor *supervisor, unsigned place,
     /* The client reads its hello while we go on; we read nothing of it yet. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
-    munmap(supervisor->workers.suspensions,
-           supervisor->workers.slots * sizeof(struct suspension));
     /* One by one, too, for kernels without close_range() (before 5.9). */
     close(supervisor->listener->fd);
     close(supervisor->report[0]);
@@ -251,13 +249,15 @@ static void worker_start(struct supervisor *supervisor, unsigned place,
                          struct suspension *suspension, int64_t now)
 {
     struct workers *workers = &supervisor->workers;
+    const size_t size = workers->slots * sizeof(struct suspension);
     pid_t pid;
 
     if (place == workers->slots) { /* until one has ended */
         workers_started(workers, place, -1, suspension, now);
         return;
     }
-    pid = fork();
+    /* No session sees these; and none takes the time to be rid of them. */
+    pid = madvise(workers->suspensions, size, MADV_DOFORK) < 0 ? -1 : fork();
     if (pid == 0)
         worker_run(supervisor,
                    suspension ? suspension : &workers->suspensions[place],
@@ -265,6 +265,7 @@ static void worker_start(struct supervisor *supervisor, unsigned place,
     if (pid < 0)
         make_room(supervisor, "fork for a command on a multipath map" FORK_CURE,
                   errno, now);
+    madvise(workers->suspensions, size, MADV_DONTFORK);
     workers_started(workers, place, pid, suspension, now);
 }
 

@@ -166,6 +166,8 @@ EXPECTED = {
     'nanosleep map_lock': {SAME: (e.EINTR,)},
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
+    'madvise worker_start': {AGAIN: (e.ENOMEM,)},
+    'madvise worker_start 2': {SAME: (e.ENOMEM,)},
     'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'kill workers_check': {SAME: (e.ESRCH, e.EPERM)},
     # sysfs.c, multipath/map.c
@@ -194,7 +196,6 @@ EXPECTED = {
     # supervisor.c
     'fork session_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'prctl session_begin': {SAME: (e.EINVAL,)},
-    'munmap session_begin': {SAME: (e.EINVAL,)},
     'getppid session_begin': {AGAIN: (e.ENOSYS,)},
     'accept4': {AGAIN: (e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM,
                         e.ECONNABORTED, e.EPERM)},
