@@ -196,8 +196,11 @@ static void server_set_up(struct server *server, struct roster *roster,
     server->service.timeout = options->client_timeout;
     server->service.socket_path = server->listener->path;
     server->service.queue = -1;
-    server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
-    server->fds = table((clients + 1) * sizeof(struct pollfd), MAP_PRIVATE);
+    /* One behind the other: in a session both begin on one page. */
+    server->fds = table((clients + 1) * sizeof(struct pollfd)
+                            + clients * sizeof(struct client),
+                        MAP_PRIVATE);
+    server->clients = (struct client *)(void *)(server->fds + clients + 1);
 }
 
 /*
