@@ -15,6 +15,7 @@
 
 static volatile sig_atomic_t signals;
 static int64_t signals_by;
+static const sigset_t none;
 
 static void signal_handle(int number)
 {
@@ -41,10 +42,8 @@ void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake)
     struct timespec timeout = { .tv_sec = (time_t)(us / SECOND),
                                 .tv_nsec = (long)(us % SECOND) * 1000 };
     bool interrupted = false;
-    sigset_t none;
 
-    sigemptyset(&none);
-    /* ppoll() lets no signal in if something is ready: this one does. */
+    /* With something ready ppoll() lets no signal in, so now and then: */
     if (now >= signals_by) {
         signals_by = now + SIGNALS_WITHIN;
         interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;

@@ -53,8 +53,7 @@ static void client_accept(struct server *server, int64_t now)
     roster_greet(roster);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
-    if (i == server->used)
-        server->used++;
+    server->used = roster->used;
 }
 
 /* Commands in flight go on, but a reply has to be read within LEAVE_WITHIN. */
@@ -196,8 +195,11 @@ static void server_set_up(struct server *server, const struct options *options,
     server->service.timeout = options->client_timeout;
     server->service.socket_path = server->listener.path;
     server->service.queue = -1;
-    server->clients = table(clients * sizeof(struct client), MAP_PRIVATE);
-    server->fds = table((clients + 1) * sizeof(struct pollfd), MAP_PRIVATE);
+    /* One behind the other: in a session both begin on one page. */
+    server->fds = table((clients + 1) * sizeof(struct pollfd)
+                            + clients * sizeof(struct client),
+                        MAP_PRIVATE);
+    server->clients = (struct client *)(void *)(server->fds + clients + 1);
 }
 
 /*

@@ -138,7 +138,7 @@ static void totals_report(const struct roster *roster, unsigned workers)
     unsigned long long commands = roster->commands, errors = roster->errors;
     unsigned i, clients = 0;
 
-    for (i = 0; i < roster->slots; i++) {
+    for (i = 0; i < roster->used; i++) {
         if (!is_client(roster, i))
             continue;
         clients++;
@@ -161,7 +161,7 @@ int64_t report_status(struct roster *roster, bool is_asked, unsigned workers,
     } else if (now < roster->status_by) {
         return roster->status_by;
     }
-    for (i = roster->status_slot; i < roster->slots && lines < 8; i++) {
+    for (i = roster->status_slot; i < roster->used && lines < 8; i++) {
         const struct record *record = &roster->records[i];
         int64_t silent = (int64_t)((uint64_t)now - (uint64_t)record->since);
 
@@ -178,6 +178,6 @@ int64_t report_status(struct roster *roster, bool is_asked, unsigned workers,
                   (long long)(silent > 0 ? silent / SECOND : 0));
     }
     roster->status_slot = i;
-    roster->status_by = i < roster->slots ? now + SECOND / 100 : NEVER;
+    roster->status_by = i < roster->used ? now + SECOND / 100 : NEVER;
     return roster->status_by;
 }

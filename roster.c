@@ -21,7 +21,7 @@ unsigned roster_find(const struct roster *roster, pid_t pid)
 {
     unsigned i;
 
-    for (i = 0; i < roster->slots && roster->places[i].pid != pid; i++)
+    for (i = 0; i < roster->used && roster->places[i].pid != pid; i++)
         ;
     return i;
 }
@@ -29,6 +29,7 @@ unsigned roster_find(const struct roster *roster, pid_t pid)
 void roster_enter(struct roster *roster, unsigned i, pid_t pid)
 {
     roster->places[i] = (struct place){ .pid = pid, .leave_by = NEVER };
+    roster->used += i == roster->used;
     roster->count++;
     roster->pending = i;
 }
@@ -53,7 +54,7 @@ unsigned roster_active(const struct roster *roster)
 {
     unsigned i, active = 0;
 
-    for (i = 0; i < roster->slots; i++)
+    for (i = 0; i < roster->used; i++)
         active += roster->places[i].leave_by == NEVER;
     return active;
 }
@@ -68,7 +69,7 @@ static unsigned peer_connections(const struct roster *roster, unsigned i)
 {
     unsigned j, count = 0;
 
-    for (j = 0; j < roster->slots; j++)
+    for (j = 0; j < roster->used; j++)
         count += roster->places[j].leave_by == NEVER
                  && same_peer(&roster->records[i], &roster->records[j]);
     return count;
@@ -94,7 +95,7 @@ unsigned roster_evict(const struct roster *roster)
 {
     unsigned i, clients = roster_active(roster), victim = 0, most = 0;
 
-    for (i = 0; i < roster->slots; i++) {
+    for (i = 0; i < roster->used; i++) {
         const struct record *record = &roster->records[i];
         const struct record *best = &roster->records[victim];
         unsigned connections;

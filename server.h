@@ -107,6 +107,7 @@ struct place {
 struct roster {
     unsigned most;          /* clients at a time */
     unsigned slots;         /* of the tables that follow */
+    unsigned used;          /* the first so many; the rest never were */
     struct place *places;   /* this process's own */
     struct record *records; /* shared with the sessions */
     unsigned count;         /* of places that are not free */
@@ -119,7 +120,7 @@ struct roster {
     unsigned status_slot; /* where report_status() goes on */
     int64_t status_by;    /* and when; NEVER: nobody has asked */
 };
-/* The place with that pid, 0: a free one; slots: there is none. */
+/* The place with that pid; 0: a free one. From .used on it has nobody. */
 unsigned roster_find(const struct roster *, pid_t);
 /* Who comes to that place has no client yet: it is pending. */
 void roster_enter(struct roster *, unsigned place, pid_t);

@@ -103,7 +103,7 @@ static int64_t sessions_check(struct roster *roster, int64_t now)
     if (roster_is_crowded(roster, now))
         session_leave(roster, roster_evict(roster), now);
     next = roster->crowded_by;
-    for (i = 0; i < roster->slots; i++) {
+    for (i = 0; i < roster->used; i++) {
         struct place *place = &roster->places[i];
 
         if (place->pid == 0)
@@ -123,7 +123,7 @@ static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
 
-    for (i = 0; i < roster->slots; i++) {
+    for (i = 0; i < roster->used; i++) {
         if (roster->places[i].pid == 0)
             continue;
         kill(roster->places[i].pid, SIGKILL);
@@ -194,7 +194,7 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
 
         reports_read(supervisor); /* what it wrote may be unread */
         i = roster_find(roster, pid);
-        if (i < roster->slots)
+        if (i < roster->used)
             session_ended(roster, i, status, now);
         else
             workers_ended(&supervisor->workers, pid, status, now);
@@ -217,7 +217,7 @@ static void stop(struct supervisor *supervisor, int64_t now)
     supervisor->stop_by = now + supervisor->stop_timeout;
     listen_remove(&supervisor->server.listener);
     notify_send(supervisor->server.notify, "STOPPING=1");
-    for (i = 0; i < roster->slots; i++)
+    for (i = 0; i < roster->used; i++)
         if (roster->places[i].pid != 0)
             session_leave(roster, i, now);
 }
@@ -282,7 +282,8 @@ bool supervise(struct supervisor *supervisor)
         unsigned signals = signals_take();
         struct suspension *due;
 
-        reports_read(supervisor);
+        if (fds[REPORT].revents != 0)
+            reports_read(supervisor);
         if ((signals & SIGNAL_CHILD) != 0)
             children_reap(supervisor, now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)

@@ -20,8 +20,8 @@ int sandbox_enter(enum process, int queue);
 
 /* multipath/workers.c: the supervisor's book of them. */
 struct workers {
-    unsigned slots;
-    pid_t *pids; /* the supervisor's alone; 0: free, see workers.c */
+    unsigned slots, used; /* as in the roster */
+    pid_t *pids;          /* the supervisor's alone; 0: free, see workers.c */
     struct suspension *suspensions; /* shared with the workers */
     pid_t pending; /* the one that has not taken its command; 0: none */
     int64_t retry; /* when to fork the next, or kill the pending one */

@@ -36,7 +36,7 @@ unsigned workers_place(const struct workers *workers,
     if (suspension != NULL
         && workers->pids[suspension - workers->suspensions] == DEAD)
         return (unsigned)(suspension - workers->suspensions);
-    for (i = 0; i < workers->slots && workers->pids[i] != 0; i++)
+    for (i = 0; i < workers->used && workers->pids[i] != 0; i++)
         ;
     return i;
 }
@@ -44,8 +44,10 @@ unsigned workers_place(const struct workers *workers,
 void workers_started(struct workers *workers, unsigned place, pid_t pid,
                      struct suspension *suspension, int64_t now)
 {
-    if (pid > 0)
+    if (pid > 0) {
         workers->pids[place] = pid;
+        workers->used += place == workers->used;
+    }
     if (suspension == NULL) {
         workers->pending = pid > 0 ? pid : 0;
         workers->retry = now + (pid > 0 ? TAKE_WITHIN : RETRY_AFTER);
@@ -64,7 +66,7 @@ void workers_reported(struct workers *workers)
 
     workers->pending = 0;
     workers->retry = 0;
-    for (i = 0; i < workers->slots; i++)
+    for (i = 0; i < workers->used; i++)
         if (workers->pids[i] == DEAD)
             workers->suspensions[i].resume_by = 0;
 }
@@ -82,7 +84,7 @@ int64_t workers_check(struct workers *workers, int64_t now,
     }
     if (now < workers->retry)
         next = workers->retry;
-    for (i = 0; i < workers->slots; i++) {
+    for (i = 0; i < workers->used; i++) {
         struct suspension *suspension = &workers->suspensions[i];
 
         if (workers->pids[i] == 0)
@@ -106,7 +108,7 @@ void workers_ended(struct workers *workers, pid_t pid, int status, int64_t now)
 
     if (workers->pending == pid)
         workers_reported(workers);
-    for (i = 0; i < workers->slots; i++) {
+    for (i = 0; i < workers->used; i++) {
         struct suspension *suspension = &workers->suspensions[i];
 
         if (workers->pids[i] == pid) {
@@ -129,7 +131,7 @@ unsigned workers_count(const struct workers *workers)
 {
     unsigned i, count = 0;
 
-    for (i = 0; i < workers->slots; i++)
+    for (i = 0; i < workers->used; i++)
         count += workers->pids[i] != 0;
     return count;
 }

@@ -565,7 +565,7 @@ def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
         {
             pid_t pids[1] = { 1 };
             struct suspension it[1] = { { .alias = "a" } }, *due;
-            struct workers all = { .slots = 1, .pids = pids,
+            struct workers all = { .slots = 1, .used = 1, .pids = pids,
                                    .suspensions = it };
             int64_t now = 1000 * SECOND;
 
