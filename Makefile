@@ -32,7 +32,9 @@ MULTIPATH = $(addprefix multipath/,ask.c workers.c worker.c actions.c \
 SOURCES = prhelper.c supervisor.c roster.c events.c descriptors.c client.c \
 	protocol.c sg_io.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
 	report.c trace.c log.c $(MULTIPATH)
-CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c check.c decode.c) \
+CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c arguments.c transport.c \
+	outcome.c commands.c state.c status.c check.c check_map.c watch.c \
+	identity.c surroundings.c show.c decode.c output.c) \
 	protocol.c sg_io.c sysfs.c multipath/multipathd.c
 HEADERS = $(wildcard *.h multipath/*.h admin/*.h)
 

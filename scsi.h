@@ -20,6 +20,9 @@ enum { /* operation codes, SPC-4 6.15 and 6.16 */
  */
 enum { LIST_SIZE = 24, LIST_FLAGS = 20 };
 enum { SPEC_I_PT = 0x08, ALL_TG_PT = 0x04, APTPL = 0x01 };
+/* The same of REGISTER AND MOVE, 6.16.4, which has a TransportID behind it. */
+enum { MOVE_FLAGS = 17, MOVE_PORT = 18, MOVE_LENGTH = 20 };
+enum { UNREG = 0x02 };
 
 enum { /* service actions of PERSISTENT RESERVE IN, SPC-4 6.15.1 */
        READ_KEYS,
