@@ -4,7 +4,8 @@
 # be written but build/, both programs, and what `make install` is told to.
 #
 # To be given on the command line as usual: CC, CPPFLAGS, CFLAGS, LDFLAGS,
-# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, LOCALSTATEDIR.
+# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, COMPLETIONDIR,
+# LOCALSTATEDIR.
 # (SBINDIR makes no difference: libvirt, SELinux and AppArmor expect it in bin.)
 
 VERSION = 0.1.0
@@ -14,6 +15,7 @@ BINDIR = $(PREFIX)/bin
 MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/prhelper
 UNITDIR = $(PREFIX)/lib/systemd/system
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 LOCALSTATEDIR = /var
 
 CFLAGS = -O2
@@ -112,11 +114,13 @@ $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client: $(COMMON)
 PROGRAMS = $(HELPER) $(CLIENT)
 MANUALS = $(wildcard man/*.[18])
 UNITS = $(wildcard contrib/systemd/*.service contrib/systemd/*.socket)
-TEXTS = $(MANUALS) $(UNITS) LICENSE
+COMPLETIONS = $(wildcard contrib/bash-completion/*)
+TEXTS = $(MANUALS) $(UNITS) $(COMPLETIONS) LICENSE
 INSTALLED_PROGRAMS = $(addprefix $(BINDIR)/,$(notdir $(PROGRAMS)))
 INSTALLED_TEXTS = $(foreach page,$(MANUALS),\
 	$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
-	$(addprefix $(UNITDIR)/,$(notdir $(UNITS))) $(DOCDIR)/LICENSE
+	$(addprefix $(UNITDIR)/,$(notdir $(UNITS))) \
+	$(addprefix $(COMPLETIONDIR)/,$(notdir $(COMPLETIONS))) $(DOCDIR)/LICENSE
 # Manuals and units say where things really are.
 PATHS = -e 's|/usr/bin/|$(BINDIR)/|g' -e 's|/var/run/|$(LOCALSTATEDIR)/run/|g'
 

@@ -187,8 +187,8 @@ check-lint: $(OBJECTS)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
 	shellcheck -s sh -e SC2034,SC2154 contrib/alpine/APKBUILD
-	shellcheck .ci/run contrib/*.sh contrib/debian/prhelper.p* tests/*.sh \
-		tests/*/*.sh $(CONTRIB_SCRIPTS)
+	shellcheck .ci/run contrib/*.sh contrib/bash-completion/* \
+		contrib/debian/prhelper.p* tests/*.sh tests/*/*.sh $(CONTRIB_SCRIPTS)
 	mandoc -Tlint man/*.[18]
 	! find tests -name '*.[cs]*' -o -name '*.py' | sed 's|.*/||' | sort | \
 		uniq -d | grep . # two files of one name, which pytest cannot tell

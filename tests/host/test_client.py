@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -24,7 +25,7 @@ from collections import namedtuple
 import pytest
 
 import sim
-from helper import program
+from helper import TOP, program
 from launch import NOBODY, SYS_RAWIO, become, needs_root, wait_until
 from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
                       TASK_SET_FULL, parameters, pr_in, pr_out)
@@ -1326,6 +1327,43 @@ def test_help(option):
     for word in (*TYPES.values(), *COMMANDS, *OPTIONS, 'help'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), done.out
                          ), word
+
+
+COMPLETION = os.path.join(TOP, 'contrib/bash-completion/qemu-pr-client')
+
+
+def completions(*line):
+    """What bash offers behind these words, of which the last has begun."""
+    words = [word for one in line for word in re.split('(=)', one)
+             if word or not one]        # as bash has them
+    done = subprocess.run(
+        ['bash', '-c', 'set -eu; . "$0"; COMP_CWORD=$#; '
+         'COMP_WORDS=(qemu-pr-client "$@"); _qemu_pr_client; '
+         'printf "%s\\n" "${COMPREPLY[@]}"', COMPLETION, *words],
+        capture_output=True, text=True, check=True)
+    assert done.stderr == ''
+    return sorted(done.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which('bash') is None, reason='not installed: bash')
+def test_bash_completes_what_there_is():
+    assert completions('') == sorted([*COMMANDS, 'help'])
+    assert completions('-k', '/x', '-t', '5', 'reg') == [
+        'register', 'register-ignore', 'register-move']
+    assert completions('help', '') == sorted(COMMANDS)
+    everywhere = ['--socket', '--timeout']
+    assert completions('--') == sorted([*everywhere, '--help', '--version'])
+    for command, (needed, taken) in COMMANDS.items():
+        assert completions(command, '-') == sorted(
+            everywhere + ['--' + name for name in needed + taken]), command
+    for begun in (['reserve', '--key=1', '--type='],
+                  ['reserve', '--type', ''], ['--type=', ]):
+        assert completions(*begun) == sorted(TYPES.values())
+    assert completions('reserve', '--type=write-exclusive-a') == [TYPES[7]]
+    assert completions('clear', '--key=') == []
+    assert '/dev/null' in completions('clear', '--key=1', '/dev/nul')
+    assert '/dev/null' in completions('keys', '')
+    assert '/dev/null' in completions('-k', '/dev/n')
 
 
 def test_version():
