@@ -224,6 +224,7 @@ void decode_transport_id(char text[INITIATOR_SIZE], const uint8_t *id,
     unsigned format = size > 0 ? id[0] >> 6 : 0;
     unsigned protocol = size > 0 ? id[0] & 0x0f : 0;
 
+    text[0] = '\0';
     if (size == 24 && format == 0 && protocol == 0) {
         text_add(&to, "FC ");
         hex_add(&to, id + 8, 8);
@@ -271,7 +272,7 @@ static size_t name_parse(uint8_t *id, size_t most, const char *name)
         return 0;
     id[0] = strstr(name, ",i,0x") != NULL ? 0x45 : 0x05;
     be16_put(id + 2, (uint16_t)room);
-    memcpy(id + 4, name, length);
+    memcpy(id + 4, name, length + 1);
     return 4 + room;
 }
 

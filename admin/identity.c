@@ -47,7 +47,7 @@ static void text_set(char *text, size_t size, const void *from, size_t length)
     if (length >= size)
         length = size - 1;
     for (i = 0; i < length; i++)
-        text[i] = at[i] >= ' ' && at[i] <= '~' ? at[i] : '?';
+        text[i] = (char)(at[i] >= ' ' && at[i] <= '~' ? at[i] : '?');
     text[length] = '\0';
 }
 

@@ -1194,6 +1194,8 @@ def test_watch_says_what_changes(cluster, start, target, disks):
     process = subprocess.Popen(
         [CLIENT, '-k', helper.path, 'watch', disks.path(5)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = threading.Timer(60, process.kill)
+    limit.start()
 
     def line():
         text = process.stdout.readline()
@@ -1223,6 +1225,7 @@ def test_watch_says_what_changes(cluster, start, target, disks):
         assert process.wait(20) == 2
         assert 'BUSY' in process.stderr.read()
     finally:
+        limit.cancel()
         process.kill()
         process.communicate()
 
