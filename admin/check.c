@@ -304,6 +304,6 @@ int check(struct helper *helper, const struct arguments *arguments)
         exit_status = check.findings[0].exit_status;
     findings_show(&check, exit_status);
     json_end(&check.output, '}');
-    output_end(&check.output);
+    output_end(&check.output, true);
     return exit_status;
 }

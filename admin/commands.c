@@ -72,8 +72,7 @@ int read_in_print(struct helper *helper, const struct arguments *arguments)
     json_text(&output, "device", arguments->device);
     status = payload_print(&output, command, &reply);
     json_end(&output, '}');
-    if (status == EXIT_GOOD)
-        output_end(&output);
+    output_end(&output, status == EXIT_GOOD);
     return status;
 }
 

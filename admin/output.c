@@ -28,13 +28,14 @@ void output_begin(struct output *output, bool is_json)
         die(EXIT_OTHER, "no memory is left");
 }
 
-void output_end(struct output *output)
+void output_end(struct output *output, bool is_whole)
 {
     if (!output->is_json)
         return;
     if (fclose(output->out) != 0)
         die(EXIT_OTHER, "no memory is left");
-    puts(output->document);
+    if (is_whole)
+        puts(output->document);
     free(output->document);
 }
 

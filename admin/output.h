@@ -29,8 +29,8 @@ struct output {
 };
 
 void output_begin(struct output *, bool is_json);
-/* Prints the document, if it is one. */
-void output_end(struct output *);
+/* Prints the document, if it is one and whole. */
+void output_end(struct output *, bool is_whole);
 __attribute__((format(printf, 2, 3))) void words(struct output *,
                                                  const char *format, ...);
 /* name is NULL in a list; bracket is one of {, [ and }, ]. */

@@ -171,7 +171,6 @@ int status_print(struct helper *helper, const struct arguments *arguments)
     identity_show(&output, &identity);
     exit_status = registrations_show(&output, &identity, &reply);
     json_end(&output, '}');
-    if (exit_status == EXIT_GOOD)
-        output_end(&output);
+    output_end(&output, exit_status == EXIT_GOOD);
     return exit_status;
 }
