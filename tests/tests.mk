@@ -99,7 +99,7 @@ check-multipath: $(HELPER) $(CLIENT)
 	tests/run.sh multipath reference
 
 ## check-transport: the same with iSCSI paths that are cut
-check-transport: $(HELPER)
+check-transport: $(HELPER) $(CLIENT)
 	tests/run.sh transport
 
 ## check-qemu: a guest's reservations through QEMU, on disk and map
