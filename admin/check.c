@@ -164,17 +164,21 @@ static void reservation_judge(struct check *check)
     const char *device = strlen(check->arguments->device) < 80
                              ? check->arguments->device
                              : "DEVICE";
-    char cure[CURE_SIZE];
+    const char *socket_path = check->arguments->socket_path;
+    bool is_usual = strcmp(socket_path, PROTOCOL_SOCKET) == 0;
+    char client[160], cure[CURE_SIZE];
 
     if (!check->is_reserved || whose == OURS)
         return;
+    snprintf(client, sizeof(client), CLIENT "%s%s", is_usual ? "" : " -k ",
+             is_usual ? "" : socket_path);
     /* Takes away what that one has left, and nothing else. */
     snprintf(cure, sizeof(cure),
-             "if its cluster is dead: " CLIENT
-             " register-ignore --new-key=1 %s && " CLIENT
-             " preempt --key=1 --victim=%" PRIx64 " --type=%u %s && " CLIENT
-             " register --key=1 --new-key=0 %s",
-             device, held->key, held->type, device, device);
+             "if its cluster is dead: %s register-ignore --new-key=1 %s && "
+             "%s preempt --key=1 --victim=%" PRIx64 " --type=%u %s && "
+             "%s register --key=1 --new-key=0 %s",
+             client, device, client, held->key, held->type, device, client,
+             device);
     finding(check, EXIT_RESERVED, cure,
             "reserved by %s 0x%" PRIx64 ", %s: virtual machines here %s%s",
             whose == NOT_OURS ? "somebody else, key" : "key", held->key,

@@ -9,7 +9,7 @@
 #include "decode.h"
 #include "identity.h"
 
-enum { CURE_SIZE = 512 };
+enum { CURE_SIZE = 1024 };
 enum { FINDINGS_MOST = 300 }; /* one for each path, and some */
 
 struct finding {

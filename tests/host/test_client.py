@@ -1000,6 +1000,7 @@ def test_check_finds_that_somebody_else_has_reserved(host, number):
     for command in cure.split(' && '):
         name, *arguments, disk = command.split()
         assert name == 'qemu-pr-client' and disk == '/dev/sda'
+        assert arguments[:2] == ['-k', host.helper.path]
         assert host('sda', *arguments).status == 0, command
     assert host('sda', 'keys').out.startswith('Nobody is registered')
     assert host('sda', 'check').status == 0
