@@ -110,19 +110,20 @@ static void whose_show(struct output *output, const struct registration *shown,
 
     if (alike.paths > 1) /* of one initiator to one port: iSCSI sessions */
         words(output, ", this host by one of %u paths", alike.paths);
-    else if (whose == OURS)
+    else if (path != NULL && whose == OURS)
         words(output, ", this host by %s", path->name);
     else if (is_initiator)
         words(output, ", this host, which has no path to this port any more");
-    else if (whose == PERHAPS_OURS)
+    else if (path != NULL && whose == PERHAPS_OURS)
         words(output, ", perhaps this host by %s", path->name);
-    if (alike.paths == 1 && !path->is_used)
+    if (path != NULL && alike.paths == 1 && !path->is_used)
         words(output, ", which is %s", path->state);
     if (whose == PERHAPS_OURS || of->identity->count == 0)
         json_text(output, "this_host", NULL);
     else
         json_bool(output, "this_host", whose == OURS || is_initiator);
-    json_text(output, "path", alike.paths == 1 ? path->name : NULL);
+    json_text(output, "path",
+              path != NULL && alike.paths == 1 ? path->name : NULL);
     login_show(output, whose == OURS || is_initiator, path, &alike);
     alike_show(output, &alike, is_initiator);
 }
