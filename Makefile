@@ -4,7 +4,8 @@
 # be written but build/, both programs, and what `make install` is told to.
 #
 # To be given on the command line as usual: CC, CPPFLAGS, CFLAGS, LDFLAGS,
-# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, LOCALSTATEDIR.
+# DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, COMPLETIONDIR,
+# LOCALSTATEDIR.
 # (SBINDIR makes no difference: libvirt, SELinux and AppArmor expect it in bin.)
 
 VERSION = 0.1.0
@@ -14,6 +15,7 @@ BINDIR = $(PREFIX)/bin
 MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/prhelper
 UNITDIR = $(PREFIX)/lib/systemd/system
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 LOCALSTATEDIR = /var
 
 CFLAGS = -O2
@@ -32,7 +34,9 @@ MULTIPATH = $(addprefix multipath/,ask.c workers.c worker.c actions.c \
 SOURCES = prhelper.c supervisor.c roster.c events.c descriptors.c client.c \
 	protocol.c sg_io.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
 	report.c log.c $(MULTIPATH)
-CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c check.c decode.c) \
+CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c arguments.c transport.c \
+	outcome.c commands.c state.c status.c check.c check_map.c watch.c \
+	identity.c surroundings.c show.c decode.c output.c) \
 	protocol.c sg_io.c sysfs.c multipath/multipathd.c
 HEADERS = $(wildcard *.h multipath/*.h admin/*.h)
 
@@ -110,11 +114,13 @@ $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client: $(COMMON)
 PROGRAMS = $(HELPER) $(CLIENT)
 MANUALS = $(wildcard man/*.[18])
 UNITS = $(wildcard contrib/systemd/*.service contrib/systemd/*.socket)
-TEXTS = $(MANUALS) $(UNITS) LICENSE
+COMPLETIONS = $(wildcard contrib/bash-completion/*)
+TEXTS = $(MANUALS) $(UNITS) $(COMPLETIONS) LICENSE
 INSTALLED_PROGRAMS = $(addprefix $(BINDIR)/,$(notdir $(PROGRAMS)))
 INSTALLED_TEXTS = $(foreach page,$(MANUALS),\
 	$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
-	$(addprefix $(UNITDIR)/,$(notdir $(UNITS))) $(DOCDIR)/LICENSE
+	$(addprefix $(UNITDIR)/,$(notdir $(UNITS))) \
+	$(addprefix $(COMPLETIONDIR)/,$(notdir $(COMPLETIONS))) $(DOCDIR)/LICENSE
 # Manuals and units say where things really are.
 PATHS = -e 's|/usr/bin/|$(BINDIR)/|g' -e 's|/var/run/|$(LOCALSTATEDIR)/run/|g'
 

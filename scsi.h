@@ -25,6 +25,9 @@ enum { REGISTER_AND_IGNORE = 6, REGISTER_AND_MOVE };
 /* The length of its parameter list, where flags stand there, and these. */
 enum { LIST_SIZE = 24, LIST_FLAGS = 20 }; /* SPC-4 6.16.3 */
 enum { SPEC_I_PT = 0x08, ALL_TG_PT = 0x04, APTPL = 0x01 };
+/* The same of REGISTER AND MOVE, 6.16.4, which has a TransportID behind it. */
+enum { MOVE_FLAGS = 17, MOVE_PORT = 18, MOVE_LENGTH = 20 };
+enum { UNREG = 0x02 };
 
 /* Types of reservations, SPC-4 6.15.3.3. For all registrants 7 is the first. */
 enum { WRITE_EXCLUSIVE = 1, EXCLUSIVE_ACCESS = 3 };

@@ -22,10 +22,13 @@ bool sysfs_is(dev_t, const char *file, dev_t other);
 /* One line, without its end. False if it is missing or does not fit. */
 bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 /*
- * Calls found() with the name of each device that this one is made of, until
- * it returns false. Returns false then, and if the names cannot be read.
- * (opendir() would allocate memory, for which the sandbox has no calls.)
+ * Calls found() with each name in a directory, until it returns false. Returns
+ * false then, and if the names cannot be read. (opendir() would allocate
+ * memory, for which the sandbox has no calls.)
  */
+bool sysfs_list(const char *directory,
+                bool (*found)(void *context, const char *name), void *context);
+/* The same with the name of each device that this one is made of. */
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 

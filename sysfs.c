@@ -64,15 +64,13 @@ bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
 /* struct linux_dirent64, include/linux/dirent.h in the kernel */
 enum { DIRENT_LENGTH = 16, DIRENT_NAME = 19 };
 
-bool sysfs_slaves(dev_t device, bool (*found)(void *context, const char *name),
-                  void *context)
+bool sysfs_list(const char *directory,
+                bool (*found)(void *context, const char *name), void *context)
 {
-    char path[PATH_SIZE];
     char entries[2048] __attribute__((aligned(8)));
     long length = -1, at;
     bool more = true;
-    int fd = open(path_set(path, device, "/slaves"),
-                  O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (fd < 0)
         return false;
@@ -91,4 +89,12 @@ bool sysfs_slaves(dev_t device, bool (*found)(void *context, const char *name),
     }
     close(fd);
     return more && length == 0;
+}
+
+bool sysfs_slaves(dev_t device, bool (*found)(void *context, const char *name),
+                  void *context)
+{
+    char path[PATH_SIZE];
+
+    return sysfs_list(path_set(path, device, "/slaves"), found, context);
 }

@@ -1,295 +1,313 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check.c - what `qemu-pr-client check` says of a multipath map, beyond what
- * it says of every disk: is multipathd there, does it know a key, which paths
- * are registered with it, and who holds the reservation.
+ * check.c - is all there that a virtual machine needs to use reservations on
+ * this device? What is in the way is said in words, each with what to do about
+ * it and an exit status of its own.
  *
- * It only looks: at sysfs, at what the helper has read from the disk, and at
- * multipathd, which tells the keys to root alone. It must never change
- * anything, and say what it cannot know in so many words.
+ * It must never change anything, or say that nothing is wrong while it has not
+ * seen all of it.
  */
 #include "check.h"
-#include "../multipath/multipathd.h"
-#include "../sg_io.h"
+#include "show.h"
+#include "status.h"
+#include "surroundings.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <unistd.h>
 
-enum {
-    PATHS_MOST = 256,
-    VPD_SIZE = 1024,
-    REGISTRATION = 24, /* before its TransportID, SPC-4 6.15.5 */
-    ALL_PORTS = 0x02   /* the flag ALL_TG_PT */
-};
+/* What it does not let pass as a time for one command. */
+#define SLOW (5 * SECOND)
 
-struct path {
-    char name[32];
-    char state[32]; /* the kernel's */
-    uint16_t port;  /* relative target port; 0: not known */
-    bool is_used;   /* the kernel would send I/O to it */
-};
-
-struct paths {
-    unsigned count;
-    struct path of[PATHS_MOST];
-};
-
-/* multipathd.c's words, for whoever asked. */
-void log_at(int level, const char *format, ...)
+void finding(struct check *check, int exit_status, const char *cure,
+             const char *format, ...)
 {
+    struct finding *found = &check->findings[check->count];
     va_list arguments;
 
-    (void)level;
-    va_start(arguments, format);
-    fflush(stdout);
-    fputs("qemu-pr-client: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-}
-
-void trace(enum trace_event event, const char *format, ...)
-{
-    (void)event;
-    (void)format;
-}
-
-static bool path_found(void *context, const char *name)
-{
-    struct paths *paths = context;
-    struct path *path = &paths->of[paths->count];
-
-    if (paths->count == PATHS_MOST || strlen(name) >= sizeof(path->name))
-        return false;
-    memset(path, 0, sizeof(*path));
-    memcpy(path->name, name, strlen(name) + 1);
-    paths->count++;
-    return true;
-}
-
-/* A file of a path's SCSI device, as far as it fits; returns its size. */
-static size_t device_read(const struct path *path, const char *file, void *data,
-                          size_t size)
-{
-    char name[128];
-    ssize_t length;
-    int fd;
-
-    snprintf(name, sizeof(name), "/sys/block/%s/device/%s", path->name, file);
-    fd = open(name, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    length = read(fd, data, size);
-    close(fd);
-    return length > 0 ? (size_t)length : 0;
-}
-
-/* VPD page 83h, SPC-4 7.8.6: designator 4 of association 1. */
-static uint16_t port_find(const struct path *path)
-{
-    uint8_t page[VPD_SIZE];
-    size_t at, size = device_read(path, "vpd_pg83", page, sizeof(page));
-
-    for (at = 4; at + 8 <= size; at += 4 + (size_t)page[at + 3])
-        if ((page[at + 1] & 0x3f) == 0x14 && page[at + 3] == 4)
-            return be16_get(page + at + 6);
-    return 0;
-}
-
-/*
- * How many registrations have this key, at this target port (0: at any). The
- * disk has listed them; a registration for all ports counts at each.
- */
-static unsigned registrations_count(const uint8_t *list, size_t size,
-                                    uint64_t key, uint16_t port)
-{
-    unsigned count = 0;
-    size_t at;
-
-    for (at = 8; at + REGISTRATION <= size;
-         at += REGISTRATION + (size_t)be32_get(list + at + 20))
-        if (be64_get(list + at) == key
-            && (port == 0 || (list[at + 12] & ALL_PORTS) != 0
-                || be16_get(list + at + 18) == port))
-            count++;
-    return count;
-}
-
-/* Does each registration name its port? LIO of Linux 6.12 does not. */
-static bool ports_are_named(const uint8_t *list, size_t size)
-{
-    size_t at;
-
-    for (at = 8; at + REGISTRATION <= size;
-         at += REGISTRATION + (size_t)be32_get(list + at + 20))
-        if (be16_get(list + at + 18) == 0)
-            return false;
-    return true;
-}
-
-/*
- * A registration names the port of the target that it is for, and the
- * initiator in a manner of its own: so paths by one port are counted.
- */
-static bool registrations_print(const struct paths *paths, uint64_t key,
-                                const uint8_t *list, size_t size)
-{
-    bool is_whole = true;
-    unsigned i, j;
-
-    for (i = 0; i < paths->count; i++) {
-        const struct path *path = &paths->of[i];
-        unsigned there = registrations_count(list, size, key, path->port);
-        unsigned same = 0;
-
-        for (j = 0; j < paths->count; j++)
-            same += paths->of[j].port == path->port && paths->of[j].is_used;
-        if (!path->is_used)
-            printf("  %s is %s: the kernel does not use it\n", path->name,
-                   path->state);
-        else if (there >= same)
-            printf("  %s is registered\n", path->name);
-        else if (there == 0)
-            printf("  %s is not registered\n", path->name);
-        else
-            printf("  %s is one of %u paths to the same port, of which %u %s "
-                   "registered\n",
-                   path->name, same, there, there == 1 ? "is" : "are");
-        is_whole = is_whole && (!path->is_used || there >= same);
-    }
-    return is_whole;
-}
-
-static void holder_print(const struct multipathd *multipathd, uint64_t key,
-                         const uint8_t *reservation, size_t size)
-{
-    uint64_t holder;
-
-    if (size < 24 || be32_get(reservation + 4) == 0)
+    if (check->count == FINDINGS_MOST)
         return;
-    holder = be64_get(reservation + 8);
-    if (holder == 0)
-        puts("All that are registered hold the reservation.");
-    else if (holder != key)
-        puts("Another host holds the reservation: its key is another.");
-    else
-        switch (multipathd_flag_get(multipathd, "getprhold")) {
-        case FLAG_SET:
-            puts("This host holds the reservation, says multipathd.");
-            break;
-        case FLAG_UNSET:
-            puts("Another host with the same key holds the reservation, says "
-                 "multipathd.");
-            break;
-        default:
-            puts("This host holds the reservation, or another one with the "
-                 "same key: multipathd does not know (before version 0.13 it "
-                 "never does).");
-        }
+    check->count++;
+    found->exit_status = exit_status;
+    va_start(arguments, format);
+    vsnprintf(found->text, sizeof(found->text), format, arguments);
+    va_end(arguments);
+    snprintf(found->cure, sizeof(found->cure), "%s", cure);
+    say("%s", found->text);
+    say("  %s", found->cure);
 }
 
-/*
- * Which key multipathd has for the map; value 0: none, as nobody is registered.
- * False: no virtual machine could register.
- */
-static bool key_check(const struct multipathd *multipathd,
-                      struct multipathd_key *key)
+static void helper_show(struct check *check)
 {
-    if (!multipathd_key_get(multipathd, key)) {
-        log_warning("multipathd does not say which key %s has: without it no "
-                    "reservation of a map can be changed; is it running, and "
-                    "is its socket where the helper looks for it?",
-                    multipathd->map);
-        return false;
-    }
-    if (key->value == 0) {
-        if (multipathd_config_has(multipathd, "reservation_key")) {
-            puts("multipathd knows no key: no virtual machine of this host is "
-                 "registered.");
-            return true;
-        }
-        log_warning("there is no reservation_key in multipath.conf, so that "
-                    "nobody can register: put 'reservation_key file' into its "
-                    "defaults section, then multipathd reconfigure");
-        return false;
-    }
-    return true;
+    const struct helper *helper = check->helper;
+
+    words(&check->output,
+          "The helper at %s answers: process %ld of user %lu, in %" PRId64
+          " us.\n",
+          check->arguments->socket_path, (long)helper->sender.pid,
+          (unsigned long)helper->sender.uid, helper->took);
+    if (helper->maker.pid != helper->sender.pid)
+        words(&check->output,
+              "The socket was made by process %ld of user %lu.\n",
+              (long)helper->maker.pid, (unsigned long)helper->maker.uid);
+    json_text(&check->output, "device", check->arguments->device);
+    json_begin(&check->output, "helper", '{');
+    json_text(&check->output, "socket", check->arguments->socket_path);
+    json_number(&check->output, "pid", (uint64_t)helper->sender.pid);
+    json_number(&check->output, "uid", helper->sender.uid);
+    json_number(&check->output, "microseconds", (uint64_t)helper->took);
+    json_end(&check->output, '}');
 }
 
-/* What the kernel and multipathd think of each path. */
-static void paths_look(struct paths *paths, const struct multipathd *multipathd,
-                       bool is_named)
+/* It opens the paths of a map by itself, and has to see them. */
+static void paths_are_seen(struct check *check)
 {
-    char table[MULTIPATHD_TABLE];
+    pid_t pid = check->helper->sender.pid;
+    bool is_elsewhere = surroundings_is_elsewhere(pid);
     unsigned i;
 
-    multipathd_paths_get(multipathd, table);
-    for (i = 0; i < paths->count; i++) {
-        struct path *path = &paths->of[i];
-        size_t size = device_read(path, "state", path->state,
-                                  sizeof(path->state) - 1);
+    for (i = 0; check->identity.is_map && i < check->identity.count; i++) {
+        const struct path *path = &check->identity.paths[i];
+        enum sees sees = SEES_UNKNOWN;
 
-        path->state[size > 0 ? size - 1 : 0] = '\0';
-        if (is_named)
-            path->port = port_find(path);
-        path->is_used = strcmp(path->state, "running") == 0
-                        || strcmp(path->state, "blocked") == 0;
-        if (path->is_used && multipathd_path(table, path->name).is_failed) {
-            path->is_used = false;
-            strcpy(path->state, "failed");
-        }
+        if (path->is_ours)
+            sees = surroundings_sees(pid, path->name, path->number);
+        if (sees == SEES_NOT || sees == SEES_OTHER)
+            finding(check, EXIT_NOT_VISIBLE,
+                    is_elsewhere
+                        ? "give its container the host's /dev; if libvirt "
+                          "started it, start its virtual machine again"
+                        : "see if udev runs, and makes it",
+                    "the helper (process %ld%s) has %s /dev/%s, and cannot "
+                    "use that path of the map",
+                    (long)pid,
+                    is_elsewhere ? ", in a mount namespace of its own" : "",
+                    sees == SEES_NOT ? "no" : "another device as", path->name);
     }
 }
 
-bool check_map(int fd, const char *socket_path, const uint8_t *status,
-               size_t status_size, const uint8_t *reservation,
-               size_t reservation_size)
+/* Why the helper could not have a command carried out, if that is its fault. */
+static void helper_judge(struct check *check, int exit_status)
 {
-    char uuid[ALIAS_SIZE], alias[ALIAS_SIZE], name[16];
-    static struct paths paths;
-    struct multipathd multipathd = { name, alias, socket_path, NULL };
-    struct multipathd_key key;
-    struct stat st;
-    bool is_well;
+    const char *why = NULL;
 
-    if (fstat(fd, &st) < 0 || !S_ISBLK(st.st_mode)
-        || !sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))
-        || strncmp(uuid, "mpath-", 6) != 0)
-        return true;
-    if (!sysfs_read(st.st_rdev, "/dm/name", alias, sizeof(alias)))
-        alias[0] = '\0';
-    snprintf(name, sizeof(name), "dm-%u", minor(st.st_rdev));
-    if (!sysfs_slaves(st.st_rdev, path_found, &paths))
-        log_warning("cannot list all paths of %s", name);
-    printf("It is the multipath map %s (%s) of %u paths.\n", alias, name,
-           paths.count);
-    if (geteuid() != 0) {
-        puts("multipathd tells only root more.");
-        return true;
+    if (exit_status == EXIT_ABORTED_COMMAND && check->identity.count > 0)
+        why = surroundings_no_rawio(check->helper->sender.pid);
+    if (why != NULL)
+        finding(check, EXIT_NO_RAWIO,
+                "without it the kernel sends none of its commands",
+                "the helper (process %ld) %s", (long)check->helper->sender.pid,
+                why);
+    if (exit_status == EXIT_GOOD || exit_status == EXIT_ABORTED_COMMAND)
+        paths_are_seen(check);
+}
+
+/* What a cluster cannot do without. */
+static void capabilities_judge(struct check *check, const struct reply *reply)
+{
+    unsigned supported = decode_types_supported(reply->payload, reply->size);
+
+    if (supported == 0 || supported >> WRITE_EXCLUSIVE_REGISTRANTS_ONLY & 1)
+        return;
+    finding(check, EXIT_FINDING, "ask who sells it for newer firmware",
+            "the disk does not have %s, which Windows and fence_scsi use",
+            decode_type(WRITE_EXCLUSIVE_REGISTRANTS_ONLY));
+}
+
+/* Is this host among the registered, through this device, and the holder? */
+static void ours_find(struct check *check)
+{
+    struct registration registration;
+    struct list list;
+    unsigned i;
+
+    check->registered = check->holder = PERHAPS_OURS;
+    if (check->full.size == 0)
+        return;
+    check->registered = check->holder = NOT_OURS;
+    decode_list(&list, check->full.payload, check->full.size);
+    while (decode_registration(&list, &registration)) {
+        enum whose whose = check->identity.count == 0 ? PERHAPS_OURS : NOT_OURS;
+
+        for (i = 0; i < check->identity.count; i++) {
+            const struct path *path = &check->identity.paths[i];
+            enum whose its = path->is_ours ? path_whose(path, &registration)
+                                           : NOT_OURS;
+
+            if (its > whose)
+                whose = its;
+        }
+        if (whose > check->registered)
+            check->registered = whose;
+        if (registration.is_holder && whose > check->holder)
+            check->holder = whose;
     }
-    if (!key_check(&multipathd, &key))
-        return false;
-    if (key.value == 0)
-        return true;
-    printf("multipathd registers key %#" PRIx64 " on paths that come%s:\n",
-           key.value,
-           multipathd_flag_get(&multipathd, "getprstatus") == FLAG_SET
-               ? ""
-               : ", when it is told to");
-    paths_look(&paths, &multipathd, ports_are_named(status, status_size));
-    if (status_size == 0) /* the disk does not list who is registered */
-        return true;
-    is_well = registrations_print(&paths, key.value, status, status_size)
-              || registrations_count(status, status_size, key.value, 0) == 0;
-    if (!is_well)
-        log_warning("writes by a path that is not registered may fail: let the "
-                    "virtual machine register again");
-    holder_print(&multipathd, key.value, reservation, reservation_size);
-    return is_well;
+}
+
+/* What the reservation keeps a virtual machine of this host from. */
+static void reservation_judge(struct check *check)
+{
+    static const char *const kept_from[TYPE_MOST + 1] = {
+        [1] = "cannot write it",
+        [3] = "can neither read nor write it",
+        [5] = "cannot write it until they register",
+        [6] = "can neither read nor write it until they register",
+        [7] = "cannot write it until they register",
+        [8] = "can neither read nor write it until they register",
+    };
+    const struct reservation *held = &check->reservation;
+    bool is_exclusive = held->type == WRITE_EXCLUSIVE
+                        || held->type == EXCLUSIVE_ACCESS;
+    enum whose whose = is_exclusive ? check->holder : check->registered;
+    const char *type = decode_type(held->type), *from = kept_from[held->type];
+    const char *device = strlen(check->arguments->device) < 80
+                             ? check->arguments->device
+                             : "DEVICE";
+    const char *socket_path = check->arguments->socket_path;
+    bool is_usual = strcmp(socket_path, PROTOCOL_SOCKET) == 0;
+    char client[160], cure[CURE_SIZE];
+
+    if (!check->is_reserved || whose == OURS)
+        return;
+    snprintf(client, sizeof(client), CLIENT "%s%s", is_usual ? "" : " -k ",
+             is_usual ? "" : socket_path);
+    /* Takes away what that one has left, and nothing else. */
+    snprintf(cure, sizeof(cure),
+             "if its cluster is dead: %s register-ignore --new-key=1 %s && "
+             "%s preempt --key=1 --victim=%" PRIx64 " --type=%u %s && "
+             "%s register --key=1 --new-key=0 %s",
+             client, device, client, held->key, held->type, device, client,
+             device);
+    finding(check, EXIT_RESERVED, cure,
+            "reserved by %s 0x%" PRIx64 ", %s: virtual machines here %s%s",
+            whose == NOT_OURS ? "somebody else, key" : "key", held->key,
+            type != NULL ? type : "of an unknown type",
+            from != NULL ? from : "may be kept out",
+            whose == NOT_OURS
+                ? ""
+                : ", unless it is one of them, which cannot be known here");
+}
+
+/* One PERSISTENT RESERVE IN, shown as a member of its own. */
+static int member_read(struct check *check, const char *name, int fd,
+                       struct reply *reply)
+{
+    const struct command *command = command_find(name);
+    int exit_status = read_in(check->helper, command, fd, reply);
+
+    if (exit_status != EXIT_GOOD)
+        return exit_status;
+    json_begin(&check->output, name, '{');
+    exit_status = command->action == READ_FULL_STATUS
+                      ? registrations_show(&check->output, &check->identity,
+                                           reply)
+                      : payload_print(&check->output, command, reply);
+    json_end(&check->output, '}');
+    return exit_status;
+}
+
+/*
+ * All that the disk says. Ends at the first command that fails, and returns
+ * the exit status.
+ */
+static int disk_check(struct check *check, int fd)
+{
+    struct reply reply;
+    struct list list;
+    int exit_status = read_in(check->helper, command_find("keys"), fd, &reply);
+
+    identity_find(&check->identity, fd);
+    helper_judge(check, exit_status);
+    if (exit_status != EXIT_GOOD)
+        return exit_status;
+    words(&check->output, "It serves %s: READ KEYS takes %" PRId64 " us.\n",
+          check->arguments->device, reply.took);
+    json_number(&check->output, "read_keys_microseconds", (uint64_t)reply.took);
+    identity_show(&check->output, &check->identity);
+    if (reply.took > SLOW)
+        finding(check, EXIT_FINDING, "see the kernel's log",
+                "that is slow: virtual machines give up after 30 to 60 "
+                "seconds");
+    /* SPC-2 has neither this one nor READ FULL STATUS. */
+    exit_status = member_read(check, "capabilities", fd, &reply);
+    if (exit_status == EXIT_GOOD)
+        capabilities_judge(check, &reply);
+    if (exit_status == EXIT_GOOD)
+        exit_status = member_read(check, "status", fd, &check->full);
+    if (exit_status == EXIT_ILLEGAL_REQUEST) {
+        check->full.size = 0;
+        exit_status = member_read(check, "keys", fd, &reply);
+    }
+    if (exit_status == EXIT_GOOD)
+        exit_status = member_read(check, "reservation", fd, &reply);
+    if (exit_status == EXIT_GOOD) {
+        decode_list(&list, reply.payload, reply.size);
+        check->is_reserved = decode_reservation(&list, &check->reservation);
+    }
+    return exit_status;
+}
+
+static int device_check(struct check *check)
+{
+    char whole[WHOLE_SIZE];
+    int fd = device_open(check->arguments->device, O_RDONLY);
+    int exit_status;
+
+    identity_whole(fd, whole);
+    if (whole[0] != '\0') {
+        finding(check, EXIT_PARTITION, "reservations are of whole disks",
+                "%s is a partition; name %s", check->arguments->device, whole);
+        return EXIT_GOOD;
+    }
+    exit_status = disk_check(check, fd);
+    if (exit_status != EXIT_GOOD)
+        return exit_status;
+    ours_find(check);
+    if (check->identity.is_map)
+        check_map(check);
+    reservation_judge(check);
+    if (check->count == 0)
+        words(&check->output, "Nothing is wrong so far; no command was tried "
+                              "that changes anything.\n");
+    return exit_status;
+}
+
+static void findings_show(struct check *check, int exit_status)
+{
+    struct output *output = &check->output;
+    unsigned i;
+
+    json_begin(output, "findings", '[');
+    for (i = 0; i < check->count; i++) {
+        json_begin(output, NULL, '{');
+        json_number(output, "exit_status",
+                    (uint64_t)check->findings[i].exit_status);
+        json_text(output, "text", check->findings[i].text);
+        json_text(output, "cure", check->findings[i].cure);
+        json_end(output, '}');
+    }
+    json_end(output, ']');
+    json_number(output, "exit_status", (uint64_t)exit_status);
+}
+
+int check(struct helper *helper, const struct arguments *arguments)
+{
+    static struct check check;
+    int exit_status;
+
+    check.helper = helper;
+    check.arguments = arguments;
+    output_begin(&check.output, arguments->given & JSON);
+    json_begin(&check.output, NULL, '{');
+    helper_show(&check);
+    exit_status = device_check(&check);
+    /* What it found says more than how a command failed. */
+    if (check.count > 0
+        && (exit_status == EXIT_GOOD || exit_status == EXIT_ABORTED_COMMAND))
+        exit_status = check.findings[0].exit_status;
+    findings_show(&check, exit_status);
+    json_end(&check.output, '}');
+    output_end(&check.output, true);
+    return exit_status;
 }

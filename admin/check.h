@@ -1,22 +1,42 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check.h - what qemu-pr-client says of a multipath map, beyond what it says
- * of every disk.
+ * check.h - what `qemu-pr-client check` has found out so far.
  */
 #ifndef CHECK_H
 #define CHECK_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "client.h"
+#include "decode.h"
+#include "identity.h"
 
-/*
- * fd is the device; socket_path the helper's socket; the others are what READ
- * FULL STATUS and READ RESERVATION answered. Prints what it finds out, and
- * nothing if the device is no map. False: something is wrong.
- */
-bool check_map(int fd, const char *socket_path, const uint8_t *status,
-               size_t status_size, const uint8_t *reservation,
-               size_t reservation_size);
+enum { CURE_SIZE = 1024 };
+enum { FINDINGS_MOST = 300 }; /* one for each path, and some */
+
+struct finding {
+    int exit_status;
+    char text[320], cure[CURE_SIZE];
+};
+
+struct check {
+    struct helper *helper;
+    const struct arguments *arguments;
+    struct output output;
+    struct identity identity;
+    struct reply full; /* what READ FULL STATUS answered; size 0: it did not */
+    bool is_reserved;
+    struct reservation reservation;
+    enum whose registered, holder; /* this host, through this device? */
+    unsigned count;
+    struct finding findings[FINDINGS_MOST];
+};
+
+/* Something is wrong: cure says what to do about it. */
+__attribute__((format(printf, 4, 5))) void finding(struct check *,
+                                                   int exit_status,
+                                                   const char *cure,
+                                                   const char *format, ...);
+
+/* check_map.c: of a multipath map; who holds the reservation of it. */
+void check_map(struct check *);
 
 #endif

@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * decode.c - status, sense data and the four kinds of PERSISTENT RESERVE IN
- * parameter data, in words.
+ * decode.c - what a disk answers: status and sense data in words, the entries
+ * of its lists, TransportIDs as text and back.
  *
  * All of it comes from a disk, which may be broken or hostile. So this must
- * never believe a length before it is compared with what is there, print a
- * byte that is not a printable ASCII character, or leave out in silence that
- * something was cut off or made no sense.
+ * never believe a length before it is compared with what is there, or pass on
+ * a byte that is not a printable ASCII character.
  */
 #include "decode.h"
 #include "../protocol.h"
 
-#include <inttypes.h>
+#include <ctype.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -110,29 +113,17 @@ static const struct {
     { 0x55, 0x04, "INSUFFICIENT REGISTRATION RESOURCES" },
 };
 
-/* PERSISTENT RESERVE IN's REPORT CAPABILITIES, SPC-4 6.15.4. */
-static const struct {
-    uint8_t byte, bit;
-    const char *name;
-} capabilities[] = {
-    { 2, 0x01, "can keep registrations through a loss of power (PTPL_C)" },
-    { 3, 0x01, "does so now, as --aptpl asked (PTPL_A)" },
-    { 2, 0x04, "can register an initiator at all target ports (ATP_C)" },
-    { 2, 0x08, "can register other initiators (SIP_C)" },
-    { 2, 0x10, "lets RESERVE(6) and RELEASE(6) be used as well (CRH)" },
-    { 2, 0x80, "can replace a lost reservation (RLR_C)" },
-};
-
-/* The name of a reservation type, NULL if there is no such type. */
 const char *decode_type(unsigned type)
 {
     return type <= TYPE_MOST ? types[type].name : NULL;
 }
 
-/*
- * Sense key, ASC and ASCQ of PROTOCOL_SENSE_SIZE bytes of sense data, SPC-4
- * 4.5.2 and 4.5.3. False if they are in neither format.
- */
+const char *decode_effect(unsigned type)
+{
+    return type <= TYPE_MOST ? types[type].effect : NULL;
+}
+
+/* SPC-4 4.5.2 and 4.5.3. */
 bool decode_sense(uint32_t *code, const uint8_t *sense)
 {
     switch (sense[0] & 0x7f) {
@@ -160,7 +151,6 @@ static const char *additional_name(uint32_t code)
     return NULL;
 }
 
-/* How a command ended, in one line. */
 void decode_status(char *text, size_t size, uint8_t status,
                    const uint8_t *sense)
 {
@@ -183,183 +173,215 @@ void decode_status(char *text, size_t size, uint8_t status,
     }
 }
 
-static void hex_print(FILE *out, const uint8_t *bytes, size_t size)
+/* Room that is left behind what was written to text. */
+struct text {
+    char *at;
+    size_t left;
+};
+
+__attribute__((format(printf, 2, 3))) static void text_add(struct text *text,
+                                                           const char *format,
+                                                           ...)
+{
+    va_list arguments;
+    int length;
+
+    va_start(arguments, format);
+    length = vsnprintf(text->at, text->left, format, arguments);
+    va_end(arguments);
+    if (length > 0 && (size_t)length < text->left) {
+        text->at += length;
+        text->left -= (size_t)length;
+    }
+}
+
+static void hex_add(struct text *text, const uint8_t *bytes, size_t size)
 {
     size_t i;
 
     for (i = 0; i < size; i++)
-        fprintf(out, "%02x", bytes[i]);
+        text_add(text, "%02x", bytes[i]);
 }
 
 /* Up to a zero byte, as what is not printable might act on a terminal. */
-static void text_print(FILE *out, const uint8_t *bytes, size_t size)
+static void name_add(struct text *text, const uint8_t *bytes, size_t size)
 {
     size_t i;
 
     for (i = 0; i < size && bytes[i] != 0; i++)
-        if (bytes[i] > 0x20 && bytes[i] < 0x7f && bytes[i] != '\\')
-            fputc(bytes[i], out);
-        else
-            fprintf(out, "\\x%02x", bytes[i]);
+        text_add(text,
+                 bytes[i] > 0x20 && bytes[i] < 0x7f && bytes[i] != '\\'
+                     ? "%c"
+                     : "\\x%02x",
+                 bytes[i]);
 }
 
-/* Who is registered: a TransportID, SPC-4 7.6.4. */
-static void transport_id_print(FILE *out, const uint8_t *id, size_t size)
+/* SPC-4 7.6.4. */
+void decode_transport_id(char text[INITIATOR_SIZE], const uint8_t *id,
+                         size_t size)
 {
+    struct text to = { text, INITIATOR_SIZE };
     unsigned format = size > 0 ? id[0] >> 6 : 0;
     unsigned protocol = size > 0 ? id[0] & 0x0f : 0;
 
+    text[0] = '\0';
     if (size == 24 && format == 0 && protocol == 0) {
-        fputs("FC ", out);
-        hex_print(out, id + 8, 8);
+        text_add(&to, "FC ");
+        hex_add(&to, id + 8, 8);
     } else if (size == 24 && format == 0 && protocol == 6) {
-        fputs("SAS ", out);
-        hex_print(out, id + 4, 8);
+        text_add(&to, "SAS ");
+        hex_add(&to, id + 4, 8);
     } else if (size >= 4 && format <= 1 && protocol == 5) {
         size_t length = be16_get(id + 2);
 
-        fputs("iSCSI ", out);
-        text_print(out, id + 4, length < size - 4 ? length : size - 4);
+        text_add(&to, "iSCSI ");
+        name_add(&to, id + 4, length < size - 4 ? length : size - 4);
     } else {
-        fputs("TransportID ", out);
-        hex_print(out, id, size);
+        text_add(&to, "TransportID ");
+        hex_add(&to, id, size);
     }
 }
 
-static void type_print(FILE *out, uint8_t scope_and_type)
+/* Hexadecimal digits, as many bytes as there are; 0: it is something else. */
+static size_t hex_parse(uint8_t *bytes, size_t most, const char *text)
 {
-    unsigned scope = scope_and_type >> 4, type = scope_and_type & 0x0f;
+    size_t i, size = strlen(text) / 2;
 
-    if (scope != 0)
-        fprintf(out, "unknown scope %u, ", scope);
-    if (types[type].name != NULL)
-        fprintf(out, "%s (type %u)", types[type].name, type);
-    else
-        fprintf(out, "unknown type %u", type);
-}
+    if (size > most || strlen(text) % 2 != 0)
+        return 0;
+    for (i = 0; i < size; i++) {
+        unsigned value;
 
-/* A full status descriptor, SPC-4 6.15.5; size is that of its TransportID. */
-static void registration_print(FILE *out, const uint8_t *p, size_t size)
-{
-    fprintf(out, "  key 0x%" PRIx64, be64_get(p));
-    if (p[12] & 0x02) /* ALL_TG_PT */
-        fputs(", at all ports", out);
-    else
-        fprintf(out, ", at port %u", be16_get(p + 18));
-    fputs(", ", out);
-    transport_id_print(out, p + 24, size);
-    if (p[12] & 0x01) { /* R_HOLDER */
-        fputs(", holds ", out);
-        type_print(out, p[13]);
+        if (!isxdigit((unsigned char)text[2 * i])
+            || !isxdigit((unsigned char)text[2 * i + 1])
+            || sscanf(text + 2 * i, "%2x", &value) != 1)
+            return 0;
+        bytes[i] = (uint8_t)value;
     }
-    fputc('\n', out);
+    return size;
 }
 
-/* Returns how many bytes were whole descriptors. */
-static size_t registrations_print(FILE *out, const uint8_t *p, size_t size)
+/* An iSCSI name, with ",i,0x" and an ISID behind it or not. */
+static size_t name_parse(uint8_t *id, size_t most, const char *name)
 {
-    size_t done = 0;
+    size_t length = strlen(name), room = (length + 1 + 3) / 4 * 4;
 
-    while (size - done >= 24) {
-        uint32_t length = be32_get(p + done + 20);
-
-        if (length > size - done - 24)
-            break;
-        registration_print(out, p + done, length);
-        done += 24 + length;
-    }
-    return done;
+    if (room < 20)
+        room = 20; /* the least that there may be */
+    if (length == 0 || 4 + room > most)
+        return 0;
+    id[0] = strstr(name, ",i,0x") != NULL ? 0x45 : 0x05;
+    be16_put(id + 2, (uint16_t)room);
+    memcpy(id + 4, name, length + 1);
+    return 4 + room;
 }
 
-static size_t keys_print(FILE *out, const uint8_t *p, size_t size)
+size_t decode_initiator(uint8_t *id, size_t most, const char *text)
 {
-    size_t done;
+    static const struct {
+        const char *name;
+        uint8_t protocol, at; /* of the 8 bytes of its name */
+    } ports[] = { { "FC", 0, 8 }, { "SAS", 6, 4 } };
+    size_t i, length = strcspn(text, " :");
+    const char *rest = text + length + (text[length] != '\0');
 
-    for (done = 0; size - done >= 8; done += 8)
-        fprintf(out, "  key 0x%" PRIx64 "\n", be64_get(p + done));
-    return done;
+    memset(id, 0, most);
+    for (i = 0; i < COUNT(ports); i++)
+        if (length == strlen(ports[i].name)
+            && strncasecmp(text, ports[i].name, length) == 0) {
+            id[0] = ports[i].protocol;
+            return hex_parse(id + ports[i].at, 8, rest) == 8 ? 24 : 0;
+        }
+    if (length == 5 && strncasecmp(text, "iSCSI", length) == 0)
+        return name_parse(id, most, rest);
+    if (length == 11 && strncasecmp(text, "TransportID", length) == 0)
+        return hex_parse(id, most, rest);
+    return 0;
+}
+
+bool decode_list(struct list *list, const uint8_t *payload, size_t size)
+{
+    memset(list, 0, sizeof(*list));
+    if (size < 8)
+        return false;
+    list->generation = be32_get(payload);
+    list->said = be32_get(payload + 4); /* the additional length */
+    list->came = list->said < size - 8 ? list->said : size - 8;
+    list->entries = payload + 8;
+    return true;
+}
+
+bool decode_key(struct list *list, uint64_t *key)
+{
+    if (list->came - list->at < 8)
+        return false;
+    *key = be64_get(list->entries + list->at);
+    list->at += 8;
+    return true;
 }
 
 /* SPC-4 6.15.3: there is one, or none. */
-static size_t reservation_print(FILE *out, const uint8_t *p, size_t size)
+bool decode_reservation(struct list *list, struct reservation *reservation)
 {
-    if (size < 16)
-        return 0;
-    fprintf(out, "  key 0x%" PRIx64 ", ", be64_get(p));
-    type_print(out, p[13]);
-    if (types[p[13] & 0x0f].name != NULL)
-        fprintf(out, ": %s", types[p[13] & 0x0f].effect);
-    fputc('\n', out);
-    return 16;
+    if (list->at > 0 || list->came < 16)
+        return false;
+    reservation->key = be64_get(list->entries);
+    reservation->scope = list->entries[13] >> 4;
+    reservation->type = list->entries[13] & 0x0f;
+    list->at = 16;
+    return true;
 }
 
-/* Bit N is set if type N can be had; 0 if the disk does not say. */
+/* A full status descriptor, SPC-4 6.15.5. */
+bool decode_registration(struct list *list, struct registration *registration)
+{
+    const uint8_t *entry = list->entries + list->at;
+    size_t left = list->came - list->at;
+
+    if (left < 24 || be32_get(entry + 20) > left - 24)
+        return false;
+    *registration = (struct registration){
+        .key = be64_get(entry),
+        .is_holder = entry[12] & 0x01,        /* R_HOLDER */
+        .is_for_all_ports = entry[12] & 0x02, /* ALL_TG_PT */
+        .held = { be64_get(entry), entry[13] >> 4, entry[13] & 0x0f },
+        .port = be16_get(entry + 18),
+        .id = entry + 24,
+        .id_size = be32_get(entry + 20),
+    };
+    list->at += 24 + registration->id_size;
+    return true;
+}
+
+/* What names the initiator: not the ISID, which is behind an iSCSI name. */
+static size_t name_size(const struct registration *of)
+{
+    size_t at;
+
+    if (of->id_size < 4 || (of->id[0] & 0x0f) != 5)
+        return of->id_size;
+    for (at = 4; at < of->id_size && of->id[at] != 0; at++)
+        if (of->id_size - at > 5 && memcmp(of->id + at, ",i,0x", 5) == 0)
+            break;
+    return at;
+}
+
+bool decode_is_same(const struct registration *one,
+                    const struct registration *other)
+{
+    size_t size = name_size(one);
+    bool is_iscsi = one->id_size >= 4 && (one->id[0] & 0x0f) == 5;
+
+    if (size != name_size(other) || size == 0
+        || (one->id[0] & 0x0f) != (other->id[0] & 0x0f))
+        return false;
+    return is_iscsi ? memcmp(one->id + 4, other->id + 4, size - 4) == 0
+                    : memcmp(one->id, other->id, size) == 0;
+}
+
 unsigned decode_types_supported(const uint8_t *payload, size_t size)
 {
     if (size < 8 || !(payload[3] & 0x80)) /* TMV */
         return 0;
     return payload[4] | (unsigned)payload[5] << 8;
-}
-
-static bool capabilities_print(FILE *out, const uint8_t *p, size_t size)
-{
-    unsigned type, supported = decode_types_supported(p, size);
-    size_t i;
-
-    if (size < 8 || be16_get(p) != 8)
-        return false;
-    fputs("The disk\n", out);
-    for (i = 0; i < COUNT(capabilities); i++)
-        fprintf(out, "  %-3s  %s\n",
-                p[capabilities[i].byte] & capabilities[i].bit ? "yes" : "no",
-                capabilities[i].name);
-    fprintf(out, "  %-3d  is its ALLOW COMMANDS field\n", p[3] >> 4 & 7);
-    if (!(p[3] & 0x80)) {
-        fputs("It does not say which types of reservation it has.\n", out);
-        return true;
-    }
-    fputs("Types of reservation\n", out);
-    for (type = 0; type <= TYPE_MOST; type++)
-        if (types[type].name != NULL)
-            fprintf(out, "  %-3s  %s (type %u)\n",
-                    supported >> type & 1 ? "yes" : "no", types[type].name,
-                    type);
-    return true;
-}
-
-/*
- * Prints the parameter data of a PERSISTENT RESERVE IN with an allocation
- * length of PROTOCOL_DATA_MAX, which is the most that size may be. Returns
- * false if it made no sense, after having printed what did.
- */
-bool decode_payload(FILE *out, unsigned action, const uint8_t *payload,
-                    size_t size)
-{
-    static const struct {
-        const char *none, *some;
-        size_t (*print)(FILE *, const uint8_t *, size_t);
-    } lists[] = {
-        [READ_KEYS] = { "Nobody is registered", "Registered", keys_print },
-        [READ_RESERVATION] = { "Not reserved", "Reserved", reservation_print },
-        [READ_FULL_STATUS] = { "Nobody is registered", "Registered",
-                               registrations_print },
-    };
-    uint32_t said;
-    size_t came, done;
-
-    if (action == REPORT_CAPABILITIES)
-        return capabilities_print(out, payload, size);
-    if (size < 8)
-        return false;
-    said = be32_get(payload + 4); /* the additional length */
-    came = said < size - 8 ? said : size - 8;
-    fprintf(out, "%s, generation %" PRIu32 "\n",
-            said == 0 ? lists[action].none : lists[action].some,
-            be32_get(payload));
-    done = lists[action].print(out, payload + 8, came);
-    if (done == said)
-        return true;
-    fprintf(out, "  and %" PRIu32 " bytes that are cut off or make no sense\n",
-            said - (uint32_t)done);
-    return size == PROTOCOL_DATA_MAX && said > came;
 }

@@ -10,7 +10,12 @@ SIMULATED = clock_gettime connect fstat fstat64 getsockopt ioctl nanosleep \
 # Tests have not the patience for a multipathd that does not answer.
 IMPATIENT = -DMULTIPATHD_TIMEOUT='(3*SECOND)'
 
-sim: $(BUILD)/sim/qemu-pr-helper
+sim: $(BUILD)/sim/qemu-pr-helper $(BUILD)/sim/qemu-pr-client
+
+# The client, with the same devices in place of the machine's.
+$(BUILD)/sim/qemu-pr-client: $(CLIENT_OBJECTS) $(BUILD)/tests/lib/sim_target.o
+	$(call run,LINK)$(CC) $(CFLAGS) $(SIMULATED:%=-Wl,--wrap=%) $(LDFLAGS) \
+		-o $@ $^
 
 MULTIPATHD = $(BUILD)/multipath/multipathd.o
 SIM_MULTIPATHD = $(BUILD)/sim/multipath/multipathd.o
@@ -24,7 +29,10 @@ $(SIM_MULTIPATHD): multipath/multipathd.c $(COMMON)
 	$(call run,CC)$(CC) $(COMPILE) $(IMPATIENT) -c -o $@ $<
 
 # gcc drops what the linker wraps in when it optimises at link time.
-$(BUILD)/static/sim/qemu-pr-helper: $(SOURCES) tests/lib/sim_target.c $(COMMON)
+$(BUILD)/static/sim/qemu-pr-helper: $(SOURCES)
+$(BUILD)/static/sim/qemu-pr-client: $(CLIENT_SOURCES)
+$(BUILD)/static/sim/qemu-pr-helper $(BUILD)/static/sim/qemu-pr-client: \
+		tests/lib/sim_target.c $(COMMON)
 	@mkdir -p $(@D)
 	$(call run,STATIC)$(STATIC) -fno-lto $(IMPATIENT) \
 		$(SIMULATED:%=-Wl,--wrap=%) -o $@ $(filter %.c,$^)
@@ -91,7 +99,7 @@ check-multipath: $(HELPER) $(CLIENT)
 	tests/run.sh multipath reference
 
 ## check-transport: the same with iSCSI paths that are cut
-check-transport: $(HELPER)
+check-transport: $(HELPER) $(CLIENT)
 	tests/run.sh transport
 
 ## check-qemu: a guest's reservations through QEMU, on disk and map
@@ -126,7 +134,8 @@ ONCE = PYTEST_ADDOPTS='$(patsubst %,--ignore=tests/host/test_%.py,$(1) \
 	headers install make oci)'
 
 ## check-static: check, of the static binary
-check-static: static $(BUILD)/static/sim/qemu-pr-helper image
+check-static: static $(BUILD)/static/sim/qemu-pr-helper \
+		$(BUILD)/static/sim/qemu-pr-client image
 	$(call ONCE,fault) RANDOM_COMMANDS=300 HELPER=$(BUILD)/static/qemu-pr-helper \
 		CLIENT=$(BUILD)/static/qemu-pr-client \
 		SIM_HELPER=$(BUILD)/static/sim/qemu-pr-helper \
@@ -182,7 +191,7 @@ check-lint: $(OBJECTS)
 	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
 		$(DEFINES) || exit 1; done
 	shellcheck -s sh -e SC2034,SC2154 contrib/alpine/APKBUILD
-	shellcheck .ci/run contrib/*.sh contrib/examples/*.sh \
+	shellcheck .ci/run contrib/*.sh contrib/examples/*.sh contrib/bash-completion/* \
 		contrib/debian/prhelper.p* tests/*.sh tests/*/*.sh $(CONTRIB_SCRIPTS)
 	mandoc -Tlint man/*.[18]
 	! find tests -name '*.[cs]*' -o -name '*.py' | sed 's|.*/||' | sort | \

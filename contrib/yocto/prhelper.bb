@@ -22,7 +22,8 @@ do_compile() {
 do_install() {
     oe_runmake install DESTDIR=${D} BINDIR=${bindir} MANDIR=${mandir} \
         DOCDIR=${docdir}/${BPN} UNITDIR=${systemd_system_unitdir} \
+        COMPLETIONDIR=${datadir}/bash-completion/completions \
         LOCALSTATEDIR=${localstatedir}
 }
 
-FILES:${PN} += "${systemd_system_unitdir}"
+FILES:${PN} += "${systemd_system_unitdir} ${datadir}/bash-completion"

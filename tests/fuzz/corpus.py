@@ -185,7 +185,7 @@ LISTEN = [
 ]
 
 
-# What a disk answers, see admin/decode.c.
+# What a disk answers, see admin/decode.c; and an initiator as it is given.
 def listing(action, *entries, length=None, whole=False):
     data = b''.join(entries)
     return bytes([action | whole << 7]) + struct.pack(
@@ -218,6 +218,10 @@ DECODE = [
         b'', b'\x70\0\5\0\0\0\0\x0a\0\0\0\0\x24\0', b'\x72\6\x2a\3',
         b'\xf1\0\xff\0\0\0\0\0\0\0\0\0\xff\xff', b'\x73\xff\xff\xff', b'\x7f']),
     *(bytes([4, status]) for status in [0, 4, 8, 0x18, 0x28, 0x30, 0x40, 255]),
+    *(b'\5' + name for name in [
+        b'', b'SAS 5001405000000001', b'fc:2100000e1e09ab01', b'SAS 5',
+        b'iSCSI iqn.a:b', b'iscsi:iqn.a:b,i,0x00023d000001', b'iSCSI ',
+        b'TransportID 04', b'TransportID 0', b'iSCSI ' + 250 * b'a']),
 ]
 
 

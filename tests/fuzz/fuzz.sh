@@ -61,11 +61,13 @@ build() {
         -fsanitize=address,undefined -fno-sanitize-recover=all
         ${fuzzer:+$fuzzer-no-link}"
     source=$(ls "$1.c" ./*/"$1.c" 2>/dev/null)
+    others=protocol.c
+    [ "$1" != decode ] || others='admin/show.c admin/output.c'
     # shellcheck disable=SC2086,SC2090 # lists of words
     "$CC" $flags -c -o "$program.o" "$source" &&
         objcopy --redefine-syms=tests/fuzz/calls "$program.o" &&
         "$CC" $flags $fuzzer -o "$program" "$program.o" "tests/fuzz/fuzz_$1.c" \
-            tests/fuzz/fuzz.c $main protocol.c
+            tests/fuzz/fuzz.c $main $others
 }
 
 # run TARGET

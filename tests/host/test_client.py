@@ -9,9 +9,12 @@ they are the standard's (SPC-4), or the manual's.
 """
 import array
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -21,14 +24,18 @@ from collections import namedtuple
 
 import pytest
 
-from helper import program
-from launch import NOBODY, become, needs_root, wait_until
+import sim
+from helper import TOP, program
+from launch import NOBODY, SYS_RAWIO, become, needs_root, wait_until
 from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
                       TASK_SET_FULL, parameters, pr_in, pr_out)
 from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
 
 CLIENT = os.path.abspath(program('CLIENT', 'qemu-pr-client'))
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
+# The client whose /sys and /dev are the simulated disks'.
+SIM_CLIENT = os.path.join(os.path.dirname(os.path.abspath(SIM_HELPER)),
+                          'qemu-pr-client')
 TYPES = {1: 'write-exclusive', 3: 'exclusive-access',
          5: 'write-exclusive-registrants-only',
          6: 'exclusive-access-registrants-only',
@@ -40,9 +47,9 @@ Result = namedtuple('Result', 'status out err')
 Request = namedtuple('Request', 'cdb data fds flags')
 
 
-def run(*arguments, stdout=subprocess.PIPE, **popen):
+def run(*arguments, stdout=subprocess.PIPE, client=CLIENT, **popen):
     """The client to its end; it must neither crash nor print nonsense."""
-    done = subprocess.run([CLIENT, *arguments], stdin=subprocess.DEVNULL,
+    done = subprocess.run([client, *arguments], stdin=subprocess.DEVNULL,
                           stdout=stdout, stderr=subprocess.PIPE, timeout=60,
                           **popen)
     result = Result(done.returncode, (done.stdout or b'').decode('ascii'),
@@ -157,8 +164,17 @@ def sensed(code, descriptor=False):
     return reply(status=CHECK_CONDITION, sense=failure(code)[1])
 
 
+def now(line):
+    """What a command that changes something ends with."""
+    return 'Now %s\n' % line
+
+
 def ask(helper, *arguments, device='/dev/null', **popen):
     return run('-k', helper.path, *arguments, device, **popen)
+
+
+# What is read after a command that changes something.
+STATE = [reply(struct.pack('>II', 1, 0))] * 2
 
 
 def full(key=0xa, holder=0, scope_type=0, port=1, transport=b'', length=None):
@@ -188,6 +204,14 @@ def test_reads_are_sent_as_qemu_sends_them(fake, number, command):
 
 
 K, N = 0x1122334455667788, 0xffeeddccbbaa9988
+
+
+def move(flags, port):
+    """REGISTER AND MOVE's parameter list, SPC-4 6.16.4, to a SAS port."""
+    return struct.pack('>QQxBHI', K, N, flags, port, 24) + bytes(
+        [6, 0, 0, 0]) + bytes.fromhex('5001405000000001') + bytes(12)
+
+
 KEY, TYPE = '--key=1122334455667788', '--type=6'
 NEW_KEY, VICTIM = '--new-key=0xffeeddccbbaa9988', '--victim=FFEEDDCCBBAA9988'
 
@@ -206,21 +230,35 @@ NEW_KEY, VICTIM = '--new-key=0xffeeddccbbaa9988', '--victim=FFEEDDCCBBAA9988'
     (['preempt', KEY, '--victim=0', TYPE], pr_out(4, 6), parameters(K, 0)),
     (['preempt-abort', KEY, VICTIM, TYPE], pr_out(5, 6), parameters(K, N)),
     (['preempt', KEY, NEW_KEY, TYPE], pr_out(4, 6), parameters(K, N)),
+    (['register-move', KEY, NEW_KEY, '--initiator=SAS 5001405000000001',
+      '--port=7'], pr_out(7, length=48), move(0, 7)),
+    (['register-move', KEY, NEW_KEY, '--initiator=sas:5001405000000001',
+      '--port=7', '--unregister', '--aptpl'], pr_out(7, length=48),
+     move(3, 7)),
 ])
 def test_commands_are_sent_once_as_qemu_sends_them(fake, disks, words, cdb,
                                                    data):
-    helper = fake(reply())
-    assert ask(helper, *words, device=disks.path(0)) == (0, '', '')
+    helper = fake(reply(), *STATE)
+    assert ask(helper, *words, device=disks.path(0)) == (
+        0, now('nobody is registered; not reserved; generation 1'), '')
     assert helper.features == bytes(4)
-    assert helper.requests == [(cdb, data, 1, helper.requests[0].flags)]
+    assert helper.requests[0] == (cdb, data, 1, helper.requests[0].flags)
+    # It is seen what that has left behind, and no more.
+    assert [r.cdb for r in helper.requests[1:]] == [pr_in(0, 8192),
+                                                    pr_in(1, 8192)]
     flags = helper.requests[0].flags[0]
     assert flags & os.O_ACCMODE == os.O_RDWR and flags & os.O_NONBLOCK
 
 
+BEGINNINGS = {5: 'write-exclusive-r', 6: 'exclusive-access-reg',
+              7: 'write-exclusive-a', 8: 'exclusive-access-all-registrant'}
+
+
 @pytest.mark.parametrize('number', TYPES)
-def test_types_by_name_and_by_number(fake, number):
-    for word in str(number), TYPES[number]:
-        helper = fake(reply())
+def test_types_by_name_by_number_and_by_beginning(fake, number):
+    for word in str(number), TYPES[number], BEGINNINGS.get(number, '%d'
+                                                           % number):
+        helper = fake(reply(), *STATE)
         assert ask(helper, 'reserve', '--key=1', '--type', word).status == 0
         assert helper.requests[0].cdb[2] == number
 
@@ -233,7 +271,8 @@ def test_a_cluster_forms_and_breaks(cluster):
     assert cluster(0, 'status').out == 'Nobody is registered, generation 0\n'
     ours, theirs = ['--key=aaaa', '--type=5'], ['--key=bbbb', '--type=5']
     assert cluster(0, 'reserve', *ours).status == 24
-    assert cluster(0, 'register', '--new-key=aaaa') == (0, '', '')
+    assert cluster(0, 'register', '--new-key=aaaa') == (
+        0, now('1 registered: 0xaaaa; not reserved; generation 1'), '')
     again = cluster(0, 'register', '--new-key=cccc')
     assert again.status == 24 and 'register-ignore' in again.err
     assert cluster(0, 'register-ignore', '--new-key=aaaa').status == 0
@@ -241,7 +280,12 @@ def test_a_cluster_forms_and_breaks(cluster):
     assert cluster(1, 'register', '--new-key=bbbb', '--aptpl').status == 0
 
     refused = cluster(1, 'reserve', *theirs)
-    assert refused.status == 24 and refused.out == ''
+    assert refused.status == 24 and refused.out == now(
+        '2 registered: 0xaaaa, 0xbbbb; reserved by key 0xaaaa, '
+        'write-exclusive-registrants-only (type 5); generation 3')
+    assert ('in the way is the reservation of key 0xaaaa, write-exclusive-'
+            'registrants-only (type 5): only who is registered can write\n'
+            in refused.err)
     assert refused.err.startswith(
         'qemu-pr-client: reserve: RESERVATION CONFLICT (18)\n')
     assert cluster(1, 'keys').out == (
@@ -330,10 +374,11 @@ def test_capabilities_in_words(cluster, fake):
      'without sense data'),
 ])
 def test_how_a_command_failed(fake, answer, status, words):
-    helper = fake(answer, *[answer] * 20)
+    helper = fake(*[answer] * 60)
     done = ask(helper, 'clear', '--key=1')
     assert done.status == status and words in done.err, done
-    assert done.out == '' and len(helper.requests) == 1
+    assert done.out == '' and [r.cdb[0] for r in helper.requests].count(
+        0x5f) == 1
     assert ask(helper, 'keys').status == status
     assert ask(helper, 'check').status == status
 
@@ -341,12 +386,12 @@ def test_how_a_command_failed(fake, answer, status, words):
 def test_both_formats_of_sense_data(fake):
     for first in 0x70, 0x71, 0xf0:
         sense = bytes([first, 0, 0xe6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x2a, 3])
-        helper = fake(reply(status=CHECK_CONDITION, sense=sense))
+        helper = fake(reply(status=CHECK_CONDITION, sense=sense), *STATE)
         assert 'UNIT ATTENTION, RESERVATIONS PREEMPTED (6/2A/03)' in ask(
             helper, 'clear', '--key=1').err
     for first in 0x72, 0x73, 0xf2:
         sense = bytes([first, 0xf6, 0x2a, 4])
-        helper = fake(reply(status=CHECK_CONDITION, sense=sense))
+        helper = fake(reply(status=CHECK_CONDITION, sense=sense), *STATE)
         assert 'UNIT ATTENTION, RESERVATIONS RELEASED (6/2A/04)' in ask(
             helper, 'clear', '--key=1').err
 
@@ -374,7 +419,7 @@ SPC = {     # SPC-4 annex F.2
 
 @pytest.mark.parametrize('code', SPC)
 def test_additional_sense_in_the_standards_words(fake, code):
-    done = ask(fake(sensed('4/' + code)), 'clear', '--key=1')
+    done = ask(fake(sensed('4/' + code), *STATE), 'clear', '--key=1')
     assert 'HARDWARE ERROR, %s (4/%s)' % (SPC[code], code) in done.err
 
 
@@ -640,28 +685,30 @@ def test_streams_that_are_closed_are_not_the_disk(fake, disks, closed):
         with open(disks.path(0), 'rb') as disk:
             return disk.read(4096)
     before = content()
-    for words, answer in ((['keys'], reply(listing())),
-                          (['clear', '--key=1'],
-                           reply(status=RESERVATION_CONFLICT))):
-        helper = fake(answer)
+    for words, answers in ((['keys'], [reply(listing())]),
+                           (['clear', '--key=1'],
+                            [reply(status=RESERVATION_CONFLICT), *STATE])):
+        helper = fake(*answers)
         done = ask(helper, *words, device=disks.path(0), preexec_fn=close)
-        assert done.status == (24 if words[1:] else 98 if closed & 2 else 0)
+        assert done.status == (98 if closed & 2 else 24 if words[1:] else 0)
         wait_until(lambda: helper.rest is not None)
-        assert len(helper.requests) == 1 and helper.rest == b''
+        assert len(helper.requests) == len(answers) and helper.rest == b''
     assert content() == before
 
 
 # check. ----------------------------------------------------------------------
 
-def test_check_says_that_all_is_well(cluster):
-    cluster(1, 'register', '--new-key=b0b')
-    cluster(1, 'reserve', '--key=b0b', '--type=7')
-    done = cluster(0, 'check')
+def test_check_says_that_all_is_well(host):
+    host('sdb', 'register', '--new-key=b0b')
+    host('sdb', 'reserve', '--key=b0b', '--type=7')
+    done = host('sdb', 'check')
     assert done.status == 0 and done.err == ''
     assert re.search('answers: process [1-9][0-9]* of user %d, in [0-9]+ us'
                      % os.geteuid(), done.out)
     assert re.search('READ KEYS takes [0-9]+ us', done.out)
-    assert '  key 0xb0b, at port 1, SAS 5001405000000001, holds ' in done.out
+    assert ('  key 0xb0b, at port 1, SAS 5001405000000001, holds write-'
+            'exclusive-all-registrants (type 7), this host by sdb\n'
+            in done.out)
     assert 'and all of these hold it' in done.out
     assert re.search('no +does so now.*PTPL_A', done.out)
     assert 'Nothing is wrong so far' in done.out
@@ -755,6 +802,441 @@ def test_check_ends_where_it_fails(fake, step, answer, status):
     assert len(helper.requests) == step + 1
 
 
+# What is in the way. ---------------------------------------------------------
+
+class Host:
+    """A host with simulated disks, as far as sysfs knows it, and a helper.
+
+    The nexuses of OURS are its paths to one disk, by SAS, the others are
+    those of other hosts.
+    """
+    OURS = (0, 1)
+
+    def __init__(self, directory, target):
+        self.root, self.target = sim.Root(directory / 'root'), target
+        self.env = dict(target.env, **self.root.env)
+        self.helper = None
+
+    def begin(self, start, **popen):
+        self.helper = start(SIM_HELPER, env=self.env, **popen)
+        return self
+
+    def put(self, name, data):
+        path = self.root.path('sys/' + name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self.root.write(path, data)
+
+    def link(self, name, to):
+        path = self.root.path('sys/' + name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(os.path.relpath(self.root.path('sys/' + to),
+                                   os.path.dirname(path)), path)
+
+    def disk(self, nexus, adapter='pci/host%d', port=1, wwid='naa.6001',
+             state='running'):
+        """One with the number and the name of the nexus's."""
+        name, number = sim.disk_name(nexus), '%d:%d' % sim.disk_number(nexus)
+        scsi = 'devices/%s/target0:0:0/%d:0:0:0' % (
+            adapter.replace('%d', str(nexus)), nexus)
+        block = scsi + '/block/' + name
+        sim.device(self.root.node(nexus), *sim.disk_number(nexus))
+        self.put(block + '/dev', number + '\n')
+        self.link(block + '/device', scsi)
+        self.link('dev/block/' + number, block)
+        self.link('block/' + name, block)
+        for file, text in (('vendor', 'LIO-ORG \n'), ('state', state + '\n'),
+                           ('model', 'disk \x1b[2J        \n'),
+                           ('wwid', wwid + '\n'),
+                           ('vpd_pg80', b'\0\x80\0\x0a  a serial'),
+                           ('vpd_pg83', b'\0\x83\0\x08\x01\x14\0\x04\0\0'
+                            + struct.pack('>H', port))):
+            self.put(scsi + '/' + file, text)
+        return block
+
+    def sas(self, nexus):
+        """Its adapter's driver says who it is."""
+        self.put('class/scsi_host/host%d/host_sas_address' % nexus,
+                 '0x%x\n' % (0x5001405000000000 + nexus))
+
+    def __call__(self, disk, *arguments, helper=None):
+        return run('-k', (helper or self.helper).path, *arguments,
+                   '/dev/' + disk, client=SIM_CLIENT, env=self.env)
+
+    def json(self, disk, *arguments, **how):
+        done = self(disk, *arguments, '--json', **how)
+        assert done.out.count('\n') == 1
+        return json.loads(done.out)
+
+
+@pytest.fixture
+def host(start, target, tmp_path):
+    one = Host(tmp_path, target)
+    for nexus in Host.OURS:
+        one.disk(nexus)
+        one.sas(nexus)
+    yield one.begin(start)
+    assert not one.helper.crashes()
+
+
+def test_status_says_who_is_who(host, cluster):
+    host.helper, one = host.helper, host.helper
+    for nexus, key in (0, 'aa'), (1, 'aa'), (2, 'bb'):
+        cluster(nexus, 'register', '--new-key=' + key)
+    cluster(2, 'reserve', '--key=bb', '--type=5')
+    done = host('sda', 'status', helper=one)
+    assert done.out == (
+        'Disk of vendor LIO-ORG, model disk ?[2J, serial number a serial\n'
+        'Registered, generation 3\n'
+        '  key 0xaa, at port 1, SAS 5001405000000000, this host by sda, '
+        'one of 2 with this key\n'
+        '  key 0xaa, at port 1, SAS 5001405000000001, this host by sdb, '
+        'one of 2 with this key\n'
+        '  key 0xbb, at port 1, SAS 5001405000000002, '
+        'holds write-exclusive-registrants-only (type 5)\n')
+    seen = host.json('sda', 'status')
+    assert seen['disk'] == {'vendor': 'LIO-ORG', 'model': 'disk ?[2J',
+                            'serial': 'a serial'}
+    assert seen['registrations'][1] == {
+        'key': '0xaa', 'all_ports': False, 'port': 1,
+        'initiator': 'SAS 5001405000000001', 'holds': False,
+        'this_host': True, 'path': 'sdb', 'logged_in': True, 'same_key': 2,
+        'same_initiator_and_port': 1}
+    assert seen['registrations'][2] == {
+        'key': '0xbb', 'all_ports': False, 'port': 1,
+        'initiator': 'SAS 5001405000000002', 'holds': True, 'scope': 0,
+        'type': 5, 'type_name': TYPES[5], 'this_host': False, 'path': None,
+        'logged_in': None, 'same_key': 1, 'same_initiator_and_port': 1}
+
+
+def test_another_disk_of_this_host_is_no_path(host):
+    host.disk(2, wwid='naa.6002')
+    host.sas(2)
+    host('sdc', 'register', '--new-key=cc')
+    assert 'this host' not in host('sda', 'status').out
+    assert 'this host by sdc' in host('sdc', 'status').out
+
+
+US = b'iqn.1994-05.com.example:us'
+
+
+@pytest.mark.parametrize('adapter, name, text, transport', [
+    ('pci/host%d/rport-0:0', 'class/fc_host/host4/port_name',
+     '0x2100000e1e09ab01\n', FC),
+    ('pci/host%d/port-0:0', 'class/sas_phy/phy-4:0/sas_address',
+     '0x5001405000000001\n', SAS),
+    ('platform/host%d/session9', 'class/iscsi_session/session9/initiatorname',
+     US.decode() + '\n', iscsi(US + b'\0')),
+    ('platform/host%d/session9', 'class/iscsi_session/session9/initiatorname',
+     US.decode() + '\n', iscsi(US + b',i,0x00023d000001\0', 1)),
+])
+def test_this_host_is_known_by_its_adapter(fake, target, tmp_path, adapter,
+                                           name, text, transport):
+    host = Host(tmp_path, target)
+    host.disk(4, adapter)
+    listed = reply(listing(full(1, transport=transport),
+                           full(2, port=2, transport=transport),
+                           full(3, transport=SRP)))
+    done = host('sde', 'status', helper=fake(listed))
+    assert done.status == 0
+    assert done.out.count('perhaps this host by sde') == 2  # at its port
+    assert 'is not known for sure' in done.out
+    seen = host.json('sde', 'status', helper=fake(listed))['registrations']
+    assert [r['this_host'] for r in seen] == [None, False, None]
+    host.put(name, text)
+    done = host('sde', 'status', helper=fake(listed))
+    lines = done.out.splitlines()
+    assert lines[2].endswith(', this host by sde')
+    assert lines[3].endswith(
+        ', this host, which has no path to this port any more')
+    assert 'this host' not in lines[4] and len(lines) == 5
+    seen = host.json('sde', 'status', helper=fake(listed))['registrations']
+    assert [r['this_host'] for r in seen] == [True, True, False]
+    assert [r['logged_in'] for r in seen] == [True, False, None]
+
+
+def test_sessions_that_are_no_more(fake, target, tmp_path):
+    """What a registration leaves when its iSCSI session logs in anew."""
+    host = Host(tmp_path, target)
+    host.disk(4, 'platform/host%d/session9')
+    host.put('class/iscsi_session/session9/initiatorname', US.decode() + '\n')
+    them = b'iqn.1994-05.com.example:them'
+    listed = reply(listing(*(
+        full(1, transport=iscsi(name + b',i,0x00023d00000%d\0' % session, 1))
+        for name in (US, them) for session in (1, 2))))
+    done = host('sde', 'status', helper=fake(listed))
+    assert done.out.count(
+        'one of 2 of this initiator at this port, to which this host has 1 '
+        'path: the others are of sessions that are no more\n') == 2
+    assert done.out.count('of several sessions, or of some that are no more'
+                          ) == 2
+    seen = host.json('sde', 'status', helper=fake(listed))['registrations']
+    assert [r['logged_in'] for r in seen] == 4 * [None]
+    assert {r['same_initiator_and_port'] for r in seen} == {2}
+
+
+KEPT_FROM = {1: 'cannot write it', 3: 'can neither read nor write it',
+             5: 'cannot write it until they register',
+             6: 'can neither read nor write it until they register',
+             7: 'cannot write it until they register',
+             8: 'can neither read nor write it until they register'}
+RESERVED, PARTITION, NOT_VISIBLE, NO_RAWIO = 41, 42, 44, 45
+
+
+@pytest.mark.parametrize('number', TYPES)
+def test_check_finds_that_somebody_else_has_reserved(host, number):
+    host.disk(2, wwid='naa.6002')       # which is to be another host's
+    host('sdc', 'register', '--new-key=dead')
+    host('sdc', 'reserve', '--key=dead', '--type=%d' % number)
+    done = host('sda', 'check')
+    assert done.status == RESERVED and 'Nothing is wrong' not in done.out
+    assert ('reserved by somebody else, key 0x%s, %s: virtual machines here %s'
+            '\n' % ('dead' if number < 7 else 0, TYPES[number],
+                    KEPT_FROM[number])) in done.err
+    seen = host.json('sda', 'check')
+    assert seen['exit_status'] == RESERVED
+    assert [f['exit_status'] for f in seen['findings']] == [RESERVED]
+    # The cure is one.
+    cure = seen['findings'][0]['cure'].partition(': ')[2]
+    for command in cure.split(' && '):
+        name, *arguments, disk = command.split()
+        assert name == 'qemu-pr-client' and disk == '/dev/sda'
+        assert arguments[:2] == ['-k', host.helper.path]
+        assert host('sda', *arguments).status == 0, command
+    assert host('sda', 'keys').out.startswith('Nobody is registered')
+    assert host('sda', 'check').status == 0
+
+
+@pytest.mark.parametrize('number', TYPES)
+def test_check_does_not_take_this_host_for_somebody_else(host, number):
+    host('sda', 'register', '--new-key=a')
+    host('sda', 'reserve', '--key=a', '--type=%d' % number)
+    assert host('sda', 'check').status == 0
+    # What this host does by another path is no better.
+    done = host('sdb', 'check')
+    assert done.status == RESERVED
+    host('sdb', 'register', '--new-key=b')
+    assert host('sdb', 'check').status == (RESERVED if number in (1, 3) else 0)
+
+
+def test_check_cannot_know_who_has_reserved(cluster):
+    cluster(0, 'register', '--new-key=a')
+    cluster(0, 'reserve', '--key=a', '--type=3')
+    done = cluster(0, 'check')
+    assert done.status == RESERVED
+    assert 'reserved by key 0xa, exclusive-access: ' in done.err
+    assert 'unless it is one of them, which cannot be known here' in done.err
+
+
+def test_a_partition_is_named(host):
+    block = host.disk(2)
+    host.put(block + '/sdc1/partition', '1\n')
+    host.link('dev/block/8:33', block + '/sdc1')
+    sim.device(host.root.path('dev/sdc1'), 8, 33)
+    done = host('sdc1', 'check')
+    assert done.status == PARTITION and (
+        '/dev/sdc1 is a partition; name /dev/sdc\n' in done.err)
+    done = host('sdc1', 'keys')
+    assert done.status == 9 and 'name /dev/sdc instead' in done.err
+    assert host.target.commands() == 0
+
+
+def test_a_partition_of_a_map_is_named(host):
+    for minor, uuid, name in (0, 'mpath-3600', 'mpatha'), (
+            1, 'part1-mpath-3600', 'mpatha1'):
+        host.put('dev/block/253:%d/dm/uuid' % minor, uuid + '\n')
+        host.put('dev/block/253:%d/dm/name' % minor, name + '\n')
+        host.link('block/dm-%d' % minor, 'dev/block/253:%d' % minor)
+    host.link('dev/block/253:1/slaves/dm-0', 'block/dm-0')
+    sim.device(host.root.path('dev/dm-1'), 253, 1)
+    done = host('dm-1', 'check')
+    assert done.status == PARTITION
+    assert '/dev/dm-1 is a partition; name /dev/mapper/mpatha\n' in done.err
+
+
+def test_check_names_a_helper_without_the_capability(start, target, tmp_path):
+    host = Host(tmp_path, target)
+    host.disk(0)
+    host.begin(start, preexec_fn=become(without=(SYS_RAWIO,)))
+    target.nexus(0).fail_ioctl(errno.EPERM, count=100)
+    done = host('sda', 'check')
+    assert done.status == NO_RAWIO and 'has no CAP_SYS_RAWIO' in done.err
+    assert host.json('sda', 'check')['findings'][0]['exit_status'] == NO_RAWIO
+    assert host('sda', 'keys').status == 11
+
+
+def test_reserve_and_release_say_what_is_in_the_way(cluster):
+    cluster(0, 'register', '--new-key=a')
+    done = cluster(0, 'reserve', '--key=b', '--type=1')
+    assert done.status == 24 and done.out == now(
+        '1 registered: 0xa; not reserved; generation 1')
+    assert 'nobody at all is registered with key 0xb' in done.err
+    cluster(0, 'reserve', '--key=a', '--type=exclusive-access-all')
+    cluster(1, 'register', '--new-key=a')
+    done = cluster(1, 'reserve', '--key=a', '--type=1')
+    assert done.status == 24 and (
+        'in the way is the reservation of key 0x0, exclusive-access-all-'
+        'registrants (type 8)' in done.err)
+    assert done.out == now(
+        '2 registered: 0xa (2 times); reserved by key 0x0, exclusive-access-'
+        'all-registrants (type 8); generation 2')
+    cluster(0, 'release', '--key=a', '--type=8')
+    cluster(1, 'keys')          # a unit attention
+    cluster(0, 'reserve', '--key=a', '--type=1')
+    done = cluster(1, 'release', '--key=a', '--type=1')
+    assert done.status == 0 and (
+        'nothing was released: this host does not hold the reservation of '
+        'key 0xa, write-exclusive (type 1)\n' in done.err)
+    done = cluster(0, 'release', '--key=a', '--type=1')
+    assert done == (0, now('2 registered: 0xa (2 times); not reserved; '
+                           'generation 2'), '')
+
+
+def test_a_reservation_moves(cluster):
+    cluster(0, 'register', '--new-key=a')
+    cluster(0, 'reserve', '--key=a', '--type=3')
+    to = ['--initiator=SAS 5001405000000002', '--port=1']
+    done = cluster(0, 'register-move', '--key=a', '--new-key=b', *to)
+    assert done.status == 0, done
+    assert ('  key 0xb, at port 1, SAS 5001405000000002, holds exclusive-'
+            in cluster(1, 'status').out)
+    done = cluster(0, 'register-move', '--key=a', '--new-key=b', *to)
+    assert done.status == 24 and 'does not hold' in done.err
+
+
+def test_what_cannot_be_seen_afterwards_changes_nothing(fake):
+    """The exit status is that of the command."""
+    for answers in ([reply()], [reply(), sensed('2/04/0A')],
+                    [reply(), STATE[0], reply(status=BUSY)],
+                    [reply(), reply(b'123')]):
+        done = ask(fake(*answers, ends=True), 'clear', '--key=1')
+        assert done.status == 0 and done.out == ''
+        assert 'cannot be seen' in done.err
+
+
+def test_many_keys_are_one_line(fake):
+    keys = [struct.pack('>Q', n) for n in range(1, 1024)]
+    helper = fake(reply(), reply(listing(*keys)), STATE[0])
+    assert ask(helper, 'clear', '--key=1').out == now(
+        '1023 registered: 0x1, 0x2, 0x3, 0x4, 0x5, 0x6, 0x7, 0x8, and more; '
+        'not reserved; generation 1')
+
+
+# JSON. -----------------------------------------------------------------------
+
+def test_json_says_the_same(cluster):
+    def seen(command):
+        done = cluster(0, command, '--json')
+        assert done.status == 0 and done.err == ''
+        document = json.loads(done.out)
+        assert document.pop('device').endswith('/disk0')
+        return document
+    assert seen('keys') == {'generation': 0, 'keys': [], 'bytes_missing': 0}
+    assert seen('reservation') == {'generation': 0, 'reservation': None,
+                                   'bytes_missing': 0}
+    cluster(0, 'register', '--new-key=ffffffffffffffff')
+    cluster(0, 'reserve', '--key=ffffffffffffffff', '--type=3')
+    assert seen('keys')['keys'] == ['0xffffffffffffffff']
+    assert seen('reservation')['reservation'] == {
+        'key': '0xffffffffffffffff', 'scope': 0, 'type': 3,
+        'type_name': 'exclusive-access'}
+    assert seen('status') == {
+        'disk': {'vendor': None, 'model': None, 'serial': None},
+        'generation': 1, 'bytes_missing': 0, 'registrations': [{
+            'key': '0xffffffffffffffff', 'all_ports': False, 'port': 1,
+            'initiator': 'SAS 5001405000000000', 'holds': True, 'scope': 0,
+            'type': 3, 'type_name': 'exclusive-access', 'this_host': None,
+            'path': None, 'logged_in': None, 'same_key': 1,
+            'same_initiator_and_port': 1}]}
+    capabilities = seen('capabilities')
+    assert capabilities.pop('types') == sorted(TYPES)
+    assert capabilities == {
+        'ptpl_capable': True, 'ptpl_activated': False,
+        'all_target_ports_capable': False,
+        'specify_initiator_ports_capable': False,
+        'compatible_reservation_handling': True,
+        'replace_lost_reservation_capable': False, 'allow_commands': 0}
+    cluster(0, 'clear', '--key=ffffffffffffffff')
+    check = seen('check')
+    assert check['findings'] == [] and check['exit_status'] == 0
+    assert set(check) == {
+        'helper', 'read_keys_microseconds', 'disk', 'capabilities', 'status',
+        'reservation', 'findings', 'exit_status'}
+    assert set(check['helper']) == {'socket', 'pid', 'uid', 'microseconds'}
+
+
+def test_json_is_whole_or_not_there(fake, tmp_path):
+    for command, payload in LIES:
+        done = ask(fake(reply(payload)), command, '--json')
+        assert done.status == 97 and done.out == ''
+    done = ask(fake(reply(status=RESERVATION_CONFLICT)), 'keys', '--json')
+    assert done.status == 24 and done.out == ''
+    # What check has seen until then is said.
+    for answers in [sensed('B/08/00')], [reply(listing()), reply(bytes(3))]:
+        done = ask(fake(*answers), 'check', '--json')
+        assert json.loads(done.out)['exit_status'] == done.status != 0
+    path = tmp_path / 'a "\\\n\xe9'
+    path.touch()
+    done = ask(fake(reply(listing())), 'keys', '--json', device=str(path))
+    assert json.loads(done.out)['device'].encode('latin-1').decode(
+        ) == str(path)
+
+
+def test_json_of_what_a_disk_may_say(fake):
+    nasty = iscsi(b'a"\x1b\\\xff\0')
+    done = ask(fake(reply(listing(full(transport=nasty)))), 'status', '--json')
+    assert json.loads(done.out)['registrations'][0]['initiator'] == (
+        r'iSCSI a"\x1b\x5c\xff')
+
+
+# watch. ----------------------------------------------------------------------
+
+def test_watch_says_what_changes(cluster, start, target, disks):
+    helper = start(SIM_HELPER, env=target.env)
+    process = subprocess.Popen(
+        [CLIENT, '-k', helper.path, 'watch', disks.path(5)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = threading.Timer(60, process.kill)
+    limit.start()
+
+    def line():
+        text = process.stdout.readline()
+        stamp = re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ', text)
+        when = time.mktime(time.strptime(stamp.group(), '%Y-%m-%d %H:%M:%S '))
+        assert abs(time.time() - when) < 20
+        return text[stamp.end():]
+    try:
+        assert line() == (' now nobody is registered; not reserved; '
+                          'generation 0\n')
+        cluster(0, 'register', '--new-key=a')
+        assert line() == (' registered 0xa; now 1 registered: 0xa; '
+                          'not reserved; generation 1\n')
+        cluster(0, 'reserve', '--key=a', '--type=1')
+        assert line() == (' reserved; now 1 registered: 0xa; reserved by key '
+                          '0xa, write-exclusive (type 1); generation 1\n')
+        target.nexus(5).answer(status=BUSY, count=2)
+        cluster(1, 'register', '--new-key=a')
+        assert line().startswith(' registered 0xa; now 2 registered: 0xa (2 ')
+        cluster(1, 'preempt', '--key=a', '--victim=a', '--type=3')
+        assert line().startswith(
+            ' gone 0xa; reserved anew; now 1 registered: 0xa; reserved by ')
+        cluster(1, 'release', '--key=a', '--type=3')
+        assert line() == (' released; now 1 registered: 0xa; not reserved; '
+                          'generation 3\n')
+        helper.process.terminate()
+        assert process.wait(20) == 2
+        assert 'BUSY' in process.stderr.read()
+    finally:
+        limit.cancel()
+        process.kill()
+        process.communicate()
+
+
+def test_watch_ends_where_it_cannot_begin(fake):
+    assert ask(fake(sensed('5/20/00')), 'watch').status == 9
+    done = ask(fake(*STATE, reply(b'123')), 'watch')
+    assert done.status == 97 and done.out.count('\n') == 1
+
+
 # The command line. -----------------------------------------------------------
 
 @pytest.mark.parametrize('arguments', [
@@ -768,8 +1250,22 @@ def test_check_ends_where_it_fails(fake, step, answer, status):
       ('', 'x', '0x', '-1', ' 1', '1g', '0x1 ', '12345678123456789', '+1',
        '0x10000000000000000', '00000000000000001')),
     *(['reserve', '--key=1', '--type', type_, '/dev/null'] for type_ in
-      ('', '0', '2', '4', '9', '15', '16', '-1', '5x', 'write', 'a',
-       'write-exclusive-registrants-onl', 'WRITE-EXCLUSIVE')),
+      ('', '0', '2', '4', '9', '15', '16', '-1', '5x', 'write', 'a', 'e',
+       'write-exclusive-', 'exclusive-access-registrants-only-',
+       'WRITE-EXCLUSIVE')),
+    *(['register-move', '--key=1', '--new-key=2', '--initiator', who,
+       '--port=1', '/dev/null'] for who in
+      ('', 'SAS', 'SAS 5', 'SAS 50014050000000011', 'FC 500140500000000x',
+       'iSCSI', 'iSCSI ', 'TransportID 0', 'TransportID ' + 514 * '0',
+       'USB 5001405000000001', 'iSCSI ' + 260 * 'a')),
+    *(['register-move', '--key=1', '--new-key=2', '--port', port,
+       '--initiator=SAS 5001405000000001', '/dev/null'] for port in
+      ('', '65536', '-1', 'x')),
+    ['register-move', '--key=1', '--new-key=2', '--port=1', '/dev/null'],
+    ['reserve', '--key=1', '--type=1', '--port=1', '/dev/null'],
+    ['clear', '--key=1', '--json', '/dev/null'], ['watch', '--json',
+                                                  '/dev/null'],
+    ['help', 'no-such'], ['help', 'keys', 'status'],
     ['register', '/dev/null'], ['register', '--key=1', '/dev/null'],
     ['register-ignore', '--new-key=1', '--key=1', '/dev/null'],
     ['register', '--new-key=1', '--type=5', '/dev/null'],
@@ -795,17 +1291,83 @@ def test_usage_errors(fake, arguments):
     assert helper.features is None
 
 
-@pytest.mark.parametrize('option', ['-h', '--help', '--he'])
+# What each command needs, and what it may be given.
+COMMANDS = {
+    **{name: ((), ('json',)) for name in (*READS, 'check')},
+    'watch': ((), ()), 'register': (('new-key',), ('key', 'aptpl')),
+    'register-ignore': (('new-key',), ('aptpl',)),
+    'register-move': (('key', 'new-key', 'initiator', 'port'),
+                      ('unregister', 'aptpl')),
+    'reserve': (('key', 'type'), ()), 'release': (('key', 'type'), ()),
+    'clear': (('key',), ()), 'preempt': (('key', 'victim', 'type'), ()),
+    'preempt-abort': (('key', 'victim', 'type'), ())}
+OPTIONS = ['--socket', '--timeout', '--version', '--help'] + sorted(
+    {'--' + name for both in COMMANDS.values() for names in both
+     for name in names})
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_for_a_command(command):
+    done = run('help', command)
+    assert done.status == 0 and done.err == ''
+    usage = done.out.partition('\n\n')[0]
+    needed, taken = COMMANDS[command]
+    for name in needed:
+        assert re.search(r'(?<!\[)--%s=' % name, usage), usage
+    for name in taken:
+        assert re.search(r'\[--%s[]=]' % name, usage), usage
+    described = re.findall('^ +(?:-., )?--([a-z-]+)', done.out, re.M)
+    assert sorted(described[described.index('timeout') + 1:]) == sorted(
+        needed + taken)
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize('option', ['-h', '--help', '--he', 'help'])
 def test_help(option):
     done = run(option)
     assert done.status == 0 and done.err == ''
     assert '/run/qemu-pr-helper.sock' in done.out
-    for word in (*READS, *TYPES.values(), 'check', 'register',
-                 'register-ignore', 'reserve', 'release', 'clear', 'preempt',
-                 'preempt-abort', '--key', '--new-key', '--victim', '--type',
-                 '--aptpl', '--socket', '--timeout', '--version'):
+    assert max(map(len, done.out.splitlines())) <= 80
+    for word in (*TYPES.values(), *COMMANDS, *OPTIONS, 'help'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), done.out
                          ), word
+
+
+COMPLETION = os.path.join(TOP, 'contrib/bash-completion/qemu-pr-client')
+
+
+def completions(*line):
+    """What bash offers behind these words, of which the last has begun."""
+    words = [word for one in line for word in re.split('(=)', one)
+             if word or not one]        # as bash has them
+    done = subprocess.run(
+        ['bash', '-c', 'set -eu; . "$0"; COMP_CWORD=$#; '
+         'COMP_WORDS=(qemu-pr-client "$@"); _qemu_pr_client; '
+         'printf "%s\\n" "${COMPREPLY[@]}"', COMPLETION, *words],
+        capture_output=True, text=True, check=True)
+    assert done.stderr == ''
+    return sorted(done.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which('bash') is None, reason='not installed: bash')
+def test_bash_completes_what_there_is():
+    assert completions('') == sorted([*COMMANDS, 'help'])
+    assert completions('-k', '/x', '-t', '5', 'reg') == [
+        'register', 'register-ignore', 'register-move']
+    assert completions('help', '') == sorted(COMMANDS)
+    everywhere = ['--socket', '--timeout']
+    assert completions('--') == sorted([*everywhere, '--help', '--version'])
+    for command, (needed, taken) in COMMANDS.items():
+        assert completions(command, '-') == sorted(
+            everywhere + ['--' + name for name in needed + taken]), command
+    for begun in (['reserve', '--key=1', '--type='],
+                  ['reserve', '--type', ''], ['--type=', ]):
+        assert completions(*begun) == sorted(TYPES.values())
+    assert completions('reserve', '--type=write-exclusive-a') == [TYPES[7]]
+    assert completions('clear', '--key=') == []
+    assert '/dev/null' in completions('clear', '--key=1', '/dev/nul')
+    assert '/dev/null' in completions('keys', '')
+    assert '/dev/null' in completions('-k', '/dev/n')
 
 
 def test_version():

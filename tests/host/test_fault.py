@@ -167,8 +167,8 @@ EXPECTED = {
     'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'kill workers_check': {SAME: (e.ESRCH, e.EPERM)},
     # sysfs.c, multipath/map.c
-    'open sysfs_slaves': {LOST: (e.ENOENT, e.EMFILE)},
-    'syscall sysfs_slaves': {LOST: (e.ENOENT, e.EIO)},
+    'open sysfs_list': {LOST: (e.ENOENT, e.EMFILE)},
+    'syscall sysfs_list': {LOST: (e.ENOENT, e.EIO)},
     'open path_open': {SAME: (e.ENXIO, e.EMFILE)},     # and tried again
     'fstat path_open': {SAME: (e.EIO,)},
     'nanosleep map_wait': {SAME: (e.EINTR,)},

@@ -26,6 +26,7 @@ FILES = [
     ('MANDIR', 'man8/qemu-pr-helper.8', 0o644),
     ('MANDIR', 'man1/qemu-pr-client.1', 0o644),
     ('DOCDIR', 'LICENSE', 0o644),
+    ('COMPLETIONDIR', 'qemu-pr-client', 0o644),
     *(('UNITDIR', os.path.basename(path), 0o644)
       for kind in ('service', 'socket')
       for path in glob.glob('%s/contrib/systemd/*.%s' % (TOP, kind))),
@@ -35,10 +36,12 @@ FILES = [
 def directories(prefix):
     return {'BINDIR': prefix + '/bin', 'MANDIR': prefix + '/share/man',
             'DOCDIR': prefix + '/share/doc/prhelper',
-            'UNITDIR': prefix + '/lib/systemd/system'}
+            'UNITDIR': prefix + '/lib/systemd/system',
+            'COMPLETIONDIR': prefix + '/share/bash-completion/completions'}
 
 
-OWN = {'BINDIR': '/b', 'MANDIR': '/m', 'DOCDIR': '/d', 'UNITDIR': '/u'}
+OWN = {'BINDIR': '/b', 'MANDIR': '/m', 'DOCDIR': '/d', 'UNITDIR': '/u',
+       'COMPLETIONDIR': '/c'}
 CASES = {
     'default': ([], directories('/usr/local')),
     'PREFIX': (['PREFIX=/usr'], directories('/usr')),

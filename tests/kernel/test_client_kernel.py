@@ -4,6 +4,9 @@ What it prints is compared with what sg_persist does, which asks the disk
 without a helper between. See test_kernel.py for the surroundings, and for
 what must never be sent.
 """
+import ctypes
+import json
+import os
 import re
 
 import pytest
@@ -104,10 +107,90 @@ def test_it_speaks_to_qemus_own_helper(stock):
 def test_what_the_helper_refuses_is_said(client, linear, words):
     for path, reason in [('/dev/sda1', 'the descriptor is of a partition'),
                          ('/dev/dm-0', 'a device-mapper device is served only')]:
+        if words == ['check'] and path == '/dev/sda1':
+            continue        # of which there is more to be said
         done = client(*words, path)
         assert done.status == 9, done
         assert '(5/20/00)' in done.err and reason in done.err, done
     assert client('keys', '/dev/sda').out.startswith('Nobody is registered')
+
+
+def test_a_partition_of_a_real_disk_is_named(client):
+    done = client('check', '/dev/sda1')
+    assert done.status == 42
+    assert '/dev/sda1 is a partition; name /dev/sda\n' in done.err
+    done = client('keys', '/dev/sda1')
+    assert done.status == 9 and 'name /dev/sda instead\n' in done.err
+
+
+def test_a_real_disk_and_who_uses_it(client):
+    a, b = DISKS
+    for path, key in zip(DISKS, ('a', 'b')):
+        assert client('register', '--new-key=' + key, path).status == 0
+    for path in *DISKS, GENERICS[0]:
+        seen = client('status', path).out
+        assert re.match('Disk of vendor LIO-ORG, model [A-Z0-9a-z]+, serial number '
+                        'prhelper-disk0\n', seen), seen
+    seen = json.loads(client('status', '--json', a).out)['registrations']
+    assert [r['key'] for r in seen] == ['0xa', '0xb']
+    # LIO's loopback has no name in sysfs, and in later kernels no port.
+    assert {r['this_host'] for r in seen} == {None}
+    out = client('status', a).out
+    assert 'is not known for sure' in out
+    if seen[0]['port'] != seen[1]['port']:
+        assert out.count('perhaps this host by sd') == 2
+
+
+def test_a_reservation_of_somebody_else_is_in_the_way(client):
+    a, b = DISKS
+    client('register', '--new-key=dead', b)
+    client('reserve', '--key=dead', '--type=exclusive-access', b)
+    done = client('check', a)
+    assert done.status == 41 and re.search(
+        'reserved by .*key 0xdead, exclusive-access: virtual machines here '
+        'can neither read nor write it', done.err), done
+    cure = re.search('if its cluster is dead: (.*)', done.err).group(1)
+    for command in cure.split(' && '):
+        assert client(*command.split()[1:]).status == 0, command
+    assert client('keys', a).out.startswith('Nobody is registered')
+    assert client('check', a).status == 0
+
+
+def test_a_reservation_moves_on_a_real_disk(client):
+    a, b = DISKS
+    client('register', '--new-key=b', b)
+    line = client('status', a).out.splitlines()[2]
+    port, initiator = re.search('at port ([0-9]+), ([^,]+)', line).groups()
+    client('register', '--key=b', '--new-key=0', b)
+    client('register', '--new-key=a', a)
+    client('reserve', '--key=a', '--type=1', a)
+    if port == '0':
+        pytest.skip('this LIO names no ports')
+    done = client('register-move', '--key=a', '--new-key=c', '--port=' + port,
+                  '--initiator=' + initiator, a)
+    assert done.status == 0 and done.err == '', done
+    assert re.fullmatch('Now 2 registered: 0xa, 0xc; reserved by key 0xc, '
+                        r'write-exclusive \(type 1\); generation \d+\n',
+                        done.out)
+
+
+def user_namespace():
+    """As in a container that is not quite root: all capabilities, there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x10000000) == 0, os.strerror(ctypes.get_errno())
+    for name, text in (('setgroups', 'deny'), ('uid_map', '0 0 1'),
+                       ('gid_map', '0 0 1')):
+        with open('/proc/self/' + name, 'w') as f:
+            f.write(text)
+
+
+def test_a_helper_of_a_user_namespace_is_found(start):
+    if not os.path.exists('/proc/self/ns/user'):
+        pytest.skip('this kernel has no user namespaces')
+    helper = start(preexec_fn=user_namespace)
+    done = run('-k', helper.path, 'check', '/dev/sda')
+    assert done.status == 45, done
+    assert 'in a user namespace of its own only' in done.err
 
 
 def test_what_is_not_the_helpers_doing_is_said(fake):

@@ -53,7 +53,8 @@ make -C "$top" BUILD="$out" HELPER="$out/qemu-pr-helper" \
     STATIC_CC="aarch64-linux-gnu-gcc -specs=$out/musl.specs" \
     KERNEL_HEADERS="-idirafter $include -idirafter $include/aarch64-linux-gnu" \
     STRIP=aarch64-linux-gnu-strip \
-    all sim static "$out/static/sim/qemu-pr-helper"
+    all sim static "$out/static/sim/qemu-pr-helper" \
+    "$out/static/sim/qemu-pr-client"
 
 # The initramfs: what was fetched, and an overlay where the programs stand as
 # they do after make.
@@ -71,6 +72,9 @@ cp "$out/qemu-pr-helper" "$out/qemu-pr-client" "$ram/prhelper"
 cp "$out/static/qemu-pr-client" "$ram/prhelper/build/static"
 for program in sim static static/sim; do
     cp "$out/$program/qemu-pr-helper" "$ram/prhelper/build/$program"
+done
+for program in sim static/sim; do
+    cp "$out/$program/qemu-pr-client" "$ram/prhelper/build/$program"
 done
 pack() {
     busybox cpio -o -H newc 2>/dev/null

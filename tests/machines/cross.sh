@@ -63,7 +63,8 @@ build() {
             -Wl,-rpath=$libraries" \
         BUILD="$out" HELPER="$out/qemu-pr-helper" \
         CLIENT="$out/qemu-pr-client" "$out/qemu-pr-helper" \
-        "$out/qemu-pr-client" "$out/sim/qemu-pr-helper"
+        "$out/qemu-pr-client" "$out/sim/qemu-pr-helper" \
+        "$out/sim/qemu-pr-client"
 }
 
 # emulated MACHINE PROGRAM: a script that runs PROGRAM, as its name.
@@ -102,6 +103,7 @@ suite() {
         emulated "$1" ./qemu-pr-helper
         emulated "$1" ./qemu-pr-client
         emulated "$1" sim/qemu-pr-helper
+        emulated "$1" sim/qemu-pr-client
         set -- "$@" -p emulated
     fi
     machine=$1

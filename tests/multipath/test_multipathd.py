@@ -7,8 +7,11 @@ does something else, or nothing: see test_reference.py for the rest.
 Must never send PREEMPT AND ABORT: LIO's loopback target hangs on it for good.
 Must leave no map suspended.
 """
+import ctypes
+import json
 import os
 import pwd
+import re
 import signal
 import subprocess
 
@@ -644,12 +647,13 @@ def test_two_clients_of_one_map(multipathd, serve):
 
 # qemu-pr-client check -------------------------------------------------------
 
-def checked(helper):
+def checked(helper, *command):
     """What it says of the map, and its exit status."""
     client = os.environ.get('CLIENT', os.path.join(
         os.path.dirname(__file__), '../../qemu-pr-client'))
-    done = subprocess.run([client, '-k', helper.path, 'check', MAP],
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    done = subprocess.run([client, '-k', helper.path, *(command or ['check']),
+                           MAP], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT,
                           text=True, timeout=60)
     return done.stdout, done.returncode
 
@@ -658,7 +662,7 @@ def says(text, **paths):
     return all('  %s is %s\n' % path in text for path in paths.items())
 
 
-FINDING = 36
+FINDING, RESERVED, NO_RESERVATION_KEY, NOT_VISIBLE = 36, 41, 43, 44
 
 
 def test_check_names_paths_and_holder(multipathd, serve, rival):
@@ -679,6 +683,59 @@ def test_check_names_paths_and_holder(multipathd, serve, rival):
     text, status = checked(helper)
     assert 'Another host holds the reservation' in text
     assert says(text, sda='not registered', sdb='not registered')
+    assert status == RESERVED and (
+        'reserved by somebody else, key %#x, write-exclusive-registrants-only: '
+        'virtual machines here cannot write it until they register' % B
+        in text)
+
+
+def test_status_of_a_map_names_its_paths(multipathd, serve):
+    helper, us = serve()
+    assert us.out(pr.REGISTER, 0, A) == GOOD
+    text, status = checked(helper, 'status')
+    assert status == 0 and text.startswith('Disk of vendor LIO-ORG, ')
+    found = json.loads(checked(helper, 'status', '--json')[0])
+    assert found['disk']['vendor'] == 'LIO-ORG'
+    assert [r['same_key'] for r in found['registrations']] == [2, 2]
+    if {r['port'] for r in found['registrations']} != {0}:
+        assert 'perhaps this host by sda' in text
+        assert 'perhaps this host by sdb' in text
+
+
+def without(*names):
+    """A preexec_fn: in a mount namespace in which other nodes have these."""
+    def change():
+        libc = ctypes.CDLL(None, use_errno=True)
+        for failed in (
+                libc.unshare(0x20000),
+                libc.mount(b'none', b'/', None, 0x44000, None),
+                *(libc.mount(b'/dev/null', b'/dev/' + name.encode(), None,
+                             0x1000, None) for name in names)):
+            assert failed == 0, os.strerror(ctypes.get_errno())
+    return change
+
+
+def test_check_finds_that_the_helper_does_not_see_a_path(multipathd, start):
+    helper = start(preexec_fn=without('sdb'))
+    text, status = checked(helper)
+    assert status == NOT_VISIBLE and re.search(
+        r'the helper \(process [0-9]+, in a mount namespace of its own\) has '
+        'another device as /dev/sdb, and cannot use that path', text), text
+    assert '/dev/sda, ' not in text
+    text, status = checked(start(preexec_fn=without('sda', 'sdb')))
+    assert status == NOT_VISIBLE and '/dev/sda, ' in text
+
+
+def test_check_of_a_partition_of_a_map_names_the_map(multipathd, serve):
+    helper, us = serve()
+    node = MAP + '-part1'
+    wait_until(lambda: os.path.exists(node), 'kpartx makes ' + node)
+    client = os.environ.get('CLIENT', os.path.join(
+        os.path.dirname(__file__), '../../qemu-pr-client'))
+    done = subprocess.run([client, '-k', helper.path, 'check', node],
+                          stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 42
+    assert '%s is a partition; name %s\n' % (node, MAP) in done.stderr
 
 
 def test_check_finds_the_path_that_is_not_registered(multipathd, serve):
@@ -701,7 +758,7 @@ def test_check_finds_the_path_that_is_not_registered(multipathd, serve):
 def test_check_finds_that_there_is_no_reservation_key(multipathd, serve):
     helper, us = serve()
     text, status = checked(helper)
-    assert "'reservation_key file'" in text and status == FINDING
+    assert "'reservation_key file'" in text and status == NO_RESERVATION_KEY
 
 
 def test_check_finds_that_multipathd_is_not_there(multipathd, serve):

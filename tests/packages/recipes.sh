@@ -103,7 +103,7 @@ sed -n '/^do_[a-z]*() {$/,/^}$/p' "$recipe" >"$work/yocto/tasks"
     # shellcheck disable=SC2034 # bitbake's, for the recipe
     D=$work/yocto/root bindir=/usr/bin mandir=/usr/share/man BPN=prhelper \
         docdir=/usr/share/doc systemd_system_unitdir=/usr/lib/systemd/system \
-        localstatedir=/var
+        localstatedir=/var datadir=/usr/share
     # shellcheck disable=SC2317 # the tasks call it
     oe_runmake() {
         make -s CC=cc CFLAGS=-Os CPPFLAGS= LDFLAGS= "$@"

@@ -11,8 +11,10 @@ So that this takes minutes, a failure strikes all maps at once, and on each
 of them another command is sent: each test looks at what came of one.
 """
 import errno
+import json
 import mmap
 import os
+import subprocess
 import threading
 import time
 
@@ -372,3 +374,40 @@ def test_fence_scsi(machine, helpers, number):
         assert disk.view() == ALONE
         assert write_by_all() == [0, 0, errno.EBADE]
     os.close(fd)
+
+
+# What an administrator sees. -------------------------------------------------
+
+def asked(helper, *command):
+    """The exit status, and what the client says in JSON."""
+    done = subprocess.run([program('CLIENT', 'qemu-pr-client'), '-k',
+                           helper.path, '--json', *command], timeout=DEADLINE,
+                          stdout=subprocess.PIPE)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_client_knows_this_host(machine, helpers):
+    """By the names of its sessions in sysfs; the rival is this host, too."""
+    machine.restore()
+    disk, helper = machine.maps[0], helpers[0]
+    disk.reset()
+    fd = pr.open_device(disk.device)
+    with helper.client(timeout=120) as client:
+        assert client.out(fd, pr.REGISTER, 0, A).status == pr.GOOD
+    os.close(fd)
+    assert disk.rival_out(pr.REGISTER, 0, B) == pr.GOOD
+    assert disk.rival_out(pr.RESERVE, B, 0, TYPE) == pr.GOOD
+    found = asked(helper, 'status', disk.device)[1]['registrations']
+    seen = sorted((r['initiator'].split(',')[0], r['this_host'], r['path'],
+                   r['logged_in'], r['same_initiator_and_port'])
+                  for r in found)
+    assert seen == [('iSCSI ' + iscsi.RIVAL, True, disk.rival, True, 1)
+                    ] + 2 * [('iSCSI ' + iscsi.US, True, None, True, 2)]
+    assert asked(helper, 'check', disk.device)[0] == 0
+    # One that holds it alone is in the way of this map.
+    assert disk.rival_out(pr.RELEASE, B, 0, TYPE) == pr.GOOD
+    assert disk.rival_out(pr.RESERVE, B, 0, pr.EXCLUSIVE_ACCESS) == pr.GOOD
+    status, found = asked(helper, 'check', disk.device)
+    assert status == 41 and [f['exit_status'] for f in found['findings']
+                             ] == [41]
+    disk.reset()

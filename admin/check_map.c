@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check.c - what `qemu-pr-client check` says of a multipath map, beyond what
+ * it says of every disk: is multipathd there, does it know a key, which paths
+ * are registered with it, and who holds the reservation.
+ *
+ * It only looks: at sysfs, at what the helper has read from the disk, and at
+ * multipathd, which tells the keys to root alone. It must never change
+ * anything, and say what it cannot know in so many words.
+ */
+#include "../multipath/multipathd.h"
+#include "../sg_io.h"
+#include "check.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+/* multipathd.c's words, for whoever asked. */
+void log_at(int level, const char *format, ...)
+{
+    char text[512];
+    va_list arguments;
+
+    (void)level;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    say("%s", text);
+}
+
+void trace(enum trace_event event, const char *format, ...)
+{
+    (void)event;
+    (void)format;
+}
+
+/*
+ * How many registrations have this key, at this target port (0: at any). A
+ * registration for all ports counts at each.
+ */
+static unsigned registrations_count(const struct reply *full, uint64_t key,
+                                    uint16_t port)
+{
+    struct registration registration;
+    unsigned count = 0;
+    struct list list;
+
+    decode_list(&list, full->payload, full->size);
+    while (decode_registration(&list, &registration))
+        count += registration.key == key
+                 && (port == 0 || registration.is_for_all_ports
+                     || registration.port == port);
+    return count;
+}
+
+/* Does each registration name its port? LIO of Linux 6.12 does not. */
+static bool ports_are_named(const struct reply *full)
+{
+    struct registration registration;
+    struct list list;
+
+    decode_list(&list, full->payload, full->size);
+    while (decode_registration(&list, &registration))
+        if (registration.port == 0)
+            return false;
+    return true;
+}
+
+/* Of how many paths to its port, of those in use, how many are registered. */
+static bool path_show(struct output *output, const struct identity *identity,
+                      const struct path *path, unsigned there)
+{
+    unsigned i, same = 0;
+
+    for (i = 0; i < identity->count; i++)
+        same += identity->paths[i].port == path->port
+                && identity->paths[i].is_used && identity->paths[i].is_ours;
+    if (!path->is_used)
+        words(output, "  %s is %s: the kernel does not use it\n", path->name,
+              path->state);
+    else if (there >= same)
+        words(output, "  %s is registered\n", path->name);
+    else if (there == 0)
+        words(output, "  %s is not registered\n", path->name);
+    else
+        words(output,
+              "  %s is one of %u paths to the same port, of which %u %s "
+              "registered\n",
+              path->name, same, there, there == 1 ? "is" : "are");
+    json_begin(output, NULL, '{');
+    json_text(output, "name", path->name);
+    json_text(output, "state", path->state);
+    json_bool(output, "used", path->is_used);
+    json_number(output, "paths_to_this_port", same);
+    json_number(output, "registered_at_this_port", there);
+    json_end(output, '}');
+    return !path->is_used || there >= same;
+}
+
+/*
+ * A registration names the port of the target that it is for, and the
+ * initiator in a manner of its own: so paths by one port are counted.
+ */
+static bool paths_show(struct check *check, uint64_t key)
+{
+    const struct identity *identity = &check->identity;
+    bool is_named = ports_are_named(&check->full), is_whole = true;
+    unsigned i;
+
+    json_begin(&check->output, "paths", '[');
+    for (i = 0; i < identity->count; i++) {
+        struct path path = identity->paths[i];
+
+        if (path.is_ours
+            && !path_show(&check->output, identity, &path,
+                          registrations_count(&check->full, key,
+                                              is_named ? path.port : 0)))
+            is_whole = false;
+    }
+    json_end(&check->output, ']');
+    return is_whole;
+}
+
+/* Is the reservation this host's, says multipathd? */
+static enum whose holder_show(struct check *check,
+                              const struct multipathd *multipathd, uint64_t key)
+{
+    struct output *output = &check->output;
+
+    if (!check->is_reserved)
+        return NOT_OURS;
+    if (check->reservation.key == 0) {
+        words(output, "All that are registered hold the reservation.\n");
+        return OURS;
+    }
+    if (check->reservation.key != key) {
+        words(output,
+              "Another host holds the reservation: its key is another.\n");
+        return NOT_OURS;
+    }
+    switch (multipathd_flag_get(multipathd, "getprhold")) {
+    case FLAG_SET:
+        words(output, "This host holds the reservation, says multipathd.\n");
+        return OURS;
+    case FLAG_UNSET:
+        words(output, "Another host with the same key holds the reservation, "
+                      "says multipathd.\n");
+        return NOT_OURS;
+    default:
+        words(output,
+              "This host holds the reservation, or another one with the same "
+              "key: multipathd does not know (before version 0.13 it never "
+              "does).\n");
+        return PERHAPS_OURS;
+    }
+}
+
+/*
+ * Which key multipathd has for the map; value 0: none, as nobody is registered.
+ * False: no virtual machine could register.
+ */
+static bool key_check(struct check *check, const struct multipathd *multipathd,
+                      struct multipathd_key *key)
+{
+    if (!multipathd_key_get(multipathd, key)) {
+        finding(check, EXIT_FINDING,
+                "is it running, and is its socket where the helper looks for "
+                "it?",
+                "multipathd does not say which key %s has: without it no "
+                "reservation of a map can be changed",
+                multipathd->map);
+        return false;
+    }
+    if (key->value != 0)
+        return true;
+    if (multipathd_config_has(multipathd, "reservation_key")) {
+        words(&check->output,
+              "multipathd knows no key: no virtual machine of this host is "
+              "registered.\n");
+        return true;
+    }
+    finding(check, EXIT_NO_RESERVATION_KEY,
+            "put 'reservation_key file' into its defaults section, then "
+            "multipathd reconfigure",
+            "there is no reservation_key in multipath.conf, so that nobody "
+            "can register through %s",
+            multipathd->alias);
+    return false;
+}
+
+/* A path that multipathd has failed is none that the kernel uses. */
+static void paths_look(struct identity *identity,
+                       const struct multipathd *multipathd)
+{
+    char table[MULTIPATHD_TABLE];
+    unsigned i;
+
+    multipathd_paths_get(multipathd, table);
+    for (i = 0; i < identity->count; i++) {
+        struct path *path = &identity->paths[i];
+
+        if (path->is_used && multipathd_path(table, path->name).is_failed) {
+            path->is_used = false;
+            strcpy(path->state, "failed");
+        }
+    }
+}
+
+/* What is registered with multipathd's key, on which paths. */
+static void registered_check(struct check *check,
+                             const struct multipathd *multipathd, uint64_t key)
+{
+    bool is_told = multipathd_flag_get(multipathd, "getprstatus") == FLAG_SET;
+
+    words(&check->output,
+          "multipathd registers key %#" PRIx64 " on paths that come%s:\n", key,
+          is_told ? "" : ", when it is told to");
+    json_key(&check->output, "key", key);
+    paths_look(&check->identity, multipathd);
+    if (check->full.size == 0) /* the disk does not list who is registered */
+        return;
+    check->registered = registrations_count(&check->full, key, 0) > 0
+                            ? OURS
+                            : NOT_OURS;
+    if (!paths_show(check, key) && check->registered == OURS)
+        finding(check, EXIT_FINDING, "let the virtual machine register again",
+                "writes by a path that is not registered may fail");
+    check->holder = holder_show(check, multipathd, key);
+}
+
+void check_map(struct check *check)
+{
+    const struct identity *identity = &check->identity;
+    struct multipathd multipathd = { identity->name, identity->alias,
+                                     check->arguments->socket_path, NULL };
+    struct multipathd_key key;
+    unsigned i, ours = 0;
+
+    for (i = 0; i < identity->count; i++)
+        ours += identity->paths[i].is_ours;
+    words(&check->output, "It is the multipath map %s (%s) of %u paths.\n",
+          identity->alias, identity->name, ours);
+    json_begin(&check->output, "map", '{');
+    json_text(&check->output, "name", identity->alias);
+    json_text(&check->output, "device", identity->name);
+    if (geteuid() != 0) {
+        words(&check->output, "multipathd tells only root more.\n");
+    } else if (key_check(check, &multipathd, &key)) {
+        if (key.value != 0)
+            registered_check(check, &multipathd, key.value);
+        else
+            check->registered = check->holder = NOT_OURS;
+    }
+    json_end(&check->output, '}');
+}
