@@ -5,8 +5,7 @@
 #
 # To be given on the command line as usual: CC, CPPFLAGS, CFLAGS, LDFLAGS,
 # DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, COMPLETIONDIR,
-# LOCALSTATEDIR.
-# (SBINDIR makes no difference: libvirt, SELinux and AppArmor expect it in bin.)
+# LOCALSTATEDIR. (There is no SBINDIR: libvirt, SELinux and AppArmor want bin.)
 
 VERSION = 0.1.0
 
@@ -29,15 +28,9 @@ DEFINES = -DVERSION='"$(VERSION)"' -DLOCALSTATEDIR='"$(LOCALSTATEDIR)"'
 PLACELESS = '-fdebug-prefix-map=$(CURDIR)=.'
 COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
-MULTIPATH = $(addprefix multipath/,ask.c workers.c worker.c actions.c \
-	register.c preempt.c sweep.c map.c multipathd.c)
-SOURCES = prhelper.c supervisor.c roster.c events.c descriptors.c client.c \
-	protocol.c sg_io.c sysfs.c options.c listen.c daemon.c privdrop.c sandbox.c \
-	report.c log.c $(MULTIPATH)
-CLIENT_SOURCES = $(addprefix admin/,qemu-pr-client.c arguments.c transport.c \
-	outcome.c commands.c state.c status.c check.c check_map.c watch.c \
-	identity.c surroundings.c show.c decode.c output.c) \
-	protocol.c sg_io.c sysfs.c multipath/multipathd.c
+SOURCES = $(sort $(wildcard *.c multipath/*.c))
+CLIENT_SOURCES = $(sort $(wildcard admin/*.c)) protocol.c sg_io.c sysfs.c \
+	multipath/multipathd.c
 HEADERS = $(wildcard *.h multipath/*.h admin/*.h)
 
 # Another build of all of it beside the usual one: see tests/tests.mk.
@@ -87,8 +80,8 @@ $(BUILD)/%.o: %.c $(COMMON)
 # would only pad it. It has its place in memory from the linker anyhow, so no
 # code has to find out where. Debian's musl-gcc does not find the kernel's
 # headers.
-STATIC_FLAGS = -static -fno-pie -no-pie -Os -flto -ffunction-sections -fdata-sections \
-	-fno-asynchronous-unwind-tables \
+STATIC_FLAGS = -static -fno-pie -no-pie -Os -flto -ffunction-sections \
+	-fdata-sections -fno-asynchronous-unwind-tables \
 	-Wl,--gc-sections,-z,noseparate-code,-z,norelro
 KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch 2>&-)
@@ -114,7 +107,7 @@ $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client: $(COMMON)
 PROGRAMS = $(HELPER) $(CLIENT)
 MANUALS = $(wildcard man/*.[18])
 UNITS = $(wildcard contrib/systemd/*.service contrib/systemd/*.socket)
-COMPLETIONS = $(wildcard contrib/bash-completion/*)
+COMPLETIONS = contrib/bash-completion/qemu-pr-client
 TEXTS = $(MANUALS) $(UNITS) $(COMPLETIONS) LICENSE
 INSTALLED_PROGRAMS = $(addprefix $(BINDIR)/,$(notdir $(PROGRAMS)))
 INSTALLED_TEXTS = $(foreach page,$(MANUALS),\
