@@ -107,7 +107,7 @@ $(BUILD)/static/qemu-pr-helper $(BUILD)/static/qemu-pr-client: $(COMMON)
 PROGRAMS = $(HELPER) $(CLIENT)
 MANUALS = $(wildcard man/*.[18])
 UNITS = $(wildcard contrib/systemd/*.service contrib/systemd/*.socket)
-COMPLETIONS = contrib/bash-completion/qemu-pr-client
+COMPLETIONS = $(wildcard contrib/bash-completion/*)
 TEXTS = $(MANUALS) $(UNITS) $(COMPLETIONS) LICENSE
 INSTALLED_PROGRAMS = $(addprefix $(BINDIR)/,$(notdir $(PROGRAMS)))
 INSTALLED_TEXTS = $(foreach page,$(MANUALS),\

@@ -188,8 +188,8 @@ check-lint: $(OBJECTS)
 	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
-	for file in $(LINTED); do clang-tidy --quiet $$file -- $(STANDARD) \
-		$(DEFINES) || exit 1; done
+	printf '%s\n' $(LINTED) | xargs -P 2 -I FILE \
+		clang-tidy --quiet FILE -- $(STANDARD) $(DEFINES)
 	shellcheck -s sh -e SC2034,SC2154 contrib/alpine/APKBUILD
 	shellcheck .ci/run contrib/*.sh contrib/examples/*.sh contrib/bash-completion/* \
 		contrib/debian/prhelper.p* tests/*.sh tests/*/*.sh $(CONTRIB_SCRIPTS)
