@@ -21,6 +21,9 @@
  */
 enum { HIGHEST_NUMBER = 512 };
 
+/* Of what the supervisor has opened; who started it may have left others. */
+static int highest;
+
 int descriptors_limit(rlim_t most)
 {
     struct rlimit limit = { most, most };
@@ -41,6 +44,8 @@ int descriptor_high(int fd)
 
     if (high < 0)
         fatal("too few descriptors, see ulimit -n:");
+    if (high > highest)
+        highest = high;
     return high;
 }
 
@@ -58,7 +63,7 @@ void descriptors_close_except(int a, int b, int c)
         if (next > from
             && syscall(SYS_close_range, from, next == ~0U ? next : next - 1, 0U)
                    < 0)
-            for (; from < next && from <= HIGHEST_NUMBER; from++)
+            for (; from < next && (int)from <= highest; from++)
                 close((int)from); /* one by one before Linux 5.9 */
         if (next == ~0U)
             return;

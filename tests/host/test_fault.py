@@ -926,6 +926,41 @@ def test_a_session_that_dies_before_it_has_its_client(tools):
     assert 'accept' not in run.text and 'pid 0' not in run.text
 
 
+@pytest.mark.skipif(not is_root(), reason='needs root to look')
+def test_a_session_without_close_range_has_nothing_of_main(tools):
+    """Though main's own have higher numbers than all that it was started
+    with."""
+    where = tools.where('syscall descriptors_close_except',
+                        Scenario('many', main=1))
+    path = tools.dir + '/many'
+
+    def many():
+        for number in range(3, 600):
+            os.dup2(0, number)
+
+    def own(pid):
+        links = (os.readlink(fd) for fd in glob.glob('/proc/%d/fd/*' % pid))
+        return [link for link in links if re.match('socket|pipe', link)]
+
+    tools.table.reset()
+    tools.table.arm(where, e.ENOSYS, 1, 9999)
+    helper = subprocess.Popen(
+        [FAULT_HELPER, '-k', path], preexec_fn=many, close_fds=False,
+        env=dict(tools.target.env, FAULT_STATE=tools.table.path),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: os.path.exists(path) and tools.table.calls(
+            tools.where('ppoll events_wait', Scenario('many'))))
+        with Client(path):
+            session, = children(helper.pid)
+            wait_until(lambda: len(own(session)) == 2)  # client and queue
+    finally:
+        helper.terminate()
+        assert helper.wait(20) == 0
+    assert tools.table.hits(where)
+
+
 def test_no_call_was_left_out(tools, capsys):
     never = {name for offset, name in tools.program.offsets.items()
              if offset not in tools.met}
