@@ -261,10 +261,13 @@ static bool session_start(struct supervisor *supervisor, int64_t now)
         session_begin(supervisor, place);
         return true;
     }
-    if (pid < 0)
+    if (pid < 0) {
         make_room(supervisor, "fork for a new client" FORK_CURE, errno, now);
-    else
-        roster_enter(roster, place, pid);
+        return false;
+    }
+    roster_enter(roster, place, pid);
+    /* If there are too many from now on, it is not who has come that goes. */
+    (void)roster_is_crowded(roster, now);
     return false;
 }
 
