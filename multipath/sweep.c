@@ -51,25 +51,28 @@ typedef bool visit(struct map *, struct path *, struct request *);
  * Visits all paths that are due, also those that come meanwhile, turn by turn
  * until none is. What is left out is tried once more in the end, as it may
  * have come back without multipathd's notice; but it must not be the first
- * that is registered, or settled. False: map->at is where a visit has ended
- * it; or NULL, and the answer is why not. What late says is said with the name
- * of a path that is still due in the end, and why it is.
+ * that is registered, or settled. map->last is due when all others, these too,
+ * have had their turn, and then they are tried again. False: map->at is where a
+ * visit has ended it; or NULL, and the answer is why not. What late says is
+ * said with the name of a path that is still due in the end, and why it is.
  */
 static bool paths_visit(struct map *map, visit *how, struct request *request,
                         int64_t deadline, const char *late)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
-    struct path *path, *waits;
+    struct path *path, *waits, *last = map->last;
 
+    if (last != NULL && last->verdict != ASIDE)
+        last = NULL; /* it has had its turn already */
     map->pause = PAUSE_LEAST;
     do {
         map->at = waits = NULL;
         if (!map_list(map))
             return false;
         for (path = map->paths; path < map->paths + map->count; path++) {
-            if (is_last && path->verdict == ASIDE && !is_settling
-                && (!is_registration(request) || map->witness != NULL
-                    || path == map->last))
+            if (is_last && path->verdict == ASIDE && path != last
+                && !is_settling
+                && (!is_registration(request) || map->witness != NULL))
                 path->verdict = DUE;
             if (path->verdict > LOST)
                 continue;
@@ -84,10 +87,14 @@ static bool paths_visit(struct map *map, visit *how, struct request *request,
             if (path->verdict <= LOST)
                 waits = path;
         }
-        if (waits == NULL && is_last)
+        if (waits == NULL && is_last && last == NULL)
             return true;
-        is_last = waits == NULL;
-    } while (is_last || map_wait(map, deadline));
+        is_last = waits == NULL && !is_last;
+        if (waits == NULL && !is_last) {
+            last->verdict = DUE;
+            last = NULL;
+        }
+    } while (waits == NULL || map_wait(map, deadline));
     map_fail(map, late, waits->name, waits->why);
     return false;
 }

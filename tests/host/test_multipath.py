@@ -1946,6 +1946,25 @@ def test_a_key_is_not_given_back_to_who_was_preempted_meanwhile(run_one):
             lab.is_consistent = False
 
 
+@pytest.mark.parametrize('failed', PATHS)
+def test_a_path_that_dm_has_failed_is_changed_before_the_last(run_one, failed):
+    """It works again: whoever preempts the older key there preempts us."""
+    for step in range(1, 40):
+        with run_one.scenario(step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.nexus(failed).dm_failed = 1
+            preempts = lab.target.act(PREEMPT, RIVALS, step, key=KEY,
+                                      argument=5)
+            answer = lab.out(REGISTER, KEY, NEW)
+            lab.wait_idle()
+            lab.is_consistent = False
+            if preempts.done_at and not preempts.status:
+                assert answer != GOOD and lab.keys() == [0, 0, 0]
+            else:
+                assert answer == GOOD and lab.keys() == [NEW, NEW, NEW]
+
+
 def test_a_reservation_that_was_taken_over_is_ours_in_the_end(run):
     """Although a path did not get its key back."""
     with run.scenario() as lab:
