@@ -104,6 +104,7 @@ struct map {
     struct path *last;    /* whose key is changed last, if any is to be */
     struct path *witness; /* the first that got the key, and must keep it */
     bool is_doubtful;     /* somebody may have removed it */
+    bool is_status_told;  /* to multipathd, or perhaps: see status_tell() */
     uint32_t generation;  /* PRGENERATION, when keys_read() was called */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */

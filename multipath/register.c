@@ -50,6 +50,7 @@ static bool status_tell(struct map *map)
     const struct multipathd *multipathd = &map->multipathd;
     const char *command = map->key.value != 0 ? "setprstatus" : "unsetprstatus";
 
+    map->is_status_told = true;
     if (multipathd_tell(multipathd, command) == MULTIPATHD_DONE
         || (map->key.value != 0
             && multipathd_flag_get(multipathd, "getprstatus") == FLAG_SET))
@@ -165,7 +166,7 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     map->deadline = map->end - AFTERWARDS_WITHIN / 2; /* and then the keys */
     map->key = map->is_doubtful ? none : *told;
     if (!key_tell(map)
-        || ((map->is_doubtful || previous == 0)
+        || ((map->is_doubtful || (previous == 0 && map->is_status_told))
             && multipathd_tell(&map->multipathd, "unsetprstatus")
                    != MULTIPATHD_DONE))
         log_warning("%s (%s): multipathd may register key %llx even so: "

@@ -1323,6 +1323,16 @@ def test_wrong_key(run):
                 assert not lab.sent(out=True)
 
 
+def test_registered_already(run):
+    """With key 0, as who has forgotten that he is: he stays what he is."""
+    for sa_key in KEY, NEW, 0:
+        with run.scenario(sa_key) as lab:
+            lab.held()
+            lab.before = lab.state()
+            assert lab.out(REGISTER, 0, sa_key) == CONFLICT
+            assert_unchanged(lab)
+
+
 def test_not_registered(run):
     for name, action in ACTIONS.items():
         if action.cdb[0] != 0x5f or action.is_register:
