@@ -207,8 +207,11 @@ void map_register(struct map *map, struct request *request)
     all_due(map);
     map->witness = NULL;
     map->is_doubtful = false;
-    for (i = 0; i < map->count; i++)
+    for (i = 0; i < map->count; i++) {
         map->paths[i].is_changed = false;
+        map->paths[i].had_key = !is_ignored && previous == 0 && count > 0
+                                && path_prove(map, &map->paths[i]) == DONE;
+    }
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
         map_undo(map, &told, previous, flags);

@@ -239,10 +239,10 @@ static void request_cut(struct request *request)
 
 /*
  * A registration whose answer was lost, when no other path has the key yet
- * that could be the witness. It was done if the path has the key now; it was
- * not done if nothing has happened at all (PRGENERATION, SPC-4 6.15.2), and
- * then it is sent once more. In between a rival may have removed the key, which
- * must not come back.
+ * that could be the witness. It was done if the path has the key now, and had
+ * it not before; it was not done if nothing has happened at all (PRGENERATION,
+ * SPC-4 6.15.2), and then it is sent once more. In between a rival may have
+ * removed the key, which must not come back.
  */
 static bool path_is_clear(struct map *map, struct path *path,
                           struct request *request)
@@ -254,7 +254,7 @@ static bool path_is_clear(struct map *map, struct path *path,
     do {
         path->verdict = path_prove(map, path);
         if (path->verdict == DONE)
-            return true;
+            return !path->had_key;
         if (path->verdict == CONFLICT) {
             if (is_first
                 && (keys_read(map, path, map->key.value) < 0

@@ -1333,6 +1333,21 @@ def test_registered_already(run):
             assert_unchanged(lab)
 
 
+def test_registered_already_and_an_answer_is_lost(run_one):
+    """That the path has the key does not say that it has just got it."""
+    for host, after, turn_ in itertools.product((3, 7), (False, True),
+                                                range(4)):
+        with run_one.scenario(host, after, turn_) as lab:
+            lab.held()
+            lab.before = lab.state()
+            lab.nexus(lab.order[0]).answer(host_status=host, after=after,
+                                           only=(0x5f, REGISTER), skip=turn_)
+            answer = lab.out(REGISTER, 0, KEY)
+            assert answer in (CONFLICT, LOST)
+            if answer == CONFLICT:
+                assert_unchanged(lab)
+
+
 def test_not_registered(run):
     for name, action in ACTIONS.items():
         if action.cdb[0] != 0x5f or action.is_register:
