@@ -214,7 +214,7 @@ static bool path_settle(struct map *map, struct path *path,
 bool settle(struct map *map)
 {
     struct request test = { .cdb = { TEST_UNIT_READY } };
-    int64_t deadline = clock_us() + SETTLE_WITHIN;
+    int64_t deadline = sooner(clock_us() + SETTLE_WITHIN, map->deadline);
 
     do {
         all_due(map);

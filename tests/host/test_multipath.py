@@ -1272,6 +1272,21 @@ def test_keys_are_taken_off_slow_paths(run_one):
                 assert lab.keys() == [0, 0, 0]
 
 
+def test_a_command_that_needs_many_others_ends_in_time(run_one):
+    """What takes the reservation over from a path that is gone comes last."""
+    for name, ms in itertools.product(('release', 'unregister, holding'),
+                                      (2000, 4000, 5000, 6000)):
+        with run_one.scenario(name, ms) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.die(0)
+            for path in PATHS:
+                lab.nexus(path).delay_ms = ms
+            lab.is_consistent = False
+            clock = lab.target.clock()
+            action.run(lab)
+            assert lab.target.clock() - clock < 60 * 1000000
+
+
 # ---- The disk says no -------------------------------------------------------
 
 REFUSALS = {'5/24/00': senses(struct.pack('>BxB4xB4xBB4x', 0x70, 5, 10, 0x24,
