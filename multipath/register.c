@@ -61,6 +61,18 @@ static bool status_tell(struct map *map)
 
 /* ---- All paths -------------------------------------------------------- */
 
+/* Whatever key a path has: one that says CONFLICT even so has not taken it. */
+static bool sweep_anyway(struct map *map, struct request *request)
+{
+    request->cdb[1] = REGISTER_AND_IGNORE;
+    if (!sweep(map, request))
+        return false;
+    if (count_of(map, CONFLICT) == 0)
+        return true;
+    answer_undone(map);
+    return false;
+}
+
 /*
  * The key on all paths is changed to map->key, or taken away (0); first where
  * it is the one that the command says. Once one path has the new key, the
@@ -94,11 +106,10 @@ static bool paths_change(struct map *map, struct request *request)
         answer_undone(map);
         return false;
     }
-    request->cdb[1] = REGISTER_AND_IGNORE;
     for (path = map->paths; path < map->paths + map->count; path++)
         if (path->verdict == CONFLICT)
             path->verdict = DUE;
-    if (is_new && !sweep(map, request))
+    if (is_new && !sweep_anyway(map, request))
         return false;
     if (!status_tell(map)) {
         if (is_new)
@@ -109,7 +120,7 @@ static bool paths_change(struct map *map, struct request *request)
     if (!is_new)
         all_due(map);
     /* Or else those that were left out, or have come, before it knew. */
-    return sweep(map, request) && (!is_new || witness_ask(map) == DONE);
+    return sweep_anyway(map, request) && (!is_new || witness_ask(map) == DONE);
 }
 
 /* ---- REGISTER --------------------------------------------------------- */

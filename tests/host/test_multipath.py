@@ -1325,6 +1325,24 @@ def test_the_disk_refuses(run_one):
                     or lab.known.key == lab.before[0][0]
 
 
+def test_a_path_conflicts_whatever_the_key(run_one):
+    """As if somebody had reserved it with SCSI-2's RESERVE by another."""
+    for name, path in itertools.product((
+            'register', 'register and ignore', 'change the key',
+            'register and ignore, known', 'unregister',
+            'unregister and ignore'), PATHS):
+        with run_one.scenario(name, path) as lab:
+            action = prepare(lab, ACTIONS[name])
+            for nexus in PATHS:
+                if nexus != path:
+                    lab.nexus(nexus).answer(
+                        status=0x18, count=EVER,
+                        only=(0x5f, REGISTER_AND_IGNORE))
+            lab.is_consistent = False
+            if action.run(lab) == GOOD:
+                action.after(lab)
+
+
 def test_wrong_key(run):
     for name, action in ACTIONS.items():
         if action.cdb[0] != 0x5f or action.cdb[1] == REGISTER_AND_IGNORE:
