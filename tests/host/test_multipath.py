@@ -2426,6 +2426,27 @@ def queue_of(lab):
     return socket.socket(fileno=fd)
 
 
+def test_other_commands_on_the_queue(lab_of):
+    """As code in a session could send them: no worker sends them on."""
+    lab = lab_of()
+    lab.registered()
+    for operation in range(256):
+        if operation in (0x5e, 0x5f, CLEANUP):
+            continue
+        with queue_of(lab) as queue:
+            ours, theirs = socket.socketpair(socket.AF_UNIX,
+                                             socket.SOCK_SEQPACKET)
+            with ours:
+                with theirs:
+                    socket.send_fds(queue, [
+                        bytes(8), bytes([operation]) + bytes(7), b'\x18',
+                        bytes(7)], [lab.map, theirs.fileno()])
+                ours.settimeout(20)
+                ours.recv(200)
+    lab.wait_idle()
+    assert {event.cdb[0] for event in lab.sent()} <= {0, 0x5e}
+
+
 @pytest.mark.parametrize('room', ['room for them', 'no room for them'])
 def test_descriptors_on_the_queue_that_linger(lab_of, room):
     """As code in a session could send them: commands on maps go on."""
