@@ -2023,6 +2023,24 @@ def test_a_path_that_dm_has_failed_is_changed_before_the_last(run_one, failed):
                 assert answer == GOOD and lab.keys() == [NEW, NEW, NEW]
 
 
+def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
+    """The path that has it is blocked until the map is not suspended."""
+    for step, gap in itertools.product(range(6, 14), range(2)):
+        with run_one.scenario(step, gap) as lab:
+            lab.registered()
+            lab.rival_registered()
+            path = lab.order[0]
+            lab.nexus(path).delay_ms = 1000
+            lab.target.act(REGISTER_AND_IGNORE, RIVALS, step, key=RIVAL)
+            lab.target.act(sim.STATE, path, step + 1 + gap,
+                           argument=sim.BLOCKED)
+            lab.target.act(sim.STATE, path, argument=sim.RUNNING,
+                           at=lab.target.clock() + 20000000)
+            answer = lab.out(PREEMPT, KEY, KEY, 3)
+            lab.wait_idle()
+            assert lab.keys() == 3 * [KEY if answer == GOOD else 0]
+
+
 def test_a_reservation_that_was_taken_over_is_ours_in_the_end(run):
     """Although a path did not get its key back."""
     with run.scenario() as lab:
