@@ -129,22 +129,29 @@ static bool path_try(struct map *map, struct path *path,
 struct path *any_send(struct map *map, struct request *request)
 {
     struct path *path;
+    bool waits;
 
     if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
     map->is_lost = false;
     all_due(map);
-    if (!paths_visit(map, path_try, request, map->deadline,
-                     "no path takes the command in time: %s %s")
-        && (map->at == NULL || is_answer(map->at, request)))
-        return map->at;
-    for (path = map->paths; path < map->paths + map->count; path++) {
-        if (path->verdict != UNREADY || map->is_lost)
-            continue;
-        path->verdict = path_send(map, path, request);
-        if (path->verdict == UNREADY || path->verdict >= DONE)
-            return path;
-    }
+    do {
+        if (!paths_visit(map, path_try, request, map->deadline,
+                         "no path takes the command in time: %s %s")
+            && (map->at == NULL || is_answer(map->at, request)))
+            return map->at;
+        waits = false;
+        for (path = map->paths; path < map->paths + map->count; path++) {
+            if (path->verdict != UNREADY || map->is_lost)
+                continue;
+            path->verdict = path_send(map, path, request);
+            if (path->verdict == UNREADY || path->verdict >= DONE)
+                return path;
+            waits = waits || path->verdict < LOST;
+        }
+        if (waits) /* what is in transition now may be ready next */
+            map_wait(map, map->deadline);
+    } while (waits && !map->is_lost);
     if (map->is_lost)
         map_fail(map, "a path has lost its answer, and the others have not "
                       "done it");

@@ -1356,6 +1356,23 @@ def test_wrong_key(run):
                 assert not lab.sent(out=True)
 
 
+def test_the_holder_is_not_ready_and_then_blocked(run_one):
+    """That the others conflict is not the answer before it has decided."""
+    for name, place, step in itertools.product(
+            ('reserve again', 'preempt a registrant'), range(3), range(1, 6)):
+        with run_one.scenario(name, place, step) as lab:
+            action = prepare(lab, ACTIONS[name])
+            path = lab.order[place]
+            lab.lun.holder = path
+            lab.nexus(path).answer(**sense_of(2, 4, 3),
+                                   only=tuple(action.cdb[:2]))
+            lab.target.act(sim.STATE, path, step, argument=sim.BLOCKED)
+            lab.target.act(sim.STATE, path, argument=sim.RUNNING,
+                           at=lab.target.clock() + 5000000)
+            assert action.run(lab) == GOOD
+            assert lab.holder() == (path, 1)
+
+
 def test_registered_already(run):
     """With key 0, as who has forgotten that he is: he stays what he is."""
     for sa_key in KEY, NEW, 0:
