@@ -64,7 +64,6 @@ enum verdict {
 
 struct path {
     char name[32];        /* sdX */
-    dev_t device;         /* by path_open() */
     enum verdict verdict; /* of the command that goes to all, or any */
     bool is_changed;      /* by it; or perhaps, or it was refused too late */
     bool is_reported;     /* as left out */

@@ -1208,6 +1208,20 @@ def test_a_path_that_dm_has_failed_is_asked_last(run_one):
                 or lab.target.clock() - clock < 15000000
 
 
+def test_keys_are_read_on_a_path_that_has_just_come_back(run_one):
+    """Although another has written some, and then its answer was lost."""
+    with run_one.scenario() as lab:
+        lab.registered()
+        first, *others = lab.order
+        lab.nexus(first).answer(host_status=3, count=EVER, after=True)
+        lab.nexus(first).dm_failed = 1
+        for path in others:
+            lab.nexus(path).state = sim.TRANSPORT_OFFLINE
+            lab.nexus(path).dm_failed = 1
+        lab.target.act(sim.STATE, others[0], 2, argument=sim.RUNNING)
+        assert lab.client.read_in(lab.map, READ_KEYS).status == GOOD
+
+
 def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
     """Nobody had reserved anything when we looked."""
     for step, (other, key) in itertools.product(range(2, 12), (
