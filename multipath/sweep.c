@@ -358,6 +358,7 @@ bool keys_take_off(struct map *map, uint64_t key, uint8_t flags)
     if (map->suspension->alias[0] == '\0')
         map->deadline = map->end;
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
+    map->last = NULL; /* it need not wait for others */
     all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);

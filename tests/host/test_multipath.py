@@ -2054,6 +2054,27 @@ def test_a_path_that_dm_has_failed_is_changed_before_the_last(run_one, failed):
                 assert answer == GOOD and lab.keys() == [NEW, NEW, NEW]
 
 
+def test_a_blocked_path_does_not_keep_others_from_being_undone(run_one):
+    """A rival preempts the new key when not all paths have it yet."""
+    for place, step in itertools.product(range(3), range(8, 24)):
+        with run_one.scenario(place, step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            blocked = lab.order[place]
+            preempts = lab.target.act(PREEMPT, RIVALS, step, key=NEW,
+                                      argument=5)
+            lab.target.act(sim.STATE, blocked, step + 1, argument=sim.BLOCKED)
+            lab.target.act(sim.STATE, blocked, argument=sim.TRANSPORT_OFFLINE,
+                           at=lab.target.clock() + 100000000)
+            lab.out(REGISTER, KEY, NEW)
+            lab.wait_idle()
+            lab.is_consistent = False
+            if preempts.done_at and not preempts.status \
+                    and lab.target.script.excused < 1000000:
+                assert NEW not in [lab.nexus(path).key for path in PATHS
+                                   if path != blocked]
+
+
 def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
     """The path that has it is blocked until the map is not suspended."""
     for step, gap in itertools.product(range(6, 14), range(2)):
