@@ -964,7 +964,7 @@ class Case:
         if self.answer == CONFLICT and self.is_mpd_well \
                 and not self.is_killed and not self.is_restarted:
             return 0 in self.was_known or self.was_known[1] == 'unset' \
-                or {self.nexus(n).key for n in PATHS} != {known.key} \
+                or {self.nexus(n).key for n in PATHS} != {self.was_known[0]} \
                 or (known.key, known.prflag) == self.was_known
         if self.answer != GOOD:
             return True
