@@ -67,7 +67,7 @@ struct path {
     enum verdict verdict; /* of the command that goes to all, or any */
     bool is_changed;      /* by it; or perhaps, or it was refused too late */
     bool is_reported;     /* as left out */
-    bool had_key;         /* before the command that registers it, for sure */
+    bool had_key;         /* before the command that registers it; or perhaps */
     struct multipathd_path seen; /* by map_see() */
     char why[96];                /* it did not take the last command */
 };

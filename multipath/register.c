@@ -221,7 +221,7 @@ void map_register(struct map *map, struct request *request)
     for (i = 0; i < map->count; i++) {
         map->paths[i].is_changed = false;
         map->paths[i].had_key = !is_ignored && previous == 0 && count > 0
-                                && path_prove(map, &map->paths[i]) == DONE;
+                                && path_prove(map, &map->paths[i]) != CONFLICT;
     }
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {

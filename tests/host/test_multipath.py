@@ -1399,13 +1399,14 @@ def test_registered_already(run):
 
 def test_registered_already_and_an_answer_is_lost(run_one):
     """That the path has the key does not say that it has just got it."""
-    for host, after, turn_ in itertools.product((3, 7), (False, True),
-                                                range(4)):
-        with run_one.scenario(host, after, turn_) as lab:
+    for host, after, turn_, count in itertools.product(
+            (3, 7), (False, True), range(4), (1, 2)):
+        with run_one.scenario(host, after, turn_, count) as lab:
             lab.held()
             lab.before = lab.state()
-            lab.nexus(lab.order[0]).answer(host_status=host, after=after,
-                                           only=(0x5f, REGISTER), skip=turn_)
+            lab.nexus(lab.order[0]).answer(
+                host_status=host, after=after, only=(0x5f, REGISTER),
+                skip=turn_, count=count)
             answer = lab.out(REGISTER, 0, KEY)
             assert answer in (CONFLICT, LOST)
             if answer == CONFLICT:
