@@ -108,10 +108,8 @@ static int path_open(const struct map *map, struct path *path)
     }
     if (fstat(fd, &st) == 0 && sg_io_is_disk(&st)
         && sysfs_is(map->device, slave, st.st_rdev)
-        && sysfs_has(st.st_rdev, holder)) {
-        path->device = st.st_rdev;
+        && sysfs_has(st.st_rdev, holder))
         return fd;
-    }
     snprintf(path->why, sizeof(path->why),
              "has %s, which is not the disk that has "
              "this name in the map",
@@ -227,8 +225,9 @@ void request_set(struct request *request, unsigned action, uint8_t scope_type,
 
 bool is_register(const struct request *request)
 {
-    return request->cdb[1] == REGISTER
-           || request->cdb[1] == REGISTER_AND_IGNORE;
+    return request->cdb[0] == PERSISTENT_RESERVE_OUT
+           && (request->cdb[1] == REGISTER
+               || request->cdb[1] == REGISTER_AND_IGNORE);
 }
 
 /*

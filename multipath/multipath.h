@@ -64,10 +64,10 @@ enum verdict {
 
 struct path {
     char name[32];        /* sdX */
-    dev_t device;         /* by path_open() */
     enum verdict verdict; /* of the command that goes to all, or any */
     bool is_changed;      /* by it; or perhaps, or it was refused too late */
     bool is_reported;     /* as left out */
+    bool had_key;         /* before the command that registers it; or perhaps */
     struct multipathd_path seen; /* by map_see() */
     char why[96];                /* it did not take the last command */
 };
@@ -104,6 +104,7 @@ struct map {
     struct path *last;    /* whose key is changed last, if any is to be */
     struct path *witness; /* the first that got the key, and must keep it */
     bool is_doubtful;     /* somebody may have removed it */
+    bool is_status_told;  /* to multipathd, or perhaps: see status_tell() */
     uint32_t generation;  /* PRGENERATION, when keys_read() was called */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */

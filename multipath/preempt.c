@@ -143,7 +143,7 @@ static void witness_find(struct map *map, const char *name)
  * Who preempts his own key and holds nothing has unregistered the sender as
  * well. It may be registered again if nobody else has done anything since
  * map.generation was read: two commands of ours count one each (SPC-4
- * 6.15.2).
+ * 6.15.2). Or else the key goes again, if need be after the map is resumed.
  */
 static void witness_make(struct map *map, struct path *sender)
 {
@@ -157,7 +157,7 @@ static void witness_make(struct map *map, struct path *sender)
         && map->generation == generation + 2)
         map->witness = sender;
     else
-        keys_take_off(map, map->key.value, 0);
+        map->is_doubtful = !keys_take_off(map, map->key.value, 0);
 }
 
 /*
@@ -203,6 +203,8 @@ static bool map_restore(struct map *map, bool is_preempted)
     map->deadline = map->end - AFTERWARDS_WITHIN / 2;
     if (!is_whole && map->witness != NULL)
         is_whole = paths_restore(map, true);
+    else if (!is_whole && map->is_doubtful)
+        keys_take_off(map, map->key.value, 0);
     if (!is_resumed || (!is_whole && map->witness != NULL))
         map_fail(map, "a path did not get its key back, or the map is still "
                       "suspended: repeat it");

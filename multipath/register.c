@@ -50,6 +50,7 @@ static bool status_tell(struct map *map)
     const struct multipathd *multipathd = &map->multipathd;
     const char *command = map->key.value != 0 ? "setprstatus" : "unsetprstatus";
 
+    map->is_status_told = true;
     if (multipathd_tell(multipathd, command) == MULTIPATHD_DONE
         || (map->key.value != 0
             && multipathd_flag_get(multipathd, "getprstatus") == FLAG_SET))
@@ -59,6 +60,18 @@ static bool status_tell(struct map *map)
 }
 
 /* ---- All paths -------------------------------------------------------- */
+
+/* Whatever key a path has: one that says CONFLICT even so has not taken it. */
+static bool sweep_anyway(struct map *map, struct request *request)
+{
+    request->cdb[1] = REGISTER_AND_IGNORE;
+    if (!sweep(map, request))
+        return false;
+    if (count_of(map, CONFLICT) == 0)
+        return true;
+    answer_undone(map);
+    return false;
+}
 
 /*
  * The key on all paths is changed to map->key, or taken away (0); first where
@@ -93,11 +106,10 @@ static bool paths_change(struct map *map, struct request *request)
         answer_undone(map);
         return false;
     }
-    request->cdb[1] = REGISTER_AND_IGNORE;
     for (path = map->paths; path < map->paths + map->count; path++)
         if (path->verdict == CONFLICT)
             path->verdict = DUE;
-    if (is_new && !sweep(map, request))
+    if (is_new && !sweep_anyway(map, request))
         return false;
     if (!status_tell(map)) {
         if (is_new)
@@ -108,7 +120,7 @@ static bool paths_change(struct map *map, struct request *request)
     if (!is_new)
         all_due(map);
     /* Or else those that were left out, or have come, before it knew. */
-    return sweep(map, request) && (!is_new || witness_ask(map) == DONE);
+    return sweep_anyway(map, request) && (!is_new || witness_ask(map) == DONE);
 }
 
 /* ---- REGISTER --------------------------------------------------------- */
@@ -165,7 +177,7 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     map->deadline = map->end - AFTERWARDS_WITHIN / 2; /* and then the keys */
     map->key = map->is_doubtful ? none : *told;
     if (!key_tell(map)
-        || ((map->is_doubtful || previous == 0)
+        || ((map->is_doubtful || (previous == 0 && map->is_status_told))
             && multipathd_tell(&map->multipathd, "unsetprstatus")
                    != MULTIPATHD_DONE))
         log_warning("%s (%s): multipathd may register key %llx even so: "
@@ -206,8 +218,11 @@ void map_register(struct map *map, struct request *request)
     all_due(map);
     map->witness = NULL;
     map->is_doubtful = false;
-    for (i = 0; i < map->count; i++)
+    for (i = 0; i < map->count; i++) {
         map->paths[i].is_changed = false;
+        map->paths[i].had_key = !is_ignored && previous == 0 && count > 0
+                                && path_prove(map, &map->paths[i]) != CONFLICT;
+    }
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
         map_undo(map, &told, previous, flags);

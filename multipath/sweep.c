@@ -51,25 +51,28 @@ typedef bool visit(struct map *, struct path *, struct request *);
  * Visits all paths that are due, also those that come meanwhile, turn by turn
  * until none is. What is left out is tried once more in the end, as it may
  * have come back without multipathd's notice; but it must not be the first
- * that is registered, or settled. False: map->at is where a visit has ended
- * it; or NULL, and the answer is why not. What late says is said with the name
- * of a path that is still due in the end, and why it is.
+ * that is registered, or settled. map->last is due when all others, these too,
+ * have had their turn, and then they are tried again. False: map->at is where a
+ * visit has ended it; or NULL, and the answer is why not. What late says is
+ * said with the name of a path that is still due in the end, and why it is.
  */
 static bool paths_visit(struct map *map, visit *how, struct request *request,
                         int64_t deadline, const char *late)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
-    struct path *path, *waits;
+    struct path *path, *waits, *last = map->last;
 
+    if (last != NULL && last->verdict != ASIDE)
+        last = NULL; /* it has had its turn already */
     map->pause = PAUSE_LEAST;
     do {
         map->at = waits = NULL;
         if (!map_list(map))
             return false;
         for (path = map->paths; path < map->paths + map->count; path++) {
-            if (is_last && path->verdict == ASIDE && !is_settling
-                && (!is_registration(request) || map->witness != NULL
-                    || path == map->last))
+            if (is_last && path->verdict == ASIDE && path != last
+                && !is_settling
+                && (!is_registration(request) || map->witness != NULL))
                 path->verdict = DUE;
             if (path->verdict > LOST)
                 continue;
@@ -84,10 +87,14 @@ static bool paths_visit(struct map *map, visit *how, struct request *request,
             if (path->verdict <= LOST)
                 waits = path;
         }
-        if (waits == NULL && is_last)
+        if (waits == NULL && is_last && last == NULL)
             return true;
-        is_last = waits == NULL;
-    } while (is_last || map_wait(map, deadline));
+        is_last = waits == NULL && !is_last;
+        if (waits == NULL && !is_last) {
+            last->verdict = DUE;
+            last = NULL;
+        }
+    } while (waits == NULL || map_wait(map, deadline));
     map_fail(map, late, waits->name, waits->why);
     return false;
 }
@@ -122,22 +129,29 @@ static bool path_try(struct map *map, struct path *path,
 struct path *any_send(struct map *map, struct request *request)
 {
     struct path *path;
+    bool waits;
 
     if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
     map->is_lost = false;
     all_due(map);
-    if (!paths_visit(map, path_try, request, map->deadline,
-                     "no path takes the command in time: %s %s")
-        && (map->at == NULL || is_answer(map->at, request)))
-        return map->at;
-    for (path = map->paths; path < map->paths + map->count; path++) {
-        if (path->verdict != UNREADY || map->is_lost)
-            continue;
-        path->verdict = path_send(map, path, request);
-        if (path->verdict == UNREADY || path->verdict >= DONE)
-            return path;
-    }
+    do {
+        if (!paths_visit(map, path_try, request, map->deadline,
+                         "no path takes the command in time: %s %s")
+            && (map->at == NULL || is_answer(map->at, request)))
+            return map->at;
+        waits = false;
+        for (path = map->paths; path < map->paths + map->count; path++) {
+            if (path->verdict != UNREADY || map->is_lost)
+                continue;
+            path->verdict = path_send(map, path, request);
+            if (path->verdict == UNREADY || path->verdict >= DONE)
+                return path;
+            waits = waits || path->verdict < LOST;
+        }
+        if (waits) /* what is in transition now may be ready next */
+            map_wait(map, map->deadline);
+    } while (waits && !map->is_lost);
     if (map->is_lost)
         map_fail(map, "a path has lost its answer, and the others have not "
                       "done it");
@@ -207,7 +221,7 @@ static bool path_settle(struct map *map, struct path *path,
 bool settle(struct map *map)
 {
     struct request test = { .cdb = { TEST_UNIT_READY } };
-    int64_t deadline = clock_us() + SETTLE_WITHIN;
+    int64_t deadline = sooner(clock_us() + SETTLE_WITHIN, map->deadline);
 
     do {
         all_due(map);
@@ -232,10 +246,10 @@ static void request_cut(struct request *request)
 
 /*
  * A registration whose answer was lost, when no other path has the key yet
- * that could be the witness. It was done if the path has the key now; it was
- * not done if nothing has happened at all (PRGENERATION, SPC-4 6.15.2), and
- * then it is sent once more. In between a rival may have removed the key, which
- * must not come back.
+ * that could be the witness. It was done if the path has the key now, and had
+ * it not before; it was not done if nothing has happened at all (PRGENERATION,
+ * SPC-4 6.15.2), and then it is sent once more. In between a rival may have
+ * removed the key, which must not come back.
  */
 static bool path_is_clear(struct map *map, struct path *path,
                           struct request *request)
@@ -247,7 +261,7 @@ static bool path_is_clear(struct map *map, struct path *path,
     do {
         path->verdict = path_prove(map, path);
         if (path->verdict == DONE)
-            return true;
+            return !path->had_key;
         if (path->verdict == CONFLICT) {
             if (is_first
                 && (keys_read(map, path, map->key.value) < 0
@@ -344,6 +358,7 @@ bool keys_take_off(struct map *map, uint64_t key, uint8_t flags)
     if (map->suspension->alias[0] == '\0')
         map->deadline = map->end;
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
+    map->last = NULL; /* it need not wait for others */
     all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);

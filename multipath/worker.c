@@ -67,7 +67,10 @@ static int work_take(int queue, struct work *work)
     if (header == NULL || header->cmsg_level != SOL_SOCKET
         || header->cmsg_type != SCM_RIGHTS
         || header->cmsg_len != CMSG_LEN(sizeof(fds)) || (size_t)bytes != length
-        || protocol_data_length(work->cdb) > PROTOCOL_DATA_MAX)
+        || protocol_data_length(work->cdb) > PROTOCOL_DATA_MAX
+        || (work->cdb[0] != PERSISTENT_RESERVE_IN
+            && work->cdb[0] != PERSISTENT_RESERVE_OUT
+            && work->cdb[0] != PROTOCOL_CLEANUP))
         return EPROTO; /* too many descriptors are open, or a session errs */
     memcpy(fds, CMSG_DATA(header), sizeof(fds));
     work->map = fds[0];

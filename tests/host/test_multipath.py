@@ -1208,6 +1208,20 @@ def test_a_path_that_dm_has_failed_is_asked_last(run_one):
                 or lab.target.clock() - clock < 15000000
 
 
+def test_keys_are_read_on_a_path_that_has_just_come_back(run_one):
+    """Although another has written some, and then its answer was lost."""
+    with run_one.scenario() as lab:
+        lab.registered()
+        first, *others = lab.order
+        lab.nexus(first).answer(host_status=3, count=EVER, after=True)
+        lab.nexus(first).dm_failed = 1
+        for path in others:
+            lab.nexus(path).state = sim.TRANSPORT_OFFLINE
+            lab.nexus(path).dm_failed = 1
+        lab.target.act(sim.STATE, others[0], 2, argument=sim.RUNNING)
+        assert lab.client.read_in(lab.map, READ_KEYS).status == GOOD
+
+
 def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
     """Nobody had reserved anything when we looked."""
     for step, (other, key) in itertools.product(range(2, 12), (
@@ -1272,6 +1286,21 @@ def test_keys_are_taken_off_slow_paths(run_one):
                 assert lab.keys() == [0, 0, 0]
 
 
+def test_a_command_that_needs_many_others_ends_in_time(run_one):
+    """What takes the reservation over from a path that is gone comes last."""
+    for name, ms in itertools.product(('release', 'unregister, holding'),
+                                      (2000, 4000, 5000, 6000)):
+        with run_one.scenario(name, ms) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.die(0)
+            for path in PATHS:
+                lab.nexus(path).delay_ms = ms
+            lab.is_consistent = False
+            clock = lab.target.clock()
+            action.run(lab)
+            assert lab.target.clock() - clock < 60 * 1000000
+
+
 # ---- The disk says no -------------------------------------------------------
 
 REFUSALS = {'5/24/00': senses(struct.pack('>BxB4xB4xBB4x', 0x70, 5, 10, 0x24,
@@ -1310,6 +1339,24 @@ def test_the_disk_refuses(run_one):
                     or lab.known.key == lab.before[0][0]
 
 
+def test_a_path_conflicts_whatever_the_key(run_one):
+    """As if somebody had reserved it with SCSI-2's RESERVE by another."""
+    for name, path in itertools.product((
+            'register', 'register and ignore', 'change the key',
+            'register and ignore, known', 'unregister',
+            'unregister and ignore'), PATHS):
+        with run_one.scenario(name, path) as lab:
+            action = prepare(lab, ACTIONS[name])
+            for nexus in PATHS:
+                if nexus != path:
+                    lab.nexus(nexus).answer(
+                        status=0x18, count=EVER,
+                        only=(0x5f, REGISTER_AND_IGNORE))
+            lab.is_consistent = False
+            if action.run(lab) == GOOD:
+                action.after(lab)
+
+
 def test_wrong_key(run):
     for name, action in ACTIONS.items():
         if action.cdb[0] != 0x5f or action.cdb[1] == REGISTER_AND_IGNORE:
@@ -1321,6 +1368,49 @@ def test_wrong_key(run):
             assert_unchanged(lab)
             if not action.is_register:
                 assert not lab.sent(out=True)
+
+
+def test_the_holder_is_not_ready_and_then_blocked(run_one):
+    """That the others conflict is not the answer before it has decided."""
+    for name, place, step in itertools.product(
+            ('reserve again', 'preempt a registrant'), range(3), range(1, 6)):
+        with run_one.scenario(name, place, step) as lab:
+            action = prepare(lab, ACTIONS[name])
+            path = lab.order[place]
+            lab.lun.holder = path
+            lab.nexus(path).answer(**sense_of(2, 4, 3),
+                                   only=tuple(action.cdb[:2]))
+            lab.target.act(sim.STATE, path, step, argument=sim.BLOCKED)
+            lab.target.act(sim.STATE, path, argument=sim.RUNNING,
+                           at=lab.target.clock() + 5000000)
+            assert action.run(lab) == GOOD
+            assert lab.holder() == (path, 1)
+
+
+def test_registered_already(run):
+    """With key 0, as who has forgotten that he is: he stays what he is."""
+    for sa_key in KEY, NEW, 0:
+        with run.scenario(sa_key) as lab:
+            lab.held()
+            lab.before = lab.state()
+            assert lab.out(REGISTER, 0, sa_key) == CONFLICT
+            assert_unchanged(lab)
+
+
+def test_registered_already_and_an_answer_is_lost(run_one):
+    """That the path has the key does not say that it has just got it."""
+    for host, after, turn_, count in itertools.product(
+            (3, 7), (False, True), range(4), (1, 2)):
+        with run_one.scenario(host, after, turn_, count) as lab:
+            lab.held()
+            lab.before = lab.state()
+            lab.nexus(lab.order[0]).answer(
+                host_status=host, after=after, only=(0x5f, REGISTER),
+                skip=turn_, count=count)
+            answer = lab.out(REGISTER, 0, KEY)
+            assert answer in (CONFLICT, LOST)
+            if answer == CONFLICT:
+                assert_unchanged(lab)
 
 
 def test_not_registered(run):
@@ -1946,6 +2036,64 @@ def test_a_key_is_not_given_back_to_who_was_preempted_meanwhile(run_one):
             lab.is_consistent = False
 
 
+@pytest.mark.parametrize('failed', PATHS)
+def test_a_path_that_dm_has_failed_is_changed_before_the_last(run_one, failed):
+    """It works again: whoever preempts the older key there preempts us."""
+    for step in range(1, 40):
+        with run_one.scenario(step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.nexus(failed).dm_failed = 1
+            preempts = lab.target.act(PREEMPT, RIVALS, step, key=KEY,
+                                      argument=5)
+            answer = lab.out(REGISTER, KEY, NEW)
+            lab.wait_idle()
+            lab.is_consistent = False
+            if preempts.done_at and not preempts.status:
+                assert answer != GOOD and lab.keys() == [0, 0, 0]
+            else:
+                assert answer == GOOD and lab.keys() == [NEW, NEW, NEW]
+
+
+def test_a_blocked_path_does_not_keep_others_from_being_undone(run_one):
+    """A rival preempts the new key when not all paths have it yet."""
+    for place, step in itertools.product(range(3), range(8, 24)):
+        with run_one.scenario(place, step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            blocked = lab.order[place]
+            preempts = lab.target.act(PREEMPT, RIVALS, step, key=NEW,
+                                      argument=5)
+            lab.target.act(sim.STATE, blocked, step + 1, argument=sim.BLOCKED)
+            lab.target.act(sim.STATE, blocked, argument=sim.TRANSPORT_OFFLINE,
+                           at=lab.target.clock() + 100000000)
+            lab.out(REGISTER, KEY, NEW)
+            lab.wait_idle()
+            lab.is_consistent = False
+            if preempts.done_at and not preempts.status \
+                    and lab.target.script.excused < 1000000:
+                assert NEW not in [lab.nexus(path).key for path in PATHS
+                                   if path != blocked]
+
+
+def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
+    """The path that has it is blocked until the map is not suspended."""
+    for step, gap in itertools.product(range(6, 14), range(2)):
+        with run_one.scenario(step, gap) as lab:
+            lab.registered()
+            lab.rival_registered()
+            path = lab.order[0]
+            lab.nexus(path).delay_ms = 1000
+            lab.target.act(REGISTER_AND_IGNORE, RIVALS, step, key=RIVAL)
+            lab.target.act(sim.STATE, path, step + 1 + gap,
+                           argument=sim.BLOCKED)
+            lab.target.act(sim.STATE, path, argument=sim.RUNNING,
+                           at=lab.target.clock() + 20000000)
+            answer = lab.out(PREEMPT, KEY, KEY, 3)
+            lab.wait_idle()
+            assert lab.keys() == 3 * [KEY if answer == GOOD else 0]
+
+
 def test_a_reservation_that_was_taken_over_is_ours_in_the_end(run):
     """Although a path did not get its key back."""
     with run.scenario() as lab:
@@ -2347,6 +2495,27 @@ def queue_of(lab):
     if fd < 0:
         pytest.skip('pidfd_getfd: ' + os.strerror(ctypes.get_errno()))
     return socket.socket(fileno=fd)
+
+
+def test_other_commands_on_the_queue(lab_of):
+    """As code in a session could send them: no worker sends them on."""
+    lab = lab_of()
+    lab.registered()
+    for operation in range(256):
+        if operation in (0x5e, 0x5f, CLEANUP):
+            continue
+        with queue_of(lab) as queue:
+            ours, theirs = socket.socketpair(socket.AF_UNIX,
+                                             socket.SOCK_SEQPACKET)
+            with ours:
+                with theirs:
+                    socket.send_fds(queue, [
+                        bytes(8), bytes([operation]) + bytes(7), b'\x18',
+                        bytes(7)], [lab.map, theirs.fileno()])
+                ours.settimeout(20)
+                ours.recv(200)
+    lab.wait_idle()
+    assert {event.cdb[0] for event in lab.sent()} <= {0, 0x5e}
 
 
 @pytest.mark.parametrize('room', ['room for them', 'no room for them'])

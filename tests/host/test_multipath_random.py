@@ -671,8 +671,8 @@ class Case:
             + 2 * (REGISTER_AND_IGNORE,) + 2 * (RELEASE, RESERVE) + (CLEAR,)
             + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
         self.key = KEY if is_in or self.action not in REGISTERS else 0
-        if rng.random() < .05:
-            self.key = NEW
+        if rng.random() < .08:
+            self.key = rng.choice((NEW, 0))
         self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
         self.is_in, self.is_cleanup = False, False
         if rng.random() < .06:
@@ -696,6 +696,7 @@ class Case:
         self.first = {path: self.nexus(path).key for path in PATHS}
         self.was_holder = lab.lun.holder if lab.lun.type else None
         self.was_hold = lab.known.prhold
+        self.was_known = lab.known.key, lab.known.prflag
         self.disk = self.now(US, max(self.first.values()))
         log_begin = os.path.getsize(lab.helper.log_path)
         self.begin = self.target.clock()
@@ -960,6 +961,11 @@ class Case:
     def is_known(self):
         """Rules 1 and 2: what multipathd will do with paths to come."""
         known = self.lab.known
+        if self.answer == CONFLICT and self.is_mpd_well \
+                and not self.is_killed and not self.is_restarted:
+            return 0 in self.was_known or self.was_known[1] == 'unset' \
+                or {self.nexus(n).key for n in PATHS} != {self.was_known[0]} \
+                or (known.key, known.prflag) == self.was_known
         if self.answer != GOOD:
             return True
         if self.action == CLEAR or self.action in REGISTERS \
