@@ -6,7 +6,7 @@
 image: $(BUILD)/image.tar
 
 $(BUILD)/image.tar: $(BUILD)/static/qemu-pr-helper contrib/image.sh
-	contrib/image.sh $< $(VERSION) $@
+	contrib/image.sh $@ $(VERSION) $<
 
 ## dist: what is committed, as a tar file that needs no git
 DIST = prhelper-$(VERSION)

@@ -38,11 +38,12 @@ def elf(bits, order, machine):
 
 @pytest.fixture
 def build(tmp_path):
-    def build(name='image', machine='x86-64', **options):
-        program = tmp_path / 'program'
-        program.write_bytes(elf(*MACHINES[machine][:3]))
+    def build(name='image', machines=('x86-64',), **options):
+        programs = [tmp_path / machine for machine in machines]
+        for program in programs:
+            program.write_bytes(elf(*MACHINES[program.name][:3]))
         image = tmp_path / name
-        subprocess.run([SCRIPT, program, '1.2', image], check=True,
+        subprocess.run([SCRIPT, image, '1.2', *programs], check=True,
                        timeout=20, **options)
         return image
     return build
@@ -58,13 +59,27 @@ class Layout:
                           for m in self.members if m.isfile()}
         self.used = {'oci-layout', 'index.json'}
         index = json.loads(self.files['index.json'])
-        self.manifest = json.loads(self.blob(*index['manifests'],
+        top, = index['manifests']
+        assert top['annotations'] == {
+            'org.opencontainers.image.ref.name': 'prhelper:1.2'}
+        self.platforms = []
+        if 'index' in top['mediaType']:
+            index = json.loads(self.blob(top, kind='index.v1+json'))
+        for descriptor in index['manifests']:
+            self.image(descriptor)
+
+    def image(self, descriptor):
+        """One machine's; the last one stays to be looked at."""
+        self.manifest = json.loads(self.blob(descriptor,
                                              kind='manifest.v1+json'))
         self.config = json.loads(self.blob(self.manifest['config'],
                                            kind='config.v1+json'))
         packed = self.blob(*self.manifest['layers'], kind='layer.v1.tar+gzip')
         assert packed[3:8] == bytes(5)      # neither a name nor a time
         self.layer = gzip.decompress(packed)
+        self.platforms.append((descriptor.get('platform'), {
+            name: self.config[name] for name in ('architecture', 'variant', 'os')
+            if name in self.config}))
 
     def blob(self, descriptor, kind):
         name = 'blobs/' + descriptor['digest'].replace(':', '/')
@@ -112,15 +127,27 @@ def test_config_names_user_command_and_labels(build):
 
 @pytest.mark.parametrize('machine', MACHINES)
 def test_architecture_is_the_programs(build, machine):
-    config = Layout(build(machine=machine)).config
+    config = Layout(build(machines=[machine])).config
     assert {name: config[name] for name in ('architecture', 'variant')
             if name in config} == MACHINES[machine][3]
+
+
+def test_an_index_has_an_image_for_each_machine(build):
+    layout = Layout(build(machines=MACHINES))
+    assert set(layout.files) == layout.used
+    assert [platform for platform, _ in layout.platforms] == [
+        dict(machine[3], os='linux') for machine in MACHINES.values()]
+    for platform, config in layout.platforms:
+        assert platform == config
+    with tarfile.open(fileobj=io.BytesIO(layout.layer)) as tar:
+        assert tar.extractfile('entrypoint.sh').read() == elf(
+            *MACHINES['s390x'][:3])
 
 
 def test_unknown_machine_is_an_error(tmp_path):
     program = tmp_path / 'program'
     program.write_bytes(elf(2, 1, 8))
-    run = subprocess.run([SCRIPT, program, '1', tmp_path / 'image'],
+    run = subprocess.run([SCRIPT, tmp_path / 'image', '1', program],
                          capture_output=True)
     assert run.returncode == 1 and not (tmp_path / 'image').exists()
 
