@@ -51,6 +51,12 @@
 #endif
 #endif
 
+/* What musl for 32 bits calls those with times that do. */
+#ifdef SYS_clock_gettime32
+#define SYS_clock_gettime SYS_clock_gettime32
+#define SYS_clock_nanosleep SYS_clock_nanosleep_time32
+#endif
+
 /* Linux 5.9 and 5.13; from 5.1 on, numbers are the same on nearly all. */
 #ifndef SYS_close_range
 #define SYS_close_range 436
