@@ -32,4 +32,9 @@ deb:
 	cp -r contrib/debian $(DEB)/debian
 	cd $(DEB) && env -u MAKEFLAGS dpkg-buildpackage -us -uc
 
-.PHONY: image dist deb
+## release: all that is published, in build/release; KEY=FILE signs
+# Also MACHINES='x86_64 aarch64', SUITES='bookworm trixie sid' (root), ARCHIVE.
+release:
+	@contrib/release.sh $(VERSION)
+
+.PHONY: image dist deb release

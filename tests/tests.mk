@@ -178,6 +178,10 @@ check-recipes:
 check-reproducible:
 	tests/packages/reproducible.sh
 
+## check-release: make release, twice; and that it can be verified
+check-release:
+	tests/packages/release.sh
+
 ## Tests of another kind
 ## check-lint: clang-format, -tidy, cppcheck, shellcheck, mandoc
 LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(wildcard tests/*/*.c)
@@ -213,7 +217,7 @@ check-soak: sim
 check-coverage: $(HELPER) $(CLIENT)
 	tests/host/coverage.sh
 
-## check-all: these but check-aarch64, as CI does (root)
+## check-all: these, as CI does, but -aarch64 and -release (root)
 ALL = check-warnings check-lint check $(addprefix check-,docs static sanitized \
 	hostile multipath transport qemu libvirt migration supervisors cross \
 	reproducible deb recipes debian fuzz soak coverage) demo
@@ -238,5 +242,5 @@ demo-migration:
 	@$(MAKE) -s $(HELPER)
 	@tests/demo/demo.sh migration
 
-.PHONY: sim fault check-all check-host check-kernel check-aarch64 $(ALL) \
-	demo-migration lint fuzz soak coverage cross-check
+.PHONY: sim fault check-all check-host check-kernel check-aarch64 check-release \
+	$(ALL) demo-migration lint fuzz soak coverage cross-check
