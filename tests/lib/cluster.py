@@ -247,11 +247,11 @@ def view():
         settle(fd)
         for _ in range(10):     # multipathd may be registering a path
             full = direct.read_in(fd, pr.READ_FULL_STATUS).payload
-            reads = direct.read_in(fd, pr.READ_KEYS).payload
-            if reads[:4] == full[:4]:       # the generation
+            keys = direct.keys(fd)
+            reservation = direct.reservation(fd)
+            again = direct.read_in(fd, pr.READ_KEYS).payload
+            if again[:4] == full[:4]:       # the generation
                 break
-        keys = direct.keys(fd)
-        reservation = direct.reservation(fd)
     finally:
         os.close(fd)
     found, holders, at = {}, set(), 8
