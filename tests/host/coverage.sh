@@ -26,7 +26,8 @@ chmod 1777 "$raw"
 counting='-O1 -g -fcoverage-mapping -fprofile-instr-generate'
 counting="$counting -mllvm -runtime-counter-relocation"
 ${MAKE:-make} CC=clang BUILD="$build" HELPER="$build/qemu-pr-helper" \
-    CFLAGS="$counting" "$build/qemu-pr-helper" "$build/sim/qemu-pr-helper"
+    CFLAGS="$counting" "$build/qemu-pr-helper" \
+    "$build/sim/qemu-pr-helper" "$build/sim/qemu-pr-client"
 
 LLVM_PROFILE_FILE=$raw/%p%c.profraw
 export LLVM_PROFILE_FILE
