@@ -46,10 +46,22 @@ def pytest_runtest_logreport(report):
                           if name in counts)))
 
 
+HELPERS = pytest.StashKey()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """What the helpers of a test that fails have said is part of why."""
+    report = (yield).get_result()
+    if report.failed:
+        for helper in item.stash.get(HELPERS, ()):
+            report.sections.append(('log of ' + helper.path, helper.log()))
+
+
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, request):
     """A function that starts a helper; all are killed after the test."""
-    helpers = []
+    helpers = request.node.stash[HELPERS] = []
 
     def begin(binary=None, *options, **kwargs):
         directory = tmp_path / str(len(helpers))

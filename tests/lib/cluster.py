@@ -291,6 +291,7 @@ def reset(multipathd):
         fd = pr.open_device('/dev/' + path)
         settle(fd)
         os.close(fd)
+        multipathd.wait_path(path, 'active ready running')
     assert view() == EMPTY
 
 
