@@ -219,8 +219,8 @@ check-coverage: $(HELPER) $(CLIENT)
 
 ## check-all: these, as CI does, but -aarch64 and -release (root)
 ALL = check-warnings check-lint check $(addprefix check-,docs static sanitized \
-	hostile multipath transport qemu libvirt migration supervisors cross \
-	reproducible deb recipes debian fuzz soak coverage) demo
+	hostile multipath transport qemu libvirt supervisors cross reproducible \
+	deb recipes fuzz soak coverage debian migration) demo
 check-all:
 	tests/check-all.sh $(ALL)
 

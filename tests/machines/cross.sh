@@ -84,8 +84,12 @@ suite() {
     rm -f "$results/$1".*
     run=$out
     sandbox=
-    set -- "$1" tests/host/test_protocol.py tests/host/test_client.py \
-        tests/host/test_log.py
+    set -- "$1" tests/host/test_protocol.py tests/host/test_log.py
+    # What decodes and is decoded, once for each width and order of bytes.
+    case $1 in
+    ppc64le | riscv64) ;;
+    *) set -- "$@" tests/host/test_client.py ;;
+    esac
     # Of multipath what a size_t or its bytes could make a difference to, where
     # they are not as here.
     some='all_paths or wrong_key or cannot_be_opened or SPEC_I_PT or aptpl'
@@ -121,12 +125,13 @@ suite() {
 }
 
 trap 'trap "" TERM; kill 0; exit 1' INT TERM HUP
-# Two at a time: more would be late for what tests wait for.
-count=0
-for machine; do
-    suite "$machine" &
-    count=$((count + 1))
-    [ $((count % 2)) -ne 0 ] || wait
+# Two at a time, every second one in each row: more would be late for what
+# tests wait for.
+for row in 0 1; do
+    for machine; do
+        [ $row -ne 0 ] || suite "$machine"
+        row=$((1 - row))
+    done &
 done
 wait
 exec "$PYTHON" tests/lib/summary.py "$results" "$@"
