@@ -10,7 +10,8 @@ import os
 import pytest
 
 import prclient as pr
-from container import BASE, SYS_RAWIO, call, default_seccomp
+from container import (BASE, SYS_RAWIO, USUAL_CAPABILITIES, call,
+                       default_seccomp)
 from launch import status_of
 from pod import (DIRECTORY, HARDENED, SOCKET, VIRT_HANDLER, marks,  # noqa: F401
                  pod, with_headers)
@@ -83,9 +84,12 @@ def test_another_user_than_root_has_no_place_for_the_socket(
         'cannot bind socket to %s: Permission denied\n' % SOCKET)
 
 
-def test_another_user_than_root_lacks_the_capability(pod, disk):  # noqa: F811
-    here = pod(**HARDENED, uid=1000)
-    os.chown(DIRECTORY, 1000, 1000)
+@pytest.mark.parametrize('options', [
+    {'uid': 1000}, {'capabilities': USUAL_CAPABILITIES}],
+    ids=['another user than root', 'root without it'])
+def test_without_the_capability_it_warns(pod, disk, options):  # noqa: F811
+    here = pod(**{**HARDENED, **options})
+    os.chown(DIRECTORY, options.get('uid', 0), 0)
     here.start()
     assert WARNING in here.log()
     assert refuses(here, disk)
@@ -105,6 +109,8 @@ def test_the_capability_of_a_user_namespace_is_refused(pod, disk):  # noqa: F811
     ('socket', (40, 1, 0), errno.EPERM),                # AF_VSOCK
     ('socket', (38, 1, 0), errno.EPERM),                # AF_ALG
     ('socket', (1, 9, 0), errno.ESOCKTNOSUPPORT),      # so it is allowed
+    ('personality', (0x40000,), errno.EPERM),           # ADDR_NO_RANDOMIZE
+    ('personality', (0x20008,), 0),
     ('syscall', (56, 0x10000000 | 17, 0, 0, 0, 0), errno.EPERM),    # clone
     ('syscall', (435, 0, 0), errno.ENOSYS),             # clone3
     ('syscall', (999,), errno.ENOSYS)])

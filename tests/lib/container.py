@@ -38,10 +38,9 @@ BASE, USERS = 65536, 65536
 USUAL_CAPABILITIES = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31]
 SYS_RAWIO = 17
 
-# Allowed with any arguments (clone and socket are below). process_vm_readv,
-# process_vm_writev and ptrace: since Linux 4.8; ioperm and iopl: with
-# CAP_SYS_RAWIO; chroot: with CAP_SYS_CHROOT. personality, of which some values
-# are allowed, is left out. Names of other machines' calls are, too.
+# Allowed with any arguments. process_vm_readv, process_vm_writev and ptrace:
+# since Linux 4.8; ioperm and iopl: with CAP_SYS_RAWIO; chroot: with
+# CAP_SYS_CHROOT. Names of other machines' calls are left out.
 ALLOWED = '''
 accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget
 capset chdir chmod chown chroot clock_adjtime clock_getres clock_gettime
@@ -89,6 +88,9 @@ writev
 '''.split()
 HEADER = '/usr/include/x86_64-linux-gnu/asm/unistd_64.h'
 AUDIT_ARCH_X86_64 = 0xc000003e
+LOAD, IF_EQUAL, IF_GREATER, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+ALLOW, ERROR = 0x7fff0000, 0x00050000
+AF_ALG, AF_VSOCK = 38, 40
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MNT_DETACH = 0x1000, 0x4000, 2
@@ -121,36 +123,37 @@ if os.uname().machine == 'x86_64' and os.path.exists(HEADER):
 def default_seccomp(no_new_privs=True):
     """From here on, and in what is executed. What is not allowed is EPERM;
     what is newer than the list, ENOSYS, as runc does it."""
-    allow, refuse = 0x7fff0000, 0x00050000
+    known = [NUMBER[name] for name in ALLOWED if name in NUMBER]
     program = []
 
     def add(code, value, if_true=0, if_false=0):
         program.append(struct.pack('HBBI', code, if_true, if_false, value))
 
-    def allow_if_argument(name, *tests):
-        """tests end with a return; the rest is refused."""
-        add(0x15, NUMBER[name], 0, len(tests) + 2)
-        add(0x20, 16)                               # the first argument's half
-        for test in tests:
-            add(*test)
-        add(0x06, refuse | errno.EPERM)
+    def judge(name, *verdict):
+        """Those with arguments; what the verdict falls through to is EPERM."""
+        add(IF_EQUAL, NUMBER[name], 0, len(verdict) + 2)
+        add(LOAD, 16)                               # the first one's low half
+        for step in verdict:
+            add(*step)
+        add(RETURN, ERROR | errno.EPERM)
 
-    add(0x20, 4)                                    # the architecture
-    add(0x15, AUDIT_ARCH_X86_64, 1, 0)
-    add(0x06, refuse | errno.EPERM)
-    add(0x20, 0)                                    # the number
-    known = [NUMBER[name] for name in ALLOWED if name in NUMBER]
-    add(0x25, max(known), 0, 1)
-    add(0x06, refuse | errno.ENOSYS)
+    add(LOAD, 4)                                    # the architecture
+    add(IF_EQUAL, AUDIT_ARCH_X86_64, 1, 0)
+    add(RETURN, ERROR | errno.EPERM)
+    add(LOAD, 0)                                    # the number
+    add(IF_GREATER, max(known), 0, 1)
+    add(RETURN, ERROR | errno.ENOSYS)
     for value in known:
-        add(0x15, value, 0, 1)
-        add(0x06, allow)
-    add(0x15, NUMBER['clone3'], 0, 1)
-    add(0x06, refuse | errno.ENOSYS)
-    allow_if_argument('clone', (0x45, NAMESPACES, 1, 0), (0x06, allow))
-    allow_if_argument('socket', (0x15, 38, 2, 0),   # AF_ALG
-                      (0x15, 40, 1, 0), (0x06, allow))  # AF_VSOCK
-    add(0x06, refuse | errno.EPERM)
+        add(IF_EQUAL, value, 0, 1)
+        add(RETURN, ALLOW)
+    judge('clone3', (RETURN, ERROR | errno.ENOSYS))
+    judge('clone', (IF_ANY_BIT, NAMESPACES, 1, 0), (RETURN, ALLOW))
+    judge('socket', (IF_EQUAL, AF_ALG, 2, 0), (IF_EQUAL, AF_VSOCK, 1, 0),
+          (RETURN, ALLOW))
+    judge('personality', (IF_EQUAL, 0, 4, 0), (IF_EQUAL, 8, 3, 0),
+          (IF_EQUAL, 0x20000, 2, 0), (IF_EQUAL, 0x20008, 1, 0),
+          (IF_EQUAL, 0xffffffff, 0, 1), (RETURN, ALLOW))
+    add(RETURN, ERROR | errno.EPERM)
 
     code = ctypes.create_string_buffer(b''.join(program))
     whole = ctypes.create_string_buffer(struct.pack(

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tarfile
@@ -90,6 +89,7 @@ class Pod:
             wait_until(lambda: accepts(SOCKET)
                        or self.process.poll() is not None)
             assert self.process.poll() is None, self.log()
+            self.client().close()   # so it is past what it says at its start
         return self
 
     @property
