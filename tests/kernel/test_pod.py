@@ -2,7 +2,8 @@
 
 Inside tests/lib/uml.sh, as root; the disk comes as its client's descriptor.
 tests/multipath/test_pod_map.py does the same to a map. Whatever a cluster takes
-away, either a reservation works or the log says what is missing.
+away, either a reservation works or the log says what is missing. Must never be
+run on another machine.
 """
 import errno
 import os

@@ -111,8 +111,8 @@ class Pod:
             self.process.kill()
             self.process.wait()
         wait_until(lambda: not accepts(SOCKET))
-        shutil.rmtree(DIRECTORY, ignore_errors=True)    # but the mount point
         subprocess.run(['umount', '--recursive', DIRECTORY], check=True)
+        shutil.rmtree(DIRECTORY)
         shutil.rmtree(self.root)
 
 

@@ -3,7 +3,8 @@
 The helper opens the map's paths in the /dev that the node lends it, and asks
 multipathd, whose socket virt-handler mounts beside the helper's own when it
 finds one. The pod has a network of its own, so multipathd's abstract name,
-which is all that it has before 0.12, is not to be seen there.
+which is all that it has before 0.12, is not to be seen there. Must leave no key
+on the disk.
 """
 import os
 import subprocess
