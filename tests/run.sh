@@ -10,7 +10,7 @@
 #                which root makes a difference
 #   hostile      on the simulated disk
 #   multipath, reference
-#                each in a User-mode Linux, the two files of multipath/
+#                each in a User-mode Linux, the files of multipath/
 #   transport    in one, with iSCSI sessions as the paths
 #   supervisors  what is in contrib/ under systemd, OpenRC, runit and s6, there
 #   docs         what the documents say, and the examples
@@ -104,7 +104,9 @@ tests_of() {
         ;;
     host:) echo tests/host '--ignore-glob=tests/host/test_multipath*' ;;
     maps:) echo tests/host/test_multipath*.py ;;
-    multipath:) echo tests/multipath/test_multipathd.py ;;
+    multipath:)
+        echo tests/multipath/test_multipathd.py tests/multipath/test_pod_map.py
+        ;;
     reference:) echo tests/multipath/test_reference.py ;;
     *) echo "tests/$1" ;;
     esac

@@ -77,7 +77,7 @@ ifeq ($(MAKECMDGOALS)$(TESTS),check)
 $(error no such test: $(T))
 endif
 NEEDED = $(if $(filter tests/host/test_fault.py%,$(TESTS)),fault) \
-	$(if $(filter tests/kernel/test_image.py%,$(TESTS)),image)
+	$(if $(findstring test_image,$(TESTS))$(findstring test_pod,$(TESTS)),image)
 endif
 check: $(HELPER) $(CLIENT) sim $(NEEDED)
 	tests/run.sh $(TESTS)
@@ -95,7 +95,7 @@ check-hostile: sim
 	tests/run.sh hostile
 
 ## check-multipath: maps with a real multipathd, beside mpathpersist
-check-multipath: $(HELPER) $(CLIENT)
+check-multipath: $(HELPER) $(CLIENT) $(IMAGE)
 	tests/run.sh multipath reference
 
 ## check-transport: the same with iSCSI paths that are cut

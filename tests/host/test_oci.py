@@ -170,14 +170,39 @@ def test_time_is_source_date_epoch(build):
             (1700000000, 0, 0, '', '')}
 
 
-@pytest.mark.skipif(shutil.which('skopeo') is None,
-                    reason='not installed: skopeo')
+needs_skopeo = pytest.mark.skipif(shutil.which('skopeo') is None,
+                                  reason='not installed: skopeo')
+
+
+def skopeo(*arguments):
+    return subprocess.check_output(['skopeo', '--insecure-policy', *arguments],
+                                   timeout=60)
+
+
+@needs_skopeo
 def test_skopeo_inspects_and_copies_it(build, tmp_path):
     image = 'oci-archive:%s' % build()
-    seen = json.loads(subprocess.check_output(['skopeo', 'inspect', image]))
+    seen = json.loads(skopeo('inspect', image))
     assert seen['Architecture'] == 'amd64' and seen['Os'] == 'linux'
-    subprocess.run(['skopeo', '--insecure-policy', 'copy', '-q',
-                    image + ':prhelper:1.2', 'dir:%s' % (tmp_path / 'copy')],
-                   check=True)
+    skopeo('copy', '-q', image + ':prhelper:1.2',
+           'dir:%s' % (tmp_path / 'copy'))
     layer, = seen['Layers']
     assert (tmp_path / 'copy' / layer.split(':')[1]).exists()
+
+
+@needs_skopeo
+def test_skopeo_finds_each_machine_in_the_index_and_copies_all(
+        build, tmp_path):
+    image = build(machines=MACHINES)
+    index = json.loads(skopeo('inspect', '--raw', 'oci-archive:%s' % image))
+    assert len(index['manifests']) == len(MACHINES)
+    for _, _, _, platform in MACHINES.values():
+        seen = json.loads(skopeo(
+            '--override-arch', platform['architecture'],
+            '--override-variant', platform.get('variant', ''),
+            'inspect', 'oci-archive:%s' % image))
+        assert seen['Architecture'] == platform['architecture']
+    copy = tmp_path / 'copy'
+    skopeo('copy', '-q', '--multi-arch=all', 'oci-archive:%s' % image,
+           'oci-archive:%s:prhelper:1.2' % copy)
+    assert Layout(copy).platforms == Layout(image).platforms

@@ -19,6 +19,7 @@ import time
 import pytest
 
 import sim
+from container import NUMBER, default_seccomp
 from helper import program
 from launch import wait_until
 from prclient import GOOD, READ_KEYS, Closed
@@ -375,3 +376,24 @@ def test_sandbox_takes_on_and_off_only():
                          capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr == (
         "qemu-pr-helper: --sandbox: 'maybe' is neither on nor off\n")
+
+
+# In a container. ------------------------------------------------------------
+
+def test_a_containers_usual_filter_takes_nothing_from_it(start, target, disks):
+    """Which is Kubernetes' RuntimeDefault: all that the helper asks of the
+    kernel, Landlock included, is on that list."""
+    with open(SIM_HELPER, 'rb') as f:
+        machine = struct.unpack('<H', f.read(20)[18:])[0]
+    if not NUMBER or machine != 62:
+        pytest.skip('the list is for x86-64, and by its kernel headers')
+    logs = []
+    for seccomp in None, default_seccomp:
+        helper = start(SIM_HELPER, '-v', env=target.env, preexec_fn=seccomp)
+        with helper.client() as client:
+            assert client.read_in(disks.open(0), READ_KEYS).status == GOOD
+        helper.wait_sessions(0)
+        assert helper.stop() == 0
+        logs.append([line.partition('Z ')[2] for line    # after the time
+                     in helper.log().splitlines() if 'client pid' not in line])
+    assert logs[0] == logs[1]

@@ -1,52 +1,32 @@
-"""The container image at work: the helper as KubeVirt would start it.
+"""The container image at work, with no more than the helper cannot do without.
 
 Inside tests/lib/uml.sh, as root, in a chroot that has what the image has, the
 directory for the socket that KubeVirt lends, of what every container has
 /dev/null, and nothing else: no libc, no shell, no /proc, no disk. The disk
-comes as its client's descriptor. Must never be run on another machine.
+comes as its client's descriptor. test_pod.py has it in a whole pod. Must never
+be run on another machine.
 """
-import io
-import json
 import os
 import shutil
 import signal
 import stat
 import subprocess
-import tarfile
-import tempfile
 
 import pytest
 
 import prclient as pr
-from helper import BUILD
 from launch import accepts, status_of, stop, wait_until
+from pod import QEMU, SOCKET, marks, unpack
 
-IMAGE = os.path.join(BUILD, 'image.tar')
-SOCKET = '/var/run/kubevirt/daemons/pr/pr-helper.sock'
-QEMU = 107      # the user that the directory is for
 KEY = 0xc0ffee
 
-pytestmark = [
-    pytest.mark.skipif(not os.path.isdir('/run/target/pr'),
-                       reason='not inside tests/lib/uml.sh'),
-    pytest.mark.skipif(not os.path.exists(IMAGE),
-                       reason='not installed: musl-gcc, for make image')]
+pytestmark = marks
 
 
 @pytest.fixture
 def container():
     """The image's root and config, unpacked, with the directory in it."""
-    with tarfile.open(IMAGE) as image:
-        def blob(descriptor):
-            digest = descriptor['digest'].replace(':', '/')
-            return image.extractfile('blobs/' + digest).read()
-
-        index = json.load(image.extractfile('index.json'))
-        manifest = json.loads(blob(*index['manifests']))
-        config = json.loads(blob(manifest['config']))['config']
-        root = tempfile.mkdtemp(dir='/tmp')     # a socket's path is short
-        with tarfile.open(fileobj=io.BytesIO(blob(*manifest['layers']))) as t:
-            t.extractall(root)
+    root, config = unpack()
     directory = root + os.path.dirname(SOCKET)
     os.makedirs(directory)
     os.chown(directory, QEMU, QEMU)
