@@ -104,10 +104,10 @@ tests_of() {
         ;;
     host:) echo tests/host '--ignore-glob=tests/host/test_multipath*' ;;
     maps:) echo tests/host/test_multipath*.py ;;
-    multipath:)
-        echo tests/multipath/test_multipathd.py tests/multipath/test_pod_map.py
+    multipath:) echo tests/multipath/test_multipathd.py ;;
+    reference:)
+        echo tests/multipath/test_reference.py tests/multipath/test_pod_map.py
         ;;
-    reference:) echo tests/multipath/test_reference.py ;;
     *) echo "tests/$1" ;;
     esac
 }
