@@ -107,14 +107,10 @@ static const struct permission permissions[] = {
     WITH(WORKER, fcntl, 1, F_SETFD), ANY(WORKER, read), ANY(WORKER, openat),
     ANY(WORKER, getdents64), ANY(WORKER, connect), ANY(WORKER, getsockopt),
     ANY(WORKER, recvfrom),
-    /* supervisor.c, and what fork() calls itself */
-    ANY(MAIN, wait4), ANY(MAIN, kill), ANY(MAIN, clone),
-    ANY(MAIN, set_robust_list), ANY(MAIN, set_tid_address),
-    ANY(MAIN, rt_sigprocmask), ANY(MAIN, gettid),
-    /* session_begin() and what it calls; listen_remove() */
-    ANY(MAIN, getppid), ANY(MAIN, munmap), ANY(MAIN, prlimit64),
-    ANY(MAIN, accept4), ANY(MAIN, close_range), ANY(MAIN, seccomp),
-    ANY(MAIN, write), ANY(MAIN, unlinkat),
+    /* supervisor.c; session_begin() and what it calls; listen_remove() */
+    ANY(MAIN, wait4), ANY(MAIN, kill), ANY(MAIN, getppid), ANY(MAIN, munmap),
+    ANY(MAIN, prlimit64), ANY(MAIN, accept4), ANY(MAIN, close_range),
+    ANY(MAIN, seccomp), ANY(MAIN, write), ANY(MAIN, unlinkat), ANY(MAIN, fork),
 #ifdef SYS_setrlimit
     ANY(MAIN, setrlimit),
 #endif
@@ -125,8 +121,7 @@ static const struct permission permissions[] = {
     ANY(SESSION, sigreturn),
 #endif
 #ifdef SYS_open /* machines before aarch64 also have these */
-    ANY(SESSION, stat), ANY(WORKER, open), ANY(MAIN, fork), ANY(MAIN, lstat),
-    ANY(MAIN, unlink),
+    ANY(SESSION, stat), ANY(WORKER, open), ANY(MAIN, lstat), ANY(MAIN, unlink),
 #endif
 #ifdef SYS_fcntl64 /* machines of 32 bits: for long files and times */
     WITH(SESSION, fcntl64, 1, F_GETFL), WITH(WORKER, fcntl64, 1, F_SETLK),

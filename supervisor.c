@@ -10,6 +10,7 @@
  * again. Nor may it wait for a session, or read the queue to the workers.
  */
 #include "supervisor.h"
+#include "kernel.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -207,6 +208,12 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
     }
 }
 
+/* libc's fork() writes, for threads, to pages that each child has to copy. */
+static pid_t process_fork(void)
+{
+    return (pid_t)syscall(SYS_fork, SIGCHLD, 0, 0, 0, 0);
+}
+
 /* ---- The loop --------------------------------------------------------- */
 
 static void stop(struct supervisor *supervisor, int64_t now)
@@ -231,7 +238,7 @@ static void worker_start(struct supervisor *supervisor,
     pid_t pid = -1;
 
     if (place < workers->slots) { /* or else when one has ended */
-        pid = fork();
+        pid = process_fork();
         if (pid == 0)
             worker_run(supervisor,
                        suspension ? suspension : &workers->suspensions[place],
@@ -256,7 +263,7 @@ static bool session_start(struct supervisor *supervisor, int64_t now)
         return false;
     }
     roster->records[place] = (struct record){ .since = now };
-    pid = fork();
+    pid = process_fork();
     if (pid == 0) {
         session_begin(supervisor, place);
         return true;

@@ -164,7 +164,6 @@ EXPECTED = {
     'nanosleep map_lock': {SAME: (e.EINTR,)},
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
-    'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'kill workers_check': {SAME: (e.ESRCH, e.EPERM)},
     # sysfs.c, multipath/map.c
     'open sysfs_list': {LOST: (e.ENOENT, e.EMFILE)},
@@ -189,7 +188,7 @@ EXPECTED = {
     'syscall sandbox_enter (session)': {SAME: (e.EINVAL,),
                                          CLOSED: (e.ENOMEM, e.EACCES)},
     # supervisor.c
-    'fork session_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    'syscall process_fork': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'prctl session_begin': {SAME: (e.EINVAL,)},
     'munmap session_begin': {SAME: (e.EINVAL,)},
     'getppid session_begin': {AGAIN: (e.ENOSYS,)},

@@ -13,6 +13,8 @@
  * own once main has begun (the helper may be sandboxed), or change errno if
  * a call succeeds. A close() that is made to fail has closed, as in Linux.
  */
+#include "../../kernel.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -271,7 +273,7 @@ long __real_syscall(long number, ...);
 long __wrap_syscall(long number, ...);
 long __wrap_syscall(long number, ...)
 {
-    long argument[6];
+    long argument[6], result;
     va_list list;
     int i;
 
@@ -281,8 +283,11 @@ long __wrap_syscall(long number, ...)
     va_end(list);
     if (FAULT() > 0)
         return -1;
-    return __real_syscall(number, argument[0], argument[1], argument[2],
-                          argument[3], argument[4], argument[5]);
+    result = __real_syscall(number, argument[0], argument[1], argument[2],
+                            argument[3], argument[4], argument[5]);
+    if (result == 0 && number == SYS_fork)
+        generation++;
+    return result;
 }
 
 /* ---- Calls that the simulated disks take part in ---------------------- */
