@@ -193,7 +193,8 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
         unsigned i;
 
-        reports_read(supervisor); /* what it wrote may be unread */
+        if (roster->pending != NOBODY || supervisor->workers.pending != 0)
+            reports_read(supervisor); /* what it wrote may be unread */
         i = roster_find(roster, pid);
         if (i < roster->used)
             session_ended(roster, i, status, now);
