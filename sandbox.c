@@ -108,9 +108,10 @@ static const struct permission permissions[] = {
     ANY(WORKER, getdents64), ANY(WORKER, connect), ANY(WORKER, getsockopt),
     ANY(WORKER, recvfrom),
     /* supervisor.c; session_begin() and what it calls; listen_remove() */
-    ANY(MAIN, wait4), ANY(MAIN, kill), ANY(MAIN, getppid), ANY(MAIN, munmap),
-    ANY(MAIN, prlimit64), ANY(MAIN, accept4), ANY(MAIN, close_range),
-    ANY(MAIN, seccomp), ANY(MAIN, write), ANY(MAIN, unlinkat), ANY(MAIN, fork),
+    WITH(MAIN, madvise, 2, MADV_DOFORK), WITH(MAIN, madvise, 2, MADV_DONTFORK),
+    ANY(MAIN, wait4), ANY(MAIN, kill), ANY(MAIN, getppid), ANY(MAIN, prlimit64),
+    ANY(MAIN, accept4), ANY(MAIN, close_range), ANY(MAIN, seccomp),
+    ANY(MAIN, write), ANY(MAIN, unlinkat), ANY(MAIN, fork),
 #ifdef SYS_setrlimit
     ANY(MAIN, setrlimit),
 #endif

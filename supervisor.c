@@ -55,8 +55,6 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     /* Sends the hello, which the client can read while we go on. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
-    munmap(supervisor->workers.suspensions,
-           supervisor->workers.slots * sizeof(struct suspension));
     server->listener.fd = -1; /* is closed with the rest */
     descriptors_close_except(socket, server->service.queue, -1);
     if (descriptors_seal(server->service.queue) < 0
@@ -235,15 +233,19 @@ static void worker_start(struct supervisor *supervisor,
                          struct suspension *suspension, int64_t now)
 {
     struct workers *workers = &supervisor->workers;
+    size_t size = workers->slots * sizeof(struct suspension);
     unsigned place = workers_place(workers, suspension);
     pid_t pid = -1;
 
     if (place < workers->slots) { /* or else when one has ended */
-        pid = process_fork();
+        /* A session is forked without them. */
+        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
+            pid = process_fork();
         if (pid == 0)
             worker_run(supervisor,
                        suspension ? suspension : &workers->suspensions[place],
                        suspension != NULL);
+        madvise(workers->suspensions, size, MADV_DONTFORK);
         if (pid < 0)
             make_room(supervisor,
                       "fork for a command on a multipath map" FORK_CURE, errno,

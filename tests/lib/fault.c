@@ -156,7 +156,6 @@ WRAP(getgroups, (int n, gid_t *groups), (n, groups))
 WRAP(kill, (pid_t pid, int number), (pid, number))
 WRAP(listen, (int fd, int backlog), (fd, backlog))
 WRAP(madvise, (void *p, size_t size, int advice), (p, size, advice))
-WRAP(munmap, (void *p, size_t size), (p, size))
 WRAP(nanosleep, (const struct timespec *time, struct timespec *rest),
      (time, rest))
 WRAP(pipe2, (int *fds, int flags), (fds, flags))
