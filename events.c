@@ -61,6 +61,7 @@ unsigned signals_take(void)
 {
     unsigned taken = (unsigned)signals;
 
-    signals = 0; /* they are blocked, so none comes in between */
+    if (taken != 0)
+        signals = 0; /* they are blocked, so none comes in between */
     return taken;
 }

@@ -16,6 +16,11 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+/* Where there is but clone(), with its arguments. */
+#ifndef SYS_fork
+#define SYS_fork SYS_clone
+#endif
+
 /* Linux 4.11; a libc for 32 bits may call it for stat() and fstat(). */
 #ifndef SYS_statx
 #if defined(__x86_64__)

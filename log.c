@@ -357,6 +357,8 @@ void trace(enum trace_event event, const char *format, ...)
     bool is_traced = (log_state.traced >> event & 1) != 0;
     va_list arguments;
 
+    if (!trace_is_on(event))
+        return;
     va_start(arguments, format);
     if (is_traced)
         log_line(log_state.trace_file, LOG_ASKED, names[event], format,

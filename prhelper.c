@@ -222,6 +222,8 @@ static void supervisor_set_up(struct supervisor *supervisor,
     workers->pids = table(workers->slots * sizeof(pid_t), MAP_PRIVATE);
     workers->suspensions = table(workers->slots * sizeof(struct suspension),
                                  MAP_SHARED);
+    madvise(workers->suspensions, workers->slots * sizeof(struct suspension),
+            MADV_DONTFORK); /* see worker_start() */
     supervisor->stop_timeout = options->stop_timeout;
     supervisor->stop_by = NEVER;
     supervisor->pid = getpid();

@@ -107,14 +107,11 @@ static const struct permission permissions[] = {
     WITH(WORKER, fcntl, 1, F_SETFD), ANY(WORKER, read), ANY(WORKER, openat),
     ANY(WORKER, getdents64), ANY(WORKER, connect), ANY(WORKER, getsockopt),
     ANY(WORKER, recvfrom),
-    /* supervisor.c, and what fork() calls itself */
-    ANY(MAIN, wait4), ANY(MAIN, kill), ANY(MAIN, clone),
-    ANY(MAIN, set_robust_list), ANY(MAIN, set_tid_address),
-    ANY(MAIN, rt_sigprocmask), ANY(MAIN, gettid),
-    /* session_begin() and what it calls; listen_remove() */
-    ANY(MAIN, getppid), ANY(MAIN, munmap), ANY(MAIN, prlimit64),
+    /* supervisor.c; session_begin() and what it calls; listen_remove() */
+    WITH(MAIN, madvise, 2, MADV_DOFORK), WITH(MAIN, madvise, 2, MADV_DONTFORK),
+    ANY(MAIN, wait4), ANY(MAIN, kill), ANY(MAIN, getppid), ANY(MAIN, prlimit64),
     ANY(MAIN, accept4), ANY(MAIN, close_range), ANY(MAIN, seccomp),
-    ANY(MAIN, write), ANY(MAIN, unlinkat),
+    ANY(MAIN, write), ANY(MAIN, unlinkat), ANY(MAIN, fork),
 #ifdef SYS_setrlimit
     ANY(MAIN, setrlimit),
 #endif
@@ -125,8 +122,7 @@ static const struct permission permissions[] = {
     ANY(SESSION, sigreturn),
 #endif
 #ifdef SYS_open /* machines before aarch64 also have these */
-    ANY(SESSION, stat), ANY(WORKER, open), ANY(MAIN, fork), ANY(MAIN, lstat),
-    ANY(MAIN, unlink),
+    ANY(SESSION, stat), ANY(WORKER, open), ANY(MAIN, lstat), ANY(MAIN, unlink),
 #endif
 #ifdef SYS_fcntl64 /* machines of 32 bits: for long files and times */
     WITH(SESSION, fcntl64, 1, F_GETFL), WITH(WORKER, fcntl64, 1, F_SETLK),
@@ -167,52 +163,65 @@ enum { REFUSED = SECCOMP_RET_ERRNO | ENOSYS };
     (struct sock_filter)                                                       \
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (if_equal), (else_skip))
 
-/* Adds the instructions for a permission to the filter; returns its new end. */
-static struct sock_filter *permission_write(struct sock_filter *end,
+/*
+ * Adds the instructions for a permission in front of a filter, whose
+ * instruction at yes says what comes of it; returns the filter's new begin.
+ */
+static struct sock_filter *permission_write(struct sock_filter *begin,
+                                            const struct sock_filter *yes,
                                             const struct permission *permission,
                                             uint32_t queue)
 {
     const bool big_endian = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__;
     const uint32_t low = FIELD(args[0]) + (big_endian ? 4 : 0);
-    bool any = permission->argument == NONE;
     uint32_t value = permission->value == QUEUE        ? queue
                      : permission->value == TRACE_FILE ? (uint32_t)trace_file()
                                                        : permission->value;
 
-    *end++ = SKIP_IF(permission->number, 0, any ? 1 : 4);
-    if (!any) {
-        *end++ = LOAD(low + (uint32_t)permission->argument * 8);
-        *end++ = SKIP_IF(value, 0, 1);
+    if (permission->argument == NONE) {
+        begin[-1] = SKIP_IF(permission->number, (uint8_t)(yes - begin), 0);
+        return begin - 1;
     }
-    *end++ = RETURN(permission->from == ABORTING ? REFUSED : SECCOMP_RET_ALLOW);
-    if (!any)
-        *end++ = LOAD(FIELD(nr));
-    return end;
+    begin[-1] = LOAD(FIELD(nr));
+    begin[-2] = SKIP_IF(value, (uint8_t)(yes - begin + 1), 0);
+    begin[-3] = LOAD(low + (uint32_t)permission->argument * 8);
+    begin[-4] = SKIP_IF(permission->number, 0, 3);
+    return begin - 4;
 }
 
 /*
  * Installs a filter, on top of main's if it has one: what this process may do,
  * and what comes of the rest. Numbers of another ABI (x32's have bit 30 set)
- * are not in the table, another architecture's are not looked up at all.
- * Returns -1 and errno if the process must not go on.
+ * are not in the table, another architecture's are not looked up at all. As the
+ * kernel translates it for each session it is short: it is written from its end
+ * on, to which it jumps. Returns -1 and errno if the process must not go on.
  */
 int sandbox_enter(enum process process, int queue)
 {
-    struct sock_filter filter[5 + 5 * COUNT(permissions)], *end = filter;
-    struct sock_fprog program = { .filter = filter };
+    struct sock_filter filter[7 + 4 * COUNT(permissions)];
+    struct sock_filter *const end = filter + COUNT(filter), *begin = end;
+    struct sock_fprog program;
     unsigned flags = SECCOMP_FILTER_FLAG_LOG;
     size_t i;
 
-    *end++ = LOAD(FIELD(arch));
-    *end++ = SKIP_IF(ARCHITECTURE, 1, 0);
-    *end++ = RETURN(SECCOMP_RET_KILL_PROCESS);
-    *end++ = LOAD(FIELD(nr));
-    for (i = 0; i < COUNT(permissions); i++)
+    *--begin = RETURN(SECCOMP_RET_ALLOW);
+    *--begin = RETURN(REFUSED);
+    *--begin = RETURN(process == MAIN ? REFUSED : SECCOMP_RET_KILL_PROCESS);
+    for (i = COUNT(permissions); i-- > 0;)
         if (permissions[i].from <= process)
-            end = permission_write(end, &permissions[i], (uint32_t)queue);
-    *end++ = RETURN(process == MAIN ? REFUSED : SECCOMP_RET_KILL_PROCESS);
-    program.len = (unsigned short)(end - filter);
-    while (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) < 0) {
+            begin = permission_write(
+                begin, permissions[i].from == ABORTING ? end - 2 : end - 1,
+                &permissions[i], (uint32_t)queue);
+    *--begin = LOAD(FIELD(nr));
+    *--begin = RETURN(SECCOMP_RET_KILL_PROCESS);
+    *--begin = SKIP_IF(ARCHITECTURE, 1, 0);
+    *--begin = LOAD(FIELD(arch));
+    program.len = (unsigned short)(end - begin);
+    program.filter = begin;
+    errno = E2BIG; /* no jump goes farther than UINT8_MAX */
+    while (program.len > UINT8_MAX
+           || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program)
+                  < 0) {
         if (errno != EINVAL || flags == 0)
             return -1;
         flags = 0; /* before Linux 4.14: what is refused is not logged */

@@ -10,6 +10,7 @@
  * again. Nor may it wait for a session, or read the queue to the workers.
  */
 #include "supervisor.h"
+#include "kernel.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -54,8 +55,6 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     /* Sends the hello, which the client can read while we go on. */
     if (!client_work(&server->clients[0]))
         _exit(EXIT_SUCCESS);
-    munmap(supervisor->workers.suspensions,
-           supervisor->workers.slots * sizeof(struct suspension));
     server->listener.fd = -1; /* is closed with the rest */
     descriptors_close_except(socket, server->service.queue, -1);
     if (descriptors_seal(server->service.queue) < 0
@@ -192,7 +191,8 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
         unsigned i;
 
-        reports_read(supervisor); /* what it wrote may be unread */
+        if (roster->pending != NOBODY || supervisor->workers.pending != 0)
+            reports_read(supervisor); /* what it wrote may be unread */
         i = roster_find(roster, pid);
         if (i < roster->used)
             session_ended(roster, i, status, now);
@@ -205,6 +205,12 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
                 supervisor->workers.retry = now;
         }
     }
+}
+
+/* libc's fork() writes, for threads, to pages that each child has to copy. */
+static pid_t process_fork(void)
+{
+    return (pid_t)syscall(SYS_fork, SIGCHLD, 0, 0, 0, 0);
 }
 
 /* ---- The loop --------------------------------------------------------- */
@@ -227,15 +233,19 @@ static void worker_start(struct supervisor *supervisor,
                          struct suspension *suspension, int64_t now)
 {
     struct workers *workers = &supervisor->workers;
+    size_t size = workers->slots * sizeof(struct suspension);
     unsigned place = workers_place(workers, suspension);
     pid_t pid = -1;
 
     if (place < workers->slots) { /* or else when one has ended */
-        pid = fork();
+        /* A session is forked without them. */
+        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
+            pid = process_fork();
         if (pid == 0)
             worker_run(supervisor,
                        suspension ? suspension : &workers->suspensions[place],
                        suspension != NULL);
+        madvise(workers->suspensions, size, MADV_DONTFORK);
         if (pid < 0)
             make_room(supervisor,
                       "fork for a command on a multipath map" FORK_CURE, errno,
@@ -256,7 +266,7 @@ static bool session_start(struct supervisor *supervisor, int64_t now)
         return false;
     }
     roster->records[place] = (struct record){ .since = now };
-    pid = fork();
+    pid = process_fork();
     if (pid == 0) {
         session_begin(supervisor, place);
         return true;

@@ -164,7 +164,8 @@ EXPECTED = {
     'nanosleep map_lock': {SAME: (e.EINTR,)},
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
-    'fork worker_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    'madvise worker_start 1': {AGAIN: (e.ENOMEM,)},
+    'madvise worker_start 2': {SAME: (e.ENOMEM,)},
     'kill workers_check': {SAME: (e.ESRCH, e.EPERM)},
     # sysfs.c, multipath/map.c
     'open sysfs_list': {LOST: (e.ENOENT, e.EMFILE)},
@@ -189,9 +190,8 @@ EXPECTED = {
     'syscall sandbox_enter (session)': {SAME: (e.EINVAL,),
                                          CLOSED: (e.ENOMEM, e.EACCES)},
     # supervisor.c
-    'fork session_start': {AGAIN: (e.EAGAIN, e.ENOMEM)},
+    'syscall process_fork': {AGAIN: (e.EAGAIN, e.ENOMEM)},
     'prctl session_begin': {SAME: (e.EINVAL,)},
-    'munmap session_begin': {SAME: (e.EINVAL,)},
     'getppid session_begin': {AGAIN: (e.ENOSYS,)},
     'accept4': {AGAIN: (e.EAGAIN, e.EMFILE, e.ENFILE, e.ENOMEM,
                         e.ECONNABORTED, e.EPERM)},

@@ -66,7 +66,7 @@ CALLS = {
 }
 # Main forks, accepts and ends sessions; its workers open devices and talk to
 # multipathd. So it may do these.
-MAINS = {'clone', 'kill', 'accept4', 'unlinkat', 'write to another descriptor',
+MAINS = {'kill', 'accept4', 'unlinkat', 'write to another descriptor',
          'openat', 'socket', 'connect', 'prlimit64'}
 
 # e_machine of the program's ELF header, in the order of the numbers above.
@@ -81,6 +81,8 @@ def machine():
 
 
 MACHINE = machine()
+if MACHINE == 183:          # which has no fork()
+    MAINS.add('clone')
 pytestmark = pytest.mark.skipif(
     MACHINE not in MACHINES
     or 'anitized' in SIM_HELPER, reason='a build without the sandbox')

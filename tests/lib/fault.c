@@ -13,6 +13,8 @@
  * own once main has begun (the helper may be sandboxed), or change errno if
  * a call succeeds. A close() that is made to fail has closed, as in Linux.
  */
+#include "../../kernel.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -154,7 +156,6 @@ WRAP(getgroups, (int n, gid_t *groups), (n, groups))
 WRAP(kill, (pid_t pid, int number), (pid, number))
 WRAP(listen, (int fd, int backlog), (fd, backlog))
 WRAP(madvise, (void *p, size_t size, int advice), (p, size, advice))
-WRAP(munmap, (void *p, size_t size), (p, size))
 WRAP(nanosleep, (const struct timespec *time, struct timespec *rest),
      (time, rest))
 WRAP(pipe2, (int *fds, int flags), (fds, flags))
@@ -271,7 +272,7 @@ long __real_syscall(long number, ...);
 long __wrap_syscall(long number, ...);
 long __wrap_syscall(long number, ...)
 {
-    long argument[6];
+    long argument[6], result;
     va_list list;
     int i;
 
@@ -281,8 +282,11 @@ long __wrap_syscall(long number, ...)
     va_end(list);
     if (FAULT() > 0)
         return -1;
-    return __real_syscall(number, argument[0], argument[1], argument[2],
-                          argument[3], argument[4], argument[5]);
+    result = __real_syscall(number, argument[0], argument[1], argument[2],
+                            argument[3], argument[4], argument[5]);
+    if (result == 0 && number == SYS_fork)
+        generation++;
+    return result;
 }
 
 /* ---- Calls that the simulated disks take part in ---------------------- */
