@@ -1050,6 +1050,7 @@ class Case:
             or self.is_killed or self.hits() or self.came \
             or any(self.changes(path, DM) for path in PATHS) \
             or not any(self.nexus(path).state == BLOCKED
+                       and not self.nexus(path).dm_failed
                        and not self.changes(path, STATE) for path in PATHS) \
             or all(self.nexus(path).key == self.first[path] for path in PATHS)
 
