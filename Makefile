@@ -7,7 +7,7 @@
 # DESTDIR, PREFIX (or prefix), BINDIR, MANDIR, UNITDIR, DOCDIR, COMPLETIONDIR,
 # LOCALSTATEDIR. (There is no SBINDIR: libvirt, SELinux and AppArmor want bin.)
 
-VERSION = 0.1.0
+VERSION = 1.0.0
 
 PREFIX = $(or $(prefix),/usr/local)
 BINDIR = $(PREFIX)/bin

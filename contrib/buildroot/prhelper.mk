@@ -11,7 +11,7 @@
 #
 ################################################################################
 
-PRHELPER_VERSION = 0.1.0
+PRHELPER_VERSION = 1.0.0
 PRHELPER_SITE = $(BR2_DL_DIR)/prhelper
 PRHELPER_SITE_METHOD = file
 PRHELPER_LICENSE = MIT

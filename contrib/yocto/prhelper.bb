@@ -9,7 +9,7 @@ SUMMARY = "SCSI persistent reservations for QEMU's virtual machines"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=ead7b6c334b4097579eecbea28b119b2"
 
-PV = "0.1.0"
+PV = "1.0.0"
 SRC_URI = "file://prhelper-${PV}.tar.gz"
 S = "${WORKDIR}/prhelper-${PV}"
 
