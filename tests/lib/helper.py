@@ -43,6 +43,19 @@ def program(variable, default):
     pytest.skip(why, allow_module_level=True)
 
 
+def stock_program():
+    """QEMU's own helper: $STOCK, or the one on the path; without one, who asks
+    for it is skipped."""
+    candidates = [os.environ.get('STOCK')] + [
+        os.path.join(directory, 'qemu-pr-helper')
+        for directory in os.environ['PATH'].split(':')]
+    for binary in candidates:
+        if binary and os.path.exists(binary) and 'Fabrice Bellard' in (
+                subprocess.check_output([binary, '-V'], text=True)):
+            return binary
+    return pytest.skip("not installed: QEMU's own qemu-pr-helper")
+
+
 class Helper:
     """One helper process and everything it left on its stderr."""
 
