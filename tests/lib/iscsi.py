@@ -329,11 +329,14 @@ class Machine:
         self.paths = [log_in(relay.port, 'default', SETTINGS, luns)
                       for relay in self.relays]
 
-    def make_maps(self):
-        self.multipathd = Multipathd(sum(self.paths, []), self.rivals)
+    def make_maps(self, number=None):
+        """Of all LUNs, or of the first ones only."""
+        paths = [disks[:number] for disks in self.paths]
+        others = [disk for disks in self.paths for disk in disks
+                  if disk not in sum(paths, [])]
+        self.multipathd = Multipathd(sum(paths, []), self.rivals + others)
         self.multipathd.start()
-        self.maps = [Map(*disks) for disks
-                     in zip(zip(*self.paths), self.rivals)]
+        self.maps = [Map(*disks) for disks in zip(zip(*paths), self.rivals)]
         return self
 
     def fail(self, how, numbers):
