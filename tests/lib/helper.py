@@ -23,7 +23,9 @@ def program(variable, default):
     """A program under test: $variable, or the one that make built. One that is
     not there is built; where it cannot be, who asks for it is skipped, but for
     run.sh, to which that is a failure."""
-    path = os.environ.get(variable, os.path.join(TOP, default))
+    # A name alone, as make passes it on, must not be looked for on the PATH:
+    # there QEMU's has the same.
+    path = os.path.join(TOP, os.environ.get(variable, default))
     if variable in os.environ or os.path.exists(path):
         return path
     env = {name: value for name, value in os.environ.items()
