@@ -12,6 +12,7 @@
 #   multipath, reference
 #                each in a User-mode Linux, the files of multipath/
 #   transport    in one, with iSCSI sessions as the paths
+#   foreign      likewise: other people's suites, through QEMU's helper and ours
 #   supervisors  what is in contrib/ under systemd, OpenRC, runit and s6, there
 #   docs         what the documents say, and the examples
 #
@@ -67,6 +68,15 @@ if [ -z "${RUN_FETCHED:-}" ]; then
         ;;
     esac
     case " $wanted " in
+    *' foreign '*)
+        packages="$packages user-mode-linux kmod mount iproute2 open-iscsi
+            sg3-utils libiscsi-bin =fence-agents python3-pexpect python3-pycurl
+            $("$top/tests/lib/multipath.sh" packages)"
+        command -v qemu-pr-helper >/dev/null ||
+            packages="$packages =qemu-system-common"
+        ;;
+    esac
+    case " $wanted " in
     *' supervisors '*)
         packages="$packages user-mode-linux kmod mount systemd openrc runit s6"
         ;;
@@ -119,7 +129,7 @@ suite() {
     seconds=900
     case $name in
     kernel | multipath | reference | supervisors) seconds=540 ;;
-    transport) seconds=600 ;;
+    transport | foreign) seconds=600 ;;
     esac
     # shellcheck disable=SC2046 # a list of words
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
@@ -132,7 +142,7 @@ suite() {
         set -- UML_TIMEOUT=550 UML_NEXUSES=3 tests/lib/uml.sh \
             tests/lib/multipath.sh "$@"
         ;;
-    transport)
+    transport | foreign)
         set -- UML_TIMEOUT=610 UML_NEXUSES=0 tests/lib/uml.sh \
             tests/lib/multipath.sh "$@"
         ;;
@@ -159,7 +169,7 @@ suite() {
 for name in $suites; do
     case $name in
     host | maps | kernel | hostile | multipath | reference | transport | \
-        supervisors | docs) ;;
+        foreign | supervisors | docs) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
         exit 1
@@ -208,7 +218,7 @@ for name in kernel multipath reference maps host docs; do
     esac
 done
 # These want the machine for themselves.
-for name in hostile transport supervisors; do
+for name in hostile transport foreign supervisors; do
     case " $wanted " in
     *" $name "*)
         # shellcheck disable=SC2086 # a list of words

@@ -61,6 +61,13 @@ $(FAULT)/%.o: %.c $(COMMON)
 	@mkdir -p $(@D)
 	$(call run,CC)$(CC) $(COMPILE) -O0 -c -o $@ $<
 
+# What takes the reservations of a program that knows no helper to one.
+THROUGH = $(BUILD)/tests/foreign/through-helper.so
+
+$(THROUGH): tests/foreign/through-helper.c $(COMMON)
+	@mkdir -p $(@D)
+	$(call run,LINK)$(CC) $(COMPILE) -fPIC -shared $(LDFLAGS) -o $@ $<
+
 # Another build of all of it beside the usual one.
 elsewhere = $(MAKE) BUILD=build/$(1) HELPER=build/$(1)/qemu-pr-helper \
 	CLIENT=build/$(1)/qemu-pr-client
@@ -77,7 +84,8 @@ ifeq ($(MAKECMDGOALS)$(TESTS),check)
 $(error no such test: $(T))
 endif
 NEEDED = $(if $(filter tests/host/test_fault.py%,$(TESTS)),fault) \
-	$(if $(findstring test_image,$(TESTS))$(findstring test_pod,$(TESTS)),image)
+	$(if $(findstring test_image,$(TESTS))$(findstring test_pod,$(TESTS)),image) \
+	$(if $(filter tests/foreign/%,$(TESTS)),$(THROUGH))
 endif
 check: $(HELPER) $(CLIENT) sim $(NEEDED)
 	tests/run.sh $(TESTS)
@@ -101,6 +109,10 @@ check-multipath: $(HELPER) $(CLIENT) $(IMAGE)
 ## check-transport: the same with iSCSI paths that are cut
 check-transport: $(HELPER) $(CLIENT)
 	tests/run.sh transport
+
+## check-foreign: other people's suites, through QEMU's helper and ours
+check-foreign: $(HELPER) $(THROUGH)
+	tests/run.sh foreign
 
 ## check-qemu: a guest's reservations through QEMU, on disk and map
 check-qemu: $(HELPER)
@@ -217,7 +229,7 @@ check-soak: sim
 check-coverage: $(HELPER) $(CLIENT)
 	tests/host/coverage.sh
 
-## check-all: these, as CI does, but -aarch64 and -release (root)
+## check-all: as CI does; not -aarch64, -foreign, -release (root)
 ALL = check-warnings check-lint check $(addprefix check-,docs static sanitized \
 	hostile multipath transport qemu libvirt supervisors cross reproducible \
 	deb recipes fuzz soak coverage debian migration) demo
@@ -242,5 +254,5 @@ demo-migration:
 	@$(MAKE) -s $(HELPER)
 	@tests/demo/demo.sh migration
 
-.PHONY: sim fault check-all check-host check-kernel check-aarch64 check-release \
-	$(ALL) demo-migration lint fuzz soak coverage cross-check
+.PHONY: sim fault check-all check-host check-kernel check-aarch64 check-foreign \
+	check-release $(ALL) demo-migration lint fuzz soak coverage cross-check

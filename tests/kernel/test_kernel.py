@@ -21,6 +21,7 @@ import pytest
 
 import prclient as pr
 from direct import Direct, sg_io
+from helper import stock_program
 
 pytestmark = pytest.mark.skipif(not os.path.isdir('/run/target/pr'),
                                 reason='not inside tests/lib/uml.sh')
@@ -89,16 +90,8 @@ def client(start):
 
 @pytest.fixture
 def stock(start):
-    candidates = [os.environ.get('STOCK')] + [
-        os.path.join(directory, 'qemu-pr-helper')
-        for directory in os.environ['PATH'].split(':')]
-    for binary in candidates:
-        if binary and os.path.exists(binary) and 'Fabrice Bellard' in (
-                subprocess.check_output([binary, '-V'], text=True)):
-            with start(binary).client() as c:
-                yield c
-            return
-    pytest.skip("not installed: QEMU's own qemu-pr-helper")
+    with start(stock_program()).client() as c:
+        yield c
 
 
 # Sequences of (nexus, CDB, parameter list). ---------------------------------

@@ -23,7 +23,9 @@ def program(variable, default):
     """A program under test: $variable, or the one that make built. One that is
     not there is built; where it cannot be, who asks for it is skipped, but for
     run.sh, to which that is a failure."""
-    path = os.environ.get(variable, os.path.join(TOP, default))
+    # A name alone, as make passes it on, must not be looked for on the PATH:
+    # there QEMU's has the same.
+    path = os.path.join(TOP, os.environ.get(variable, default))
     if variable in os.environ or os.path.exists(path):
         return path
     env = {name: value for name, value in os.environ.items()
@@ -41,6 +43,19 @@ def program(variable, default):
     if os.environ.get('SUITE'):
         raise FileNotFoundError(why)
     pytest.skip(why, allow_module_level=True)
+
+
+def stock_program():
+    """QEMU's own helper: $STOCK, or the one on the path; without one, who asks
+    for it is skipped."""
+    candidates = [os.environ.get('STOCK')] + [
+        os.path.join(directory, 'qemu-pr-helper')
+        for directory in os.environ['PATH'].split(':')]
+    for binary in candidates:
+        if binary and os.path.exists(binary) and 'Fabrice Bellard' in (
+                subprocess.check_output([binary, '-V'], text=True)):
+            return binary
+    return pytest.skip("not installed: QEMU's own qemu-pr-helper")
 
 
 class Helper:

@@ -1,7 +1,7 @@
 """Reservations on multipath maps while connections of their paths fail.
 
 Runs as root inside tests/lib/uml.sh and tests/lib/multipath.sh; see
-iscsi.py for what is there. What must hold, whatever the transport does:
+lib/iscsi.py for what is there. What must hold, whatever the transport does:
 a host that GOOD says is registered writes through every path that is back,
 and has one key on all of them; one that has unregistered, or that has been
 fenced, writes through none; GOOD to RESERVE or RELEASE is what the other
@@ -241,7 +241,7 @@ def machine():
     program = iscsi.missing()
     if program:
         pytest.skip('not installed: ' + program)
-    return iscsi.Machine(len(CASES))
+    return iscsi.Machine(len(CASES)).make_maps()
 
 
 @pytest.fixture(scope='module')

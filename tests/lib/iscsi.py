@@ -1,5 +1,6 @@
-"""The machine of the transport tests: multipath maps whose paths are iSCSI
-sessions over lo, to LIO's target, through relays that can fail.
+"""The machine of the transport tests and of other people's suites: disks, and
+multipath maps of these, that are iSCSI sessions over lo, to LIO's target,
+through relays that can fail.
 
     open-iscsi, as US    --- Relay 0 ---+
     open-iscsi, as US    --- Relay 1 ---+--- LIO, one LUN for each case
@@ -302,7 +303,8 @@ class Multipathd(cluster.Multipathd):
 
 
 class Machine:
-    """relays are the two that paths go through; maps have one LUN each."""
+    """relays are the two that paths go through; paths and rivals are disks by
+    LUN, and maps, once they are made, have one LUN each."""
 
     def __init__(self, luns):
         subprocess.check_call(
@@ -323,12 +325,19 @@ class Machine:
         iscsiadm('-m', 'iface', '-I', 'rival', '-o', 'new')
         iscsiadm('-m', 'iface', '-I', 'rival', '-o', 'update',
                  '-n', 'iface.initiatorname', '-v', RIVAL)
-        rivals = log_in(PORT, 'rival', '', luns)
-        paths = [log_in(relay.port, 'default', SETTINGS, luns)
-                 for relay in self.relays]
-        self.multipathd = Multipathd(sum(paths, []), rivals)
+        self.rivals = log_in(PORT, 'rival', '', luns)
+        self.paths = [log_in(relay.port, 'default', SETTINGS, luns)
+                      for relay in self.relays]
+
+    def make_maps(self, number=None):
+        """Of all LUNs, or of the first ones only."""
+        paths = [disks[:number] for disks in self.paths]
+        others = [disk for disks in self.paths for disk in disks
+                  if disk not in sum(paths, [])]
+        self.multipathd = Multipathd(sum(paths, []), self.rivals + others)
         self.multipathd.start()
-        self.maps = [Map(*disks) for disks in zip(zip(*paths), rivals)]
+        self.maps = [Map(*disks) for disks in zip(zip(*paths), self.rivals)]
+        return self
 
     def fail(self, how, numbers):
         """A function of Relay, for these; a cut is known when this ends."""
