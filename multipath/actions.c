@@ -19,8 +19,8 @@
  */
 static bool hold_announce(struct map *map)
 {
-    map->hold = multipathd_flag_get(&map->multipathd, "getprhold");
-    if (map->hold != FLAG_UNSET
+    map->hold = multipathd_tell(&map->multipathd, "getprhold");
+    if (map->hold != MULTIPATHD_UNSET
         || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
@@ -36,7 +36,7 @@ static void hold_settle(struct map *map, bool holds)
 {
     const struct answer answer = map->answer;
 
-    if (map->hold == (holds ? FLAG_UNKNOWN : FLAG_UNSET)
+    if ((holds ? map->hold < MULTIPATHD_SET : map->hold == MULTIPATHD_UNSET)
         && (holds || answer.status == RESERVATION_CONFLICT
             || !reservation_read(map) || !map->reservation.is_held
             || (map->reservation.key != map->key.value
@@ -60,7 +60,7 @@ static void map_reserve(struct map *map, struct request *request)
     if (!hold_announce(map))
         return;
     may_be_gone = any_send(map, request) == NULL && count_of(map, ASIDE) > 0
-                  && map->hold != FLAG_UNSET;
+                  && map->hold != MULTIPATHD_UNSET;
     answer = map->answer;
     if (!map->is_lost && answer.status != GOOD)
         hold_settle(map, false);

@@ -149,11 +149,11 @@ static enum verdict path_look(const struct map *map, struct path *path)
 
 void map_see(struct map *map)
 {
-    char table[MULTIPATHD_TABLE] = "";
+    char table[MULTIPATHD_TEXT] = "";
     unsigned i;
 
     if (clock_us() < map->deadline)
-        multipathd_paths_get(&map->multipathd, table);
+        multipathd_show(&map->multipathd, MULTIPATHD_PATHS, table);
     for (i = 0; i < map->count; i++)
         map->paths[i].seen = multipathd_path(table, map->paths[i].name);
 }

@@ -23,7 +23,7 @@
  */
 enum holder holder_find(struct map *map)
 {
-    enum multipathd_flag hold;
+    enum multipathd_said hold;
     struct request probe;
     struct path *path;
     uint8_t type;
@@ -49,18 +49,19 @@ enum holder holder_find(struct map *map)
         }
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
-    hold = multipathd_flag_get(&map->multipathd, "getprhold");
-    if (hold == FLAG_UNSET)
+    hold = multipathd_tell(&map->multipathd, "getprhold");
+    if (hold == MULTIPATHD_UNSET)
         return HOLDER_OTHER;
-    if (hold == FLAG_SET /* and -1 is more, too */
+    if (hold == MULTIPATHD_SET /* and -1 is more, too */
         && (unsigned)keys_read(map, NULL, map->key.value) <= map->count)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "
              "bring the path back",
-             hold == FLAG_SET ? "another host has the same key"
-                              : "multipathd does not know (before version "
-                                "0.13 none does)");
+             hold == MULTIPATHD_SET
+                 ? "another host has the same key"
+                 : "multipathd does not know (before version "
+                   "0.13 none does)");
     return HOLDER_UNKNOWN;
 }
 

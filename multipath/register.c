@@ -53,7 +53,7 @@ static bool status_tell(struct map *map)
     map->is_status_told = true;
     if (multipathd_tell(multipathd, command) == MULTIPATHD_DONE
         || (map->key.value != 0
-            && multipathd_flag_get(multipathd, "getprstatus") == FLAG_SET))
+            && multipathd_tell(multipathd, "getprstatus") == MULTIPATHD_SET))
         return true;
     map_fail(map, "multipathd does not take note of the registration");
     return false;
