@@ -9,6 +9,9 @@
 #include "multipath.h"
 
 #include <string.h>
+#include <sys/sysmacros.h>
+
+#define LOCK_WITHIN (15 * SECOND) /* or the session would give us up */
 
 /* ---- What multipathd is to think of the reservation ------------------- */
 
@@ -193,8 +196,8 @@ static void map_out(struct map *map, struct request *request)
     }
 }
 
-void multipath_execute(struct pr_command *command, dev_t device,
-                       const char *socket_path, struct suspension *suspension)
+static void map_execute(struct pr_command *command, dev_t device,
+                        const char *socket_path, struct suspension *suspension)
 {
     struct request request = { .data = command->data,
                                .length = command->length };
@@ -229,22 +232,27 @@ void multipath_execute(struct pr_command *command, dev_t device,
     memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
 }
 
-void multipath_execute_here(struct pr_command *command, const char *socket_path,
-                            struct suspension *suspension)
+void multipath_execute(struct pr_command *command, const char *socket_path,
+                       int lock, struct suspension *suspension)
 {
     struct stat st;
 
-    if (suspension->alias[0] != '\0') {
-        log_warning("map %s is suspended: no command on a map before it is "
-                    "resumed",
-                    suspension->alias);
-        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-        return;
-    }
     if (fstat(command->fd, &st) < 0) {
         sg_io_refuse(command, NO_STATUS);
         return;
     }
-    multipath_execute(command, st.st_rdev, socket_path, suspension);
-    suspension->resume_by = 0; /* now, as nobody else does */
+    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    if (suspension->alias[0] != '\0') {
+        log_warning("map %s is suspended: no command on a map before it is "
+                    "resumed",
+                    suspension->alias);
+    } else if (command->cdb[0] != PERSISTENT_RESERVE_IN
+               && !map_lock(lock, st.st_rdev, clock_us() + LOCK_WITHIN)) {
+        log_warning("dm-%u: another command on it takes too long",
+                    minor(st.st_rdev));
+    } else {
+        map_execute(command, st.st_rdev, socket_path, suspension);
+        if (lock < 0)
+            suspension->resume_by = 0; /* now, as nobody else does */
+    }
 }

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define PAUSE_MOST (SECOND / 2)
+#define LOCK_PAUSE_NS 10000000
 
 /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
 static void answer_fail(struct map *map)
@@ -54,6 +55,19 @@ bool map_wait(struct map *map, int64_t deadline)
         return false;
     nanosleep(&(struct timespec){ .tv_nsec = (long)map->pause * 1000 }, NULL);
     map->pause = map->pause < PAUSE_MOST / 2 ? map->pause * 2 : PAUSE_MOST;
+    return true;
+}
+
+bool map_lock(int lock, dev_t device, int64_t deadline)
+{
+    struct flock byte = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
+
+    byte.l_start = minor(device);
+    while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0) {
+        if ((errno != EAGAIN && errno != EACCES) || clock_us() > deadline)
+            return false;
+        nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
+    }
     return true;
 }
 

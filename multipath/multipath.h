@@ -128,6 +128,12 @@ enum holder {
 };
 
 /* map.c: the map, its paths, and which of them may be left out. */
+/*
+ * One command that may change something on a map at a time: a lock on the byte
+ * of a file that has the map's number. Who dies gives it back. False: it was
+ * not to be had in time.
+ */
+bool map_lock(int lock, dev_t, int64_t deadline);
 /* Returns why the device is refused, if it is. Its paths are not listed yet. */
 enum refusal map_begin(struct map *, dev_t, const char *socket_path,
                        struct suspension *);

@@ -243,22 +243,26 @@ struct path *take_over(struct map *map)
     return preempt_own(map, &preempt);
 }
 
-void multipath_recover(const char *socket_path, struct suspension *suspension,
-                       bool is_alone)
+void multipath_recover(const char *socket_path, int lock,
+                       struct suspension *suspension)
 {
+    const int64_t now = clock_us();
+    const dev_t device = suspension->device;
     struct map map;
     bool has_key;
 
-    if (map_begin(&map, suspension->device, socket_path, suspension)
-        != NOT_REFUSED) {
+    if (map_begin(&map, device, socket_path, suspension) != NOT_REFUSED) {
         suspension->alias[0] = '\0'; /* the map is not there any more */
         return;
     }
-    map.deadline = clock_us() + SUSPENDED_WITHIN;
-    if (!is_alone) {
+    if (!map_lock(lock, device, now + SECOND)) {
+        map.deadline = now + SUSPENDED_WITHIN;
         map_resume(&map, false);
-        return;
+        if (!map_lock(lock, device, now + COMMAND_WITHIN))
+            return;
+        map.end += clock_us() - now;
     }
+    map.deadline = clock_us() + SUSPENDED_WITHIN;
     has_key = map_list(&map) && multipathd_key_get(&map.multipathd, &map.key)
               && map.key.value != 0;
     if (has_key)
