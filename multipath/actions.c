@@ -27,8 +27,7 @@ static bool hold_announce(struct map *map)
         || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
-    map_fail(map, "multipathd does not take note of the reservation");
-    return false;
+    return map_fail(map, "multipathd does not take note of the reservation");
 }
 
 /*

@@ -141,7 +141,8 @@ enum refusal map_begin(struct map *, dev_t, const char *socket_path,
 bool map_list(struct map *);
 /* Waits a little, each time longer. False: the deadline is over. */
 bool map_wait(struct map *, int64_t deadline);
-void map_fail(struct map *, const char *format, ...)
+/* Says why in the log. False, as what has failed returns that. */
+bool map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* A status without sense data. */
 void map_answer(struct map *, uint8_t status);
@@ -176,8 +177,8 @@ enum verdict path_prove(struct map *, struct path *);
  */
 void all_due(struct map *);
 unsigned count_of(const struct map *, enum verdict);
-/* The answer if no path has done it. */
-void answer_undone(struct map *);
+/* The answer if no path has done it; false likewise. */
+bool answer_undone(struct map *);
 /*
  * The path that has answered; or NULL, and the answer is CONFLICT, of all
  * paths that are not left out, or that it has failed. A conflict is not the

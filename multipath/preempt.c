@@ -101,11 +101,10 @@ static bool map_suspend(struct map *map)
 {
     enum multipathd_said said;
 
-    if (map->alias[0] == '\0' || !is_word(map->alias)) {
-        map_fail(map, "it must be suspended, but multipathd cannot be told its "
-                      "name: give it an alias of letters and digits");
-        return false;
-    }
+    if (map->alias[0] == '\0' || !is_word(map->alias))
+        return map_fail(
+            map, "it must be suspended, but multipathd cannot be told its "
+                 "name: give it an alias of letters and digits");
     map->suspension->device = map->device;
     map->suspension->witness[0] = '\0';
     map->suspension->resume_by = clock_us() + RESUME_WITHIN;
@@ -120,8 +119,7 @@ static bool map_suspend(struct map *map)
         map->suspension->alias[0] = '\0';
     else
         map_resume(map, true);
-    map_fail(map, "nothing was done: multipathd does not suspend it");
-    return false;
+    return map_fail(map, "nothing was done: multipathd does not suspend it");
 }
 
 /* ---- Registered again ------------------------------------------------- */

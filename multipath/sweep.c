@@ -36,12 +36,12 @@ unsigned count_of(const struct map *map, enum verdict verdict)
     return count;
 }
 
-void answer_undone(struct map *map)
+bool answer_undone(struct map *map)
 {
-    if (count_of(map, CONFLICT) > 0)
-        map_answer(map, RESERVATION_CONFLICT);
-    else
-        map_fail(map, "no path is usable");
+    if (count_of(map, CONFLICT) == 0)
+        return map_fail(map, "no path is usable");
+    map_answer(map, RESERVATION_CONFLICT);
+    return false;
 }
 
 /* Gives a path that is due its verdict. False: that is the end of it. */
@@ -95,8 +95,7 @@ static bool paths_visit(struct map *map, visit *how, struct request *request,
             last = NULL;
         }
     } while (waits == NULL || map_wait(map, deadline));
-    map_fail(map, late, waits->name, waits->why);
-    return false;
+    return map_fail(map, late, waits->name, waits->why);
 }
 
 /* ---- Any path --------------------------------------------------------- */
@@ -303,11 +302,11 @@ static bool path_sweep(struct map *map, struct path *path,
         && !(path->verdict == UNREADY && path_is_left_out(map, path))
         && !path_is_clear(map, path, request)) {
         map->is_doubtful = true;
-        map_fail(map,
-                 "%s has lost its answer, and what has come of it cannot "
-                 "be told",
-                 path->name);
-        return false;
+        return map_fail(
+            map,
+            "%s has lost its answer, and what has come of it cannot "
+            "be told",
+            path->name);
     }
     /* It may have the new key already, also if an answer was lost. */
     if (path->verdict == CONFLICT && map->witness != NULL && registers)
