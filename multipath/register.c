@@ -82,6 +82,12 @@ static bool paths_change(struct map *map, struct request *request)
     struct path *path;
 
     all_due(map);
+    if (map->last != NULL) {
+        map->last->verdict = CONFLICT; /* it is not its turn */
+        if (!sweep(map, request))
+            return false;
+        map->last->verdict = DUE;
+    }
     if (!sweep(map, request))
         return false;
     for (path = map->paths; path < map->paths + map->count; path++) {
@@ -208,7 +214,6 @@ void map_register(struct map *map, struct request *request)
     previous = map->key.value;
     map->key.value = key;
     map->key.aptpl = key != 0 && (flags & APTPL) != 0;
-    all_due(map);
     map->witness = NULL;
     map->is_doubtful = false;
     for (i = 0; i < map->count; i++) {

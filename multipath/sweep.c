@@ -21,10 +21,7 @@ void all_due(struct map *map)
     struct path *path;
 
     for (path = map->paths; path < map->paths + map->count; path++)
-        path->verdict = path->is_reported || path->seen.is_failed
-                                || path == map->last
-                            ? ASIDE
-                            : DUE;
+        path->verdict = path->is_reported || path->seen.is_failed ? ASIDE : DUE;
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -51,27 +48,23 @@ typedef bool visit(struct map *, struct path *, struct request *);
  * Visits all paths that are due, also those that come meanwhile, turn by turn
  * until none is. What is left out is tried once more in the end, as it may
  * have come back without multipathd's notice; but it must not be the first
- * that is registered, or settled. map->last is due when all others, these too,
- * have had their turn, and then they are tried again. False: map->at is where a
- * visit has ended it; or NULL, and the answer is why not. What late says is
- * said with the name of a path that is still due in the end, and why it is.
+ * that is registered, or settled. False: map->at is where a visit has ended it;
+ * or NULL, and the answer is why not. What late says is said with the name of a
+ * path that is still due in the end, and why it is.
  */
 static bool paths_visit(struct map *map, visit *how, struct request *request,
                         int64_t deadline, const char *late)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
-    struct path *path, *waits, *last = map->last;
+    struct path *path, *waits;
 
-    if (last != NULL && last->verdict != ASIDE)
-        last = NULL; /* it has had its turn already */
     map->pause = PAUSE_LEAST;
     do {
         map->at = waits = NULL;
         if (!map_list(map))
             return false;
         for (path = map->paths; path < map->paths + map->count; path++) {
-            if (is_last && path->verdict == ASIDE && path != last
-                && !is_settling
+            if (is_last && path->verdict == ASIDE && !is_settling
                 && (!is_registration(request) || map->witness != NULL))
                 path->verdict = DUE;
             if (path->verdict > LOST)
@@ -87,13 +80,9 @@ static bool paths_visit(struct map *map, visit *how, struct request *request,
             if (path->verdict <= LOST)
                 waits = path;
         }
-        if (waits == NULL && is_last && last == NULL)
+        if (waits == NULL && is_last)
             return true;
-        is_last = waits == NULL && !is_last;
-        if (waits == NULL && !is_last) {
-            last->verdict = DUE;
-            last = NULL;
-        }
+        is_last = waits == NULL;
     } while (waits == NULL || map_wait(map, deadline));
     return map_fail(map, late, waits->name, waits->why);
 }
@@ -357,7 +346,6 @@ bool keys_take_off(struct map *map, uint64_t key, uint8_t flags)
     if (map->suspension->alias[0] == '\0')
         map->deadline = map->end;
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
-    map->last = NULL; /* it need not wait for others */
     all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);
