@@ -55,7 +55,7 @@ enum verdict {
     DOWN,      /* likewise: its transport has given it up */
     STANDBY,   /* likewise, but multipathd says when */
     LOST,      /* no answer: it was done, or not */
-    UNREADY,   /* that is the answer, if no other path has one */
+    UNREADY,   /* likewise; that is the answer if no path has another */
     ASIDE,     /* left out, as the kernel sends it no I/O */
     DONE,
     CONFLICT,
@@ -99,13 +99,14 @@ struct map {
     struct answer answer;
     struct path paths[PATHS_MOST];
     unsigned count;
-    struct path *at;      /* see paths_visit() */
-    bool is_lost;         /* an answer to the last command for any path */
-    struct path *last;    /* whose key is changed last, if any is to be */
-    struct path *witness; /* the first that got the key, and must keep it */
-    bool is_doubtful;     /* somebody may have removed it */
-    bool is_status_told;  /* to multipathd, or perhaps: see status_tell() */
-    uint32_t generation;  /* PRGENERATION, when keys_read() was called */
+    struct path *at;       /* see paths_visit() */
+    struct answer unready; /* of any_send(), if no path has a better one */
+    bool is_lost;          /* an answer to the last command for any path */
+    struct path *last;     /* whose key is changed last, if any is to be */
+    struct path *witness;  /* the first that got the key, and must keep it */
+    bool is_doubtful;      /* somebody may have removed it */
+    bool is_status_told;   /* to multipathd, or perhaps: see status_tell() */
+    uint32_t generation;   /* PRGENERATION, when keys_read() was called */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */
     enum multipathd_said hold;      /* what multipathd thought of it */
@@ -180,11 +181,11 @@ unsigned count_of(const struct map *, enum verdict);
 /* The answer if no path has done it; false likewise. */
 bool answer_undone(struct map *);
 /*
- * The path that has answered; or NULL, and the answer is CONFLICT, of all
- * paths that are not left out, or that it has failed. A conflict is not the
- * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
- * and the path may have come back without having been registered yet. Nor is
- * NOT READY, for which others may be (LIO says it for some conflicts).
+ * The path that has answered; or NULL, and the answer is CONFLICT or NOT READY,
+ * of all paths that are not left out, or that it has failed. A conflict is not
+ * the answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was
+ * done, and the path may have come back without having been registered yet. Nor
+ * is NOT READY, for which others may be (LIO says it for some conflicts).
  */
 struct path *any_send(struct map *, struct request *);
 /* False: nobody answered, or with an error, which is now the answer. */

@@ -67,7 +67,7 @@ static bool paths_visit(struct map *map, visit *how, struct request *request,
             if (is_last && path->verdict == ASIDE && !is_settling
                 && (!is_registration(request) || map->witness != NULL))
                 path->verdict = DUE;
-            if (path->verdict > LOST)
+            if (path->verdict >= ASIDE)
                 continue;
             if (!how(map, path, request)) {
                 map->at = path;
@@ -106,6 +106,8 @@ static bool path_try(struct map *map, struct path *path,
                      struct request *request)
 {
     path->verdict = path_send(map, path, request);
+    if (path->verdict == UNREADY)
+        map->unready = map->answer;
     if (is_answer(path, request))
         return false;
     return !map->is_lost || request->cdb[0] != PERSISTENT_RESERVE_OUT
@@ -116,33 +118,19 @@ static bool path_try(struct map *map, struct path *path,
 
 struct path *any_send(struct map *map, struct request *request)
 {
-    struct path *path;
-    bool waits;
-
     if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
     map->is_lost = false;
     all_due(map);
-    do {
-        if (!paths_visit(map, path_try, request, map->deadline,
-                         "no path takes the command in time: %s %s")
-            && (map->at == NULL || is_answer(map->at, request)))
-            return map->at;
-        waits = false;
-        for (path = map->paths; path < map->paths + map->count; path++) {
-            if (path->verdict != UNREADY || map->is_lost)
-                continue;
-            path->verdict = path_send(map, path, request);
-            if (path->verdict == UNREADY || path->verdict >= DONE)
-                return path;
-            waits = waits || path->verdict < LOST;
-        }
-        if (waits) /* what is in transition now may be ready next */
-            map_wait(map, map->deadline);
-    } while (waits && !map->is_lost);
+    if (!paths_visit(map, path_try, request, map->deadline,
+                     "no path takes the command in time: %s %s")
+        && (map->at == NULL || is_answer(map->at, request)))
+        return map->at;
     if (map->is_lost)
         map_fail(map, "a path has lost its answer, and the others have not "
                       "done it");
+    else if (count_of(map, UNREADY) > 0)
+        map->answer = map->unready;
     else
         answer_undone(map);
     return NULL;
