@@ -178,6 +178,20 @@ enum verdict path_prove(struct map *, struct path *);
  */
 void all_due(struct map *);
 unsigned count_of(const struct map *, enum verdict);
+/* Gives a path that is due its verdict. False: that is the end of it. */
+typedef bool visit(struct map *, struct path *, struct request *);
+/*
+ * Visits all paths that are due, also those that come meanwhile, turn by turn
+ * until none is. What is left out is tried once more in the end, as it may
+ * have come back without multipathd's notice; but it must not be the first
+ * that is registered, or settled. False: map->at is where a visit has ended it;
+ * or NULL, and the answer is why not. What late says is said with the name of a
+ * path that is still due in the end, and why it is.
+ */
+bool paths_visit(struct map *map, visit *how, struct request *request,
+                 int64_t deadline, const char *late);
+/* Time is up for one that is left: for most commands that is late. */
+#define NOT_IN_TIME "%s does not take the command in time: it %s"
 /* The answer if no path has done it; false likewise. */
 bool answer_undone(struct map *);
 /*
@@ -220,11 +234,7 @@ enum verdict witness_ask(struct map *);
  */
 bool keys_take_off(struct map *, uint64_t key, uint8_t flags);
 /* preempt.c: who holds, and where other paths of ours lose their key. */
-/*
- * Who holds the reservation, if it was made with our key. RELEASE of another
- * type does nothing but for the holder, who is told so (SPC-4 5.12.11.2.2; LIO
- * says CONFLICT).
- */
+/* Who holds the reservation, if it was made with our key. */
 enum holder holder_find(struct map *);
 /*
  * Sends a PREEMPT that takes our own key away. Returns the path that it was

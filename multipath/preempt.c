@@ -17,6 +17,21 @@
 /* ---- Who holds -------------------------------------------------------- */
 
 /*
+ * RELEASE of another type does nothing but for the holder, who is told so
+ * (SPC-4 5.12.11.2.2; LIO says CONFLICT). There the visit ends.
+ */
+static bool path_probe(struct map *map, struct path *path,
+                       struct request *request)
+{
+    path->verdict = path_send(map, path, request);
+    if (path->verdict == UNREADY)
+        path->verdict = LOST;
+    if (path->verdict == CONFLICT && path_prove(map, path) == DONE)
+        return false;
+    return path->verdict != REFUSED;
+}
+
+/*
  * If a path of ours is gone, multipathd's word counts. That it is us it may
  * have guessed from the key, when it was started anew: so it counts only if
  * there are no more registrations with that key than paths.
@@ -25,8 +40,8 @@ enum holder holder_find(struct map *map)
 {
     enum multipathd_said hold;
     struct request probe;
-    struct path *path;
-    uint8_t type;
+    uint8_t type, sense;
+    uint16_t code;
 
     map->holder = NULL;
     if (!reservation_read(map))
@@ -39,14 +54,13 @@ enum holder holder_find(struct map *map)
                : WRITE_EXCLUSIVE;
     request_set(&probe, RELEASE, type, map->key.value, 0, 0);
     all_due(map);
-    if (!sweep(map, &probe))
-        return HOLDER_UNKNOWN;
-    for (path = map->paths; path < map->paths + map->count; path++)
-        if (path->verdict == REFUSED
-            || (path->verdict == CONFLICT && path_prove(map, path) == DONE)) {
-            map->holder = path;
-            return HOLDER_PATH;
-        }
+    if (!paths_visit(map, path_probe, &probe, map->deadline, NOT_IN_TIME)) {
+        sense_get(map->answer.sense, &sense, &code);
+        if (map->answer.status == RESERVATION_CONFLICT
+            || sense == ILLEGAL_REQUEST)
+            map->holder = map->at;
+        return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
+    }
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
     hold = multipathd_tell(&map->multipathd, "getprhold");

@@ -41,19 +41,8 @@ bool answer_undone(struct map *map)
     return false;
 }
 
-/* Gives a path that is due its verdict. False: that is the end of it. */
-typedef bool visit(struct map *, struct path *, struct request *);
-
-/*
- * Visits all paths that are due, also those that come meanwhile, turn by turn
- * until none is. What is left out is tried once more in the end, as it may
- * have come back without multipathd's notice; but it must not be the first
- * that is registered, or settled. False: map->at is where a visit has ended it;
- * or NULL, and the answer is why not. What late says is said with the name of a
- * path that is still due in the end, and why it is.
- */
-static bool paths_visit(struct map *map, visit *how, struct request *request,
-                        int64_t deadline, const char *late)
+bool paths_visit(struct map *map, visit *how, struct request *request,
+                 int64_t deadline, const char *late)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
     struct path *path, *waits;
@@ -259,8 +248,6 @@ static bool path_sweep(struct map *map, struct path *path,
     bool registers = is_registration(request), is_lost;
     bool is_wide = registers && map->witness != NULL
                    && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
-    uint16_t code;
-    uint8_t sense;
 
     /*
      * The witness would get its key back with that of a path of the same
@@ -294,15 +281,12 @@ static bool path_sweep(struct map *map, struct path *path,
         request_cut(request);
     if (path->verdict == DONE && registers && map->witness == NULL)
         map->witness = path;
-    sense_get(map->answer.sense, &sense, &code);
-    return path->verdict != REFUSED
-           || (request->cdb[1] == RELEASE && sense == ILLEGAL_REQUEST);
+    return path->verdict != REFUSED;
 }
 
 bool sweep(struct map *map, struct request *request)
 {
-    return paths_visit(map, path_sweep, request, map->deadline,
-                       "%s does not take the command in time: it %s");
+    return paths_visit(map, path_sweep, request, map->deadline, NOT_IN_TIME);
 }
 
 enum verdict witness_ask(struct map *map)
