@@ -57,28 +57,24 @@ static void map_reserve(struct map *map, struct request *request)
 {
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
-    bool may_be_gone;
 
     if (!hold_announce(map))
         return;
-    may_be_gone = any_send(map, request) == NULL && count_of(map, ASIDE) > 0
-                  && map->hold != MULTIPATHD_UNSET;
-    answer = map->answer;
-    if (!map->is_lost && answer.status != GOOD)
-        hold_settle(map, false);
-    if (may_be_gone) {
+    if (any_send(map, request) == NULL && count_of(map, ASIDE) > 0
+        && map->hold != MULTIPATHD_UNSET) {
+        answer = map->answer;
         if (!reservation_read(map))
             return;
         if (map->reservation.scope_type == request->cdb[2])
             holder = holder_find(map);
         if (holder == HOLDER_UNKNOWN)
             return;
+        map->answer = answer;
+        if (holder != HOLDER_OTHER)
+            map_answer(map, GOOD);
     }
-    map->answer = answer;
-    if (holder != HOLDER_OTHER)
-        map_answer(map, GOOD);
-    if (map->answer.status == GOOD)
-        hold_settle(map, true);
+    if (map->answer.status == GOOD || !map->is_lost)
+        hold_settle(map, map->answer.status == GOOD);
 }
 
 /*
