@@ -176,8 +176,8 @@ static bool command_execute(struct client *client, struct pr_command *command)
     if (vet != VET_MAPPED)
         return true;
     if (client->service->queue < 0) {
-        multipath_execute_here(command, client->service->socket_path,
-                               &client->service->suspension);
+        multipath_execute(command, client->service->socket_path, -1,
+                          &client->service->suspension);
         return true;
     }
     client->answer = worker_ask(client->service->queue, command);

@@ -84,7 +84,7 @@ static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
     struct suspension *suspension = &service->suspension;
 
     if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
-        multipath_recover(service->socket_path, suspension, true);
+        multipath_recover(service->socket_path, -1, suspension);
         now = clock_us();
         suspension->resume_by = now + 2 * SECOND;
     }

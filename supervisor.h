@@ -61,7 +61,7 @@ struct supervisor {
     int64_t stop_by;  /* NEVER, or when to leave whatever is in flight */
     enum room room;
     int report[2]; /* children write a byte when they have a descriptor */
-    int queue[2];  /* commands on multipath maps: see multipath/ask.c */
+    int queue[2];  /* commands on multipath maps: see multipath/worker.c */
     struct workers workers;
 };
 /* Returns true in a session, which has its client; false at the end. */

@@ -144,11 +144,11 @@ static enum whose holder_show(struct check *check,
               "Another host holds the reservation: its key is another.\n");
         return NOT_OURS;
     }
-    switch (multipathd_flag_get(multipathd, "getprhold")) {
-    case FLAG_SET:
+    switch (multipathd_tell(multipathd, "getprhold")) {
+    case MULTIPATHD_SET:
         words(output, "This host holds the reservation, says multipathd.\n");
         return OURS;
-    case FLAG_UNSET:
+    case MULTIPATHD_UNSET:
         words(output, "Another host with the same key holds the reservation, "
                       "says multipathd.\n");
         return NOT_OURS;
@@ -168,6 +168,8 @@ static enum whose holder_show(struct check *check,
 static bool key_check(struct check *check, const struct multipathd *multipathd,
                       struct multipathd_key *key)
 {
+    char config[MULTIPATHD_TEXT];
+
     if (!multipathd_key_get(multipathd, key)) {
         finding(check, EXIT_FINDING,
                 "is it running, and is its socket where the helper looks for "
@@ -179,7 +181,8 @@ static bool key_check(struct check *check, const struct multipathd *multipathd,
     }
     if (key->value != 0)
         return true;
-    if (multipathd_config_has(multipathd, "reservation_key")) {
+    multipathd_show(multipathd, "show config local", config);
+    if (strstr(config, "reservation_key") != NULL) {
         words(&check->output,
               "multipathd knows no key: no virtual machine of this host is "
               "registered.\n");
@@ -198,10 +201,10 @@ static bool key_check(struct check *check, const struct multipathd *multipathd,
 static void paths_look(struct identity *identity,
                        const struct multipathd *multipathd)
 {
-    char table[MULTIPATHD_TABLE];
+    char table[MULTIPATHD_TEXT];
     unsigned i;
 
-    multipathd_paths_get(multipathd, table);
+    multipathd_show(multipathd, MULTIPATHD_PATHS, table);
     for (i = 0; i < identity->count; i++) {
         struct path *path = &identity->paths[i];
 
@@ -216,7 +219,7 @@ static void paths_look(struct identity *identity,
 static void registered_check(struct check *check,
                              const struct multipathd *multipathd, uint64_t key)
 {
-    bool is_told = multipathd_flag_get(multipathd, "getprstatus") == FLAG_SET;
+    bool is_told = multipathd_tell(multipathd, "getprstatus") == MULTIPATHD_SET;
 
     words(&check->output,
           "multipathd registers key %#" PRIx64 " on paths that come%s:\n", key,

@@ -9,6 +9,9 @@
 #include "multipath.h"
 
 #include <string.h>
+#include <sys/sysmacros.h>
+
+#define LOCK_WITHIN (15 * SECOND) /* or the session would give us up */
 
 /* ---- What multipathd is to think of the reservation ------------------- */
 
@@ -19,13 +22,12 @@
  */
 static bool hold_announce(struct map *map)
 {
-    map->hold = multipathd_flag_get(&map->multipathd, "getprhold");
-    if (map->hold != FLAG_UNSET
+    map->hold = multipathd_tell(&map->multipathd, "getprhold");
+    if (map->hold != MULTIPATHD_UNSET
         || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
-    map_fail(map, "multipathd does not take note of the reservation");
-    return false;
+    return map_fail(map, "multipathd does not take note of the reservation");
 }
 
 /*
@@ -36,7 +38,7 @@ static void hold_settle(struct map *map, bool holds)
 {
     const struct answer answer = map->answer;
 
-    if (map->hold == (holds ? FLAG_UNKNOWN : FLAG_UNSET)
+    if ((holds ? map->hold < MULTIPATHD_SET : map->hold == MULTIPATHD_UNSET)
         && (holds || answer.status == RESERVATION_CONFLICT
             || !reservation_read(map) || !map->reservation.is_held
             || (map->reservation.key != map->key.value
@@ -55,77 +57,62 @@ static void map_reserve(struct map *map, struct request *request)
 {
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
-    bool may_be_gone;
 
     if (!hold_announce(map))
         return;
-    may_be_gone = any_send(map, request) == NULL && count_of(map, ASIDE) > 0
-                  && map->hold != FLAG_UNSET;
-    answer = map->answer;
-    if (!map->is_lost && answer.status != GOOD)
-        hold_settle(map, false);
-    if (may_be_gone) {
+    if (any_send(map, request) == NULL && count_of(map, ASIDE) > 0
+        && map->hold != MULTIPATHD_UNSET) {
+        answer = map->answer;
         if (!reservation_read(map))
             return;
         if (map->reservation.scope_type == request->cdb[2])
             holder = holder_find(map);
         if (holder == HOLDER_UNKNOWN)
             return;
+        map->answer = answer;
+        if (holder != HOLDER_OTHER)
+            map_answer(map, GOOD);
     }
-    map->answer = answer;
-    if (holder != HOLDER_OTHER)
-        map_answer(map, GOOD);
-    if (map->answer.status == GOOD)
-        hold_settle(map, true);
+    if (map->answer.status == GOOD || !map->is_lost)
+        hold_settle(map, map->answer.status == GOOD);
 }
 
 /*
- * What our key holds only the path that holds it releases, and the others say
- * GOOD to that: so it goes to all, and if that is not the end of it, for one
- * was blocked or is gone, it is looked who holds. What all registrants hold
- * any path releases: so it goes to one, as another one could release what
- * somebody has reserved since.
+ * What our key holds only the path that holds it releases, until the disk says
+ * that none of ours does. What all registrants hold any path releases: so it
+ * goes to one, as another one could release what somebody has reserved since.
  */
 static void map_release(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
-    enum holder holder;
-    struct path *path;
-    bool is_lost;
+    enum holder holder = holder_find(map);
 
-    if (!reservation_read(map))
-        return;
-    if (reservation->is_held && reservation->key == map->key.value
-        && (request->cdb[2] & 0x0f) < WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
-        all_due(map);
-        for (path = map->paths; path < map->paths + map->count; path++)
-            if (path->verdict == DUE)
-                path->verdict = path_send(map, path, request);
-        map_answer(map, GOOD);
-        if (count_of(map, CONFLICT) == map->count)
-            map_answer(map, RESERVATION_CONFLICT);
-    } else {
+    if (holder == HOLDER_OTHER) {
         any_send(map, request);
-        is_lost = map->is_lost;
-        if (is_lost && !reservation_read(map))
-            return;
-        if (is_lost && reservation->is_held && reservation->key == 0)
+        if (map->is_lost && reservation_read(map) && reservation->is_held
+            && reservation->key == 0)
             map_fail(map, "a path has lost its answer, and whose the "
                           "reservation is now cannot be told");
     }
-    if (map->answer.status != GOOD)
-        return;
-    holder = holder_find(map);
-    if (holder == HOLDER_UNKNOWN)
-        return;
-    map_answer(map, GOOD);
-    if (holder == HOLDER_GONE && reservation->scope_type != request->cdb[2])
-        map_answer(map, RESERVATION_CONFLICT);
-    else if (holder == HOLDER_GONE)
-        map->holder = take_over(map);
-    path = map->holder;
-    if (path != NULL && path_send(map, path, request) < DONE)
-        map_fail(map, "it is not released: %s %s", path->name, path->why);
+    while (holder == HOLDER_PATH || holder == HOLDER_GONE) {
+        if (holder == HOLDER_GONE
+            && reservation->scope_type != request->cdb[2]) {
+            map_answer(map, RESERVATION_CONFLICT);
+            return;
+        }
+        if (holder == HOLDER_GONE)
+            map->holder = take_over(map);
+        if (map->holder == NULL || path_send(map, map->holder, request) > DONE)
+            return;
+        holder = holder_find(map);
+        if (holder == HOLDER_OTHER) {
+            map_answer(map, GOOD);
+        } else if (holder == HOLDER_PATH && !map_wait(map, map->deadline)) {
+            map_fail(map, "it is not released: %s %s", map->holder->name,
+                     map->holder->why);
+            return;
+        }
+    }
     if (map->answer.status == GOOD)
         multipathd_tell(&map->multipathd, "unsetprhold");
 }
@@ -193,8 +180,8 @@ static void map_out(struct map *map, struct request *request)
     }
 }
 
-void multipath_execute(struct pr_command *command, dev_t device,
-                       const char *socket_path, struct suspension *suspension)
+static void map_execute(struct pr_command *command, dev_t device,
+                        const char *socket_path, struct suspension *suspension)
 {
     struct request request = { .data = command->data,
                                .length = command->length };
@@ -229,22 +216,27 @@ void multipath_execute(struct pr_command *command, dev_t device,
     memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
 }
 
-void multipath_execute_here(struct pr_command *command, const char *socket_path,
-                            struct suspension *suspension)
+void multipath_execute(struct pr_command *command, const char *socket_path,
+                       int lock, struct suspension *suspension)
 {
     struct stat st;
 
-    if (suspension->alias[0] != '\0') {
-        log_warning("map %s is suspended: no command on a map before it is "
-                    "resumed",
-                    suspension->alias);
-        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-        return;
-    }
     if (fstat(command->fd, &st) < 0) {
         sg_io_refuse(command, NO_STATUS);
         return;
     }
-    multipath_execute(command, st.st_rdev, socket_path, suspension);
-    suspension->resume_by = 0; /* now, as nobody else does */
+    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    if (suspension->alias[0] != '\0') {
+        log_warning("map %s is suspended: no command on a map before it is "
+                    "resumed",
+                    suspension->alias);
+    } else if (command->cdb[0] != PERSISTENT_RESERVE_IN
+               && !map_lock(lock, st.st_rdev, clock_us() + LOCK_WITHIN)) {
+        log_warning("dm-%u: another command on it takes too long",
+                    minor(st.st_rdev));
+    } else {
+        map_execute(command, st.st_rdev, socket_path, suspension);
+        if (lock < 0)
+            suspension->resume_by = 0; /* now, as nobody else does */
+    }
 }

@@ -18,27 +18,26 @@ struct suspension {
     char witness[32];       /* the path that has kept its key; likewise */
     int64_t resume_by;      /* or another worker does it */
 };
-/* Of a device-mapper device that sg_io_vet() has let pass. */
-void multipath_execute(struct pr_command *, dev_t, const char *socket_path,
+/*
+ * Carries out what sg_io_vet() has found to be for a device-mapper device.
+ * lock is a file that all share who do this, which they lock, each map a byte
+ * of it; -1: nobody else does. Then the map that a command has left suspended
+ * is for the caller to recover first, from resume_by on.
+ */
+void multipath_execute(struct pr_command *, const char *socket_path, int lock,
                        struct suspension *);
 /*
  * Somebody has died who had suspended the map, or hangs: does what is left to
- * do. With the map to ourselves (is_alone) the paths get their keys back. Only
- * the path that was the witness can be that still, as others may have been
- * registered since; if there was none yet, nothing was.
+ * do. The paths get their keys back first; but if somebody else has the lock,
+ * they have to wait, and I/O has not. Only the path that was the witness can
+ * be that still, as others may have been registered since; if there was none
+ * yet, nothing was.
  */
-void multipath_recover(const char *socket_path, struct suspension *,
-                       bool is_alone);
-/*
- * With --single-process: the other clients wait. The map that a command has
- * left suspended is for the caller to recover first, from resume_by on.
- */
-void multipath_execute_here(struct pr_command *, const char *socket_path,
-                            struct suspension *);
+void multipath_recover(const char *socket_path, int lock, struct suspension *);
 
 /*
- * ask.c: has a worker carry out a command. An answer that has not come within
- * WORKER_WITHIN does not come.
+ * worker.c: has a worker carry out a command. An answer that has not come
+ * within WORKER_WITHIN does not come.
  */
 #define WORKER_WITHIN (65 * SECOND)
 /*

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define PAUSE_MOST (SECOND / 2)
+#define LOCK_PAUSE_NS 10000000
 
 /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
 static void answer_fail(struct map *map)
@@ -30,7 +31,7 @@ static void answer_fail(struct map *map)
     sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
 }
 
-void map_fail(struct map *map, const char *format, ...)
+bool map_fail(struct map *map, const char *format, ...)
 {
     char reason[256];
     va_list arguments;
@@ -40,6 +41,7 @@ void map_fail(struct map *map, const char *format, ...)
     va_end(arguments);
     log_warning("%s (%s): %s", map->name, map->alias, reason);
     answer_fail(map);
+    return false;
 }
 
 void map_answer(struct map *map, uint8_t status)
@@ -54,6 +56,19 @@ bool map_wait(struct map *map, int64_t deadline)
         return false;
     nanosleep(&(struct timespec){ .tv_nsec = (long)map->pause * 1000 }, NULL);
     map->pause = map->pause < PAUSE_MOST / 2 ? map->pause * 2 : PAUSE_MOST;
+    return true;
+}
+
+bool map_lock(int lock, dev_t device, int64_t deadline)
+{
+    struct flock byte = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
+
+    byte.l_start = minor(device);
+    while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0) {
+        if ((errno != EAGAIN && errno != EACCES) || clock_us() > deadline)
+            return false;
+        nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
+    }
     return true;
 }
 
@@ -78,11 +93,10 @@ bool map_list(struct map *map)
 {
     if (sysfs_slaves(map->device, path_found, map))
         return true;
-    map_fail(map,
-             "cannot list its paths: more than %d, an odd name, or "
-             "/sys is not to be read",
-             PATHS_MOST);
-    return false;
+    return map_fail(map,
+                    "cannot list its paths: more than %d, an odd name, or "
+                    "/sys is not to be read",
+                    PATHS_MOST);
 }
 
 /*
@@ -101,20 +115,16 @@ static int path_open(const struct map *map, struct path *path)
     snprintf(holder, sizeof(holder), "/holders/%s", map->name);
     snprintf(node, sizeof(node), "/dev/%s", path->name);
     fd = open(node, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0) {
-        snprintf(path->why, sizeof(path->why),
-                 "has %s, which cannot be opened: %s", node, strerror(errno));
-        return -1;
-    }
-    if (fstat(fd, &st) == 0 && sg_io_is_disk(&st)
+    if (fd >= 0 && fstat(fd, &st) == 0 && sg_io_is_disk(&st)
         && sysfs_is(map->device, slave, st.st_rdev)
         && sysfs_has(st.st_rdev, holder))
         return fd;
-    snprintf(path->why, sizeof(path->why),
-             "has %s, which is not the disk that has "
-             "this name in the map",
-             node);
-    close(fd);
+    snprintf(path->why, sizeof(path->why), "has %s, which %s%s", node,
+             fd < 0 ? "cannot be opened: "
+                    : "is not the disk that has this name in the map",
+             fd < 0 ? strerror(errno) : "");
+    if (fd >= 0)
+        close(fd);
     return -1;
 }
 
@@ -149,11 +159,11 @@ static enum verdict path_look(const struct map *map, struct path *path)
 
 void map_see(struct map *map)
 {
-    char table[MULTIPATHD_TABLE] = "";
+    char table[MULTIPATHD_TEXT] = "";
     unsigned i;
 
     if (clock_us() < map->deadline)
-        multipathd_paths_get(&map->multipathd, table);
+        multipathd_show(&map->multipathd, MULTIPATHD_PATHS, table);
     for (i = 0; i < map->count; i++)
         map->paths[i].seen = multipathd_path(table, map->paths[i].name);
 }

@@ -55,7 +55,7 @@ enum verdict {
     DOWN,      /* likewise: its transport has given it up */
     STANDBY,   /* likewise, but multipathd says when */
     LOST,      /* no answer: it was done, or not */
-    UNREADY,   /* that is the answer, if no other path has one */
+    UNREADY,   /* likewise; that is the answer if no path has another */
     ASIDE,     /* left out, as the kernel sends it no I/O */
     DONE,
     CONFLICT,
@@ -99,16 +99,17 @@ struct map {
     struct answer answer;
     struct path paths[PATHS_MOST];
     unsigned count;
-    struct path *at;      /* see paths_visit() */
-    bool is_lost;         /* an answer to the last command for any path */
-    struct path *last;    /* whose key is changed last, if any is to be */
-    struct path *witness; /* the first that got the key, and must keep it */
-    bool is_doubtful;     /* somebody may have removed it */
-    bool is_status_told;  /* to multipathd, or perhaps: see status_tell() */
-    uint32_t generation;  /* PRGENERATION, when keys_read() was called */
+    struct path *at;       /* see paths_visit() */
+    struct answer unready; /* of any_send(), if no path has a better one */
+    bool is_lost;          /* an answer to the last command for any path */
+    struct path *last;     /* whose key is changed last, if any is to be */
+    struct path *witness;  /* the first that got the key, and must keep it */
+    bool is_doubtful;      /* somebody may have removed it */
+    bool is_status_told;   /* to multipathd, or perhaps: see status_tell() */
+    uint32_t generation;   /* PRGENERATION, when keys_read() was called */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */
-    enum multipathd_flag hold;      /* what multipathd thought of it */
+    enum multipathd_said hold;      /* what multipathd thought of it */
 };
 
 /* A command for a path. */
@@ -128,6 +129,12 @@ enum holder {
 };
 
 /* map.c: the map, its paths, and which of them may be left out. */
+/*
+ * One command that may change something on a map at a time: a lock on the byte
+ * of a file that has the map's number. Who dies gives it back. False: it was
+ * not to be had in time.
+ */
+bool map_lock(int lock, dev_t, int64_t deadline);
 /* Returns why the device is refused, if it is. Its paths are not listed yet. */
 enum refusal map_begin(struct map *, dev_t, const char *socket_path,
                        struct suspension *);
@@ -135,7 +142,8 @@ enum refusal map_begin(struct map *, dev_t, const char *socket_path,
 bool map_list(struct map *);
 /* Waits a little, each time longer. False: the deadline is over. */
 bool map_wait(struct map *, int64_t deadline);
-void map_fail(struct map *, const char *format, ...)
+/* Says why in the log. False, as what has failed returns that. */
+bool map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* A status without sense data. */
 void map_answer(struct map *, uint8_t status);
@@ -170,14 +178,28 @@ enum verdict path_prove(struct map *, struct path *);
  */
 void all_due(struct map *);
 unsigned count_of(const struct map *, enum verdict);
-/* The answer if no path has done it. */
-void answer_undone(struct map *);
+/* Gives a path that is due its verdict. False: that is the end of it. */
+typedef bool visit(struct map *, struct path *, struct request *);
 /*
- * The path that has answered; or NULL, and the answer is CONFLICT, of all
- * paths that are not left out, or that it has failed. A conflict is not the
- * answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was done,
- * and the path may have come back without having been registered yet. Nor is
- * NOT READY, for which others may be (LIO says it for some conflicts).
+ * Visits all paths that are due, also those that come meanwhile, turn by turn
+ * until none is. What is left out is tried once more in the end, as it may
+ * have come back without multipathd's notice; but it must not be the first
+ * that is registered, or settled. False: map->at is where a visit has ended it;
+ * or NULL, and the answer is why not. What late says is said with the name of a
+ * path that is still due in the end, and why it is.
+ */
+bool paths_visit(struct map *map, visit *how, struct request *request,
+                 int64_t deadline, const char *late);
+/* Time is up for one that is left: for most commands that is late. */
+#define NOT_IN_TIME "%s does not take the command in time: it %s"
+/* The answer if no path has done it; false likewise. */
+bool answer_undone(struct map *);
+/*
+ * The path that has answered; or NULL, and the answer is CONFLICT or NOT READY,
+ * of all paths that are not left out, or that it has failed. A conflict is not
+ * the answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was
+ * done, and the path may have come back without having been registered yet. Nor
+ * is NOT READY, for which others may be (LIO says it for some conflicts).
  */
 struct path *any_send(struct map *, struct request *);
 /* False: nobody answered, or with an error, which is now the answer. */
@@ -212,11 +234,7 @@ enum verdict witness_ask(struct map *);
  */
 bool keys_take_off(struct map *, uint64_t key, uint8_t flags);
 /* preempt.c: who holds, and where other paths of ours lose their key. */
-/*
- * Who holds the reservation, if it was made with our key. RELEASE of another
- * type does nothing but for the holder, who is told so (SPC-4 5.12.11.2.2; LIO
- * says CONFLICT).
- */
+/* Who holds the reservation, if it was made with our key. */
 enum holder holder_find(struct map *);
 /*
  * Sends a PREEMPT that takes our own key away. Returns the path that it was

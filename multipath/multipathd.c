@@ -172,19 +172,30 @@ static int exchange(const struct multipathd *multipathd,
     return error;
 }
 
+/* How a reply begins that says something. */
+static const struct {
+    char text[16];
+    enum multipathd_said said;
+} replies[] = {
+    { "ok\n", MULTIPATHD_DONE },     { "fail\n", MULTIPATHD_REFUSED },
+    { "set\n", MULTIPATHD_SET },     { "1", MULTIPATHD_SET }, /* < 0.9.9 */
+    { "unset\n", MULTIPATHD_UNSET }, { "permission deny", MULTIPATHD_REFUSED },
+};
+
 /*
- * MULTIPATHD_SILENT: there is no reply, which has been logged, or one that is
- * neither yes nor no, such as a usage text, or an answer. That is in *reply.
+ * MULTIPATHD_SILENT: there is no reply, which has been logged, or none of
+ * those, but a usage text, or an answer. That is in *reply.
  */
 __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     const struct multipathd *multipathd, char *reply, size_t room,
     const char *format, ...)
 {
     struct packet command;
-    bool is_busy, is_denied;
+    bool is_busy;
     va_list arguments;
     const char *why;
     int length, error;
+    size_t i;
 
     va_start(arguments, format);
     length = vsnprintf(command.text, COMMAND_SIZE, format, arguments);
@@ -201,7 +212,6 @@ __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
         is_busy = strncmp(why, "timeout", 7) == 0; /* after 4 s */
     } while (is_busy && multipathd->deadline != NULL
              && is_in_time(*multipathd->deadline));
-    is_denied = strncmp(why, "permission deny", 15) == 0;
     length = (int)strcspn(why, "\n");
     if (error != 0)
         log_warning("no answer from multipathd to '%.100s': %s", command.text,
@@ -209,20 +219,18 @@ __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     else
         trace(TRACE_MULTIPATHD, "multipathd, '%.100s': %.*s", command.text,
               length, why);
-    if (is_denied || is_busy)
+    if (is_busy || strncmp(why, "permission deny", 15) == 0)
         log_warning("multipathd, '%.100s': %.*s", command.text, length, why);
-    if (strncmp(reply, "ok\n", 3) == 0)
-        return MULTIPATHD_DONE;
-    return !is_busy && (is_denied || strncmp(reply, "fail\n", 5) == 0)
-               ? MULTIPATHD_REFUSED
-               : MULTIPATHD_SILENT;
+    for (i = 0; !is_busy && i < COUNT(replies); i++)
+        if (strncmp(reply, replies[i].text, strlen(replies[i].text)) == 0)
+            return replies[i].said;
+    return MULTIPATHD_SILENT;
 }
 
-void multipathd_paths_get(const struct multipathd *multipathd,
-                          char table[MULTIPATHD_TABLE])
+void multipathd_show(const struct multipathd *multipathd, const char *command,
+                     char text[MULTIPATHD_TEXT])
 {
-    ask(multipathd, table, MULTIPATHD_TABLE,
-        "show paths raw format \"/%%d %%t %%T\"");
+    ask(multipathd, text, MULTIPATHD_TEXT, "%s", command);
 }
 
 struct multipathd_path multipathd_path(const char *table, const char *name)
@@ -241,15 +249,6 @@ struct multipathd_path multipathd_path(const char *table, const char *name)
     path.is_ready = strncmp(at, " ready\n", 7) == 0
                     || strncmp(at, " ghost\n", 7) == 0;
     return path;
-}
-
-bool multipathd_config_has(const struct multipathd *multipathd,
-                           const char *word)
-{
-    char config[MULTIPATHD_TABLE];
-
-    ask(multipathd, config, sizeof(config), "show config local");
-    return strstr(config, word) != NULL;
 }
 
 bool multipathd_key_get(const struct multipathd *multipathd,
@@ -289,16 +288,4 @@ enum multipathd_said multipathd_tell(const struct multipathd *multipathd,
 
     return ask(multipathd, reply, sizeof(reply), "%s map %s", command,
                is_named ? multipathd->alias : multipathd->map);
-}
-
-enum multipathd_flag multipathd_flag_get(const struct multipathd *multipathd,
-                                         const char *command)
-{
-    char reply[REPLY_SIZE];
-
-    ask(multipathd, reply, sizeof(reply), "%s map %s", command,
-        multipathd->map);
-    if (strcmp(reply, "set\n") == 0 || reply[0] == '1')
-        return FLAG_SET;
-    return strcmp(reply, "unset\n") == 0 ? FLAG_UNSET : FLAG_UNKNOWN;
 }

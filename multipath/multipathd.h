@@ -25,36 +25,38 @@ struct multipathd_key {
     uint64_t value; /* 0: none */
     bool aptpl;
 };
-/* What is SILENT has not said yes or no, and may have done it, or not. */
-enum multipathd_said { MULTIPATHD_DONE, MULTIPATHD_REFUSED, MULTIPATHD_SILENT };
-enum multipathd_flag { FLAG_UNKNOWN, FLAG_UNSET, FLAG_SET };
+/*
+ * What is SILENT has not said yes or no, and may have done it, or not. SET and
+ * UNSET are answers to getprstatus and getprhold.
+ */
+enum multipathd_said {
+    MULTIPATHD_SILENT,
+    MULTIPATHD_REFUSED,
+    MULTIPATHD_DONE,
+    MULTIPATHD_SET,
+    MULTIPATHD_UNSET
+};
 /* The key that multipathd registers on new paths; value 0 if there is none. */
 bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
-enum { MULTIPATHD_TABLE = 1 << 16 }; /* of some 3,000 paths */
-/* What it thinks of all paths, for multipathd_path(); empty: it is silent. */
-void multipathd_paths_get(const struct multipathd *,
-                          char table[MULTIPATHD_TABLE]);
-/*
- * What multipathd thinks of a path: a line of its table. One that it does not
- * know it cannot have seen fail.
- */
-struct multipathd_path multipathd_path(const char *table, const char *name);
-/* Does the word stand in its configuration, other than of known devices? */
-bool multipathd_config_has(const struct multipathd *, const char *word);
-/*
- * getprstatus: does it register new paths with the key? getprhold: does this
- * host hold the reservation, through whatever path? Before 0.9.9 it says 1.
- */
-enum multipathd_flag multipathd_flag_get(const struct multipathd *,
-                                         const char *command);
 /* Sets the key, or with value 0 forgets it. */
 enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);
 /*
- * A command that takes but the map. That this host holds the reservation, or
- * does not, older versions do not take, and need not know.
+ * A command that takes but the map. getprstatus: does it register new paths
+ * with the key? getprhold: does this host hold the reservation, through
+ * whatever path? That older versions do not know, nor need to be told.
  */
 enum multipathd_said multipathd_tell(const struct multipathd *,
                                      const char *command);
+enum { MULTIPATHD_TEXT = 1 << 16 }; /* a table of some 3,000 paths */
+#define MULTIPATHD_PATHS "show paths raw format \"/%d %t %T\""
+/* What it says to a command that takes no map; empty: it is silent. */
+void multipathd_show(const struct multipathd *, const char *command,
+                     char text[MULTIPATHD_TEXT]);
+/*
+ * What multipathd thinks of a path: a line of MULTIPATHD_PATHS. One that it
+ * does not know it cannot have seen fail.
+ */
+struct multipathd_path multipathd_path(const char *table, const char *name);
 
 #endif

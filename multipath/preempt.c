@@ -17,16 +17,31 @@
 /* ---- Who holds -------------------------------------------------------- */
 
 /*
+ * RELEASE of another type does nothing but for the holder, who is told so
+ * (SPC-4 5.12.11.2.2; LIO says CONFLICT). There the visit ends.
+ */
+static bool path_probe(struct map *map, struct path *path,
+                       struct request *request)
+{
+    path->verdict = path_send(map, path, request);
+    if (path->verdict == UNREADY)
+        path->verdict = LOST;
+    if (path->verdict == CONFLICT && path_prove(map, path) == DONE)
+        return false;
+    return path->verdict != REFUSED;
+}
+
+/*
  * If a path of ours is gone, multipathd's word counts. That it is us it may
  * have guessed from the key, when it was started anew: so it counts only if
  * there are no more registrations with that key than paths.
  */
 enum holder holder_find(struct map *map)
 {
-    enum multipathd_flag hold;
+    enum multipathd_said hold;
     struct request probe;
-    struct path *path;
-    uint8_t type;
+    uint8_t type, sense;
+    uint16_t code;
 
     map->holder = NULL;
     if (!reservation_read(map))
@@ -39,28 +54,28 @@ enum holder holder_find(struct map *map)
                : WRITE_EXCLUSIVE;
     request_set(&probe, RELEASE, type, map->key.value, 0, 0);
     all_due(map);
-    if (!sweep(map, &probe))
-        return HOLDER_UNKNOWN;
-    for (path = map->paths; path < map->paths + map->count; path++)
-        if (path->verdict == REFUSED
-            || (path->verdict == CONFLICT && path_prove(map, path) == DONE)) {
-            map->holder = path;
-            return HOLDER_PATH;
-        }
+    if (!paths_visit(map, path_probe, &probe, map->deadline, NOT_IN_TIME)) {
+        sense_get(map->answer.sense, &sense, &code);
+        if (map->answer.status == RESERVATION_CONFLICT
+            || sense == ILLEGAL_REQUEST)
+            map->holder = map->at;
+        return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
+    }
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
-    hold = multipathd_flag_get(&map->multipathd, "getprhold");
-    if (hold == FLAG_UNSET)
+    hold = multipathd_tell(&map->multipathd, "getprhold");
+    if (hold == MULTIPATHD_UNSET)
         return HOLDER_OTHER;
-    if (hold == FLAG_SET /* and -1 is more, too */
+    if (hold == MULTIPATHD_SET /* and -1 is more, too */
         && (unsigned)keys_read(map, NULL, map->key.value) <= map->count)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "
              "bring the path back",
-             hold == FLAG_SET ? "another host has the same key"
-                              : "multipathd does not know (before version "
-                                "0.13 none does)");
+             hold == MULTIPATHD_SET
+                 ? "another host has the same key"
+                 : "multipathd does not know (before version "
+                   "0.13 none does)");
     return HOLDER_UNKNOWN;
 }
 
@@ -100,11 +115,10 @@ static bool map_suspend(struct map *map)
 {
     enum multipathd_said said;
 
-    if (map->alias[0] == '\0' || !is_word(map->alias)) {
-        map_fail(map, "it must be suspended, but multipathd cannot be told its "
-                      "name: give it an alias of letters and digits");
-        return false;
-    }
+    if (map->alias[0] == '\0' || !is_word(map->alias))
+        return map_fail(
+            map, "it must be suspended, but multipathd cannot be told its "
+                 "name: give it an alias of letters and digits");
     map->suspension->device = map->device;
     map->suspension->witness[0] = '\0';
     map->suspension->resume_by = clock_us() + RESUME_WITHIN;
@@ -119,8 +133,7 @@ static bool map_suspend(struct map *map)
         map->suspension->alias[0] = '\0';
     else
         map_resume(map, true);
-    map_fail(map, "nothing was done: multipathd does not suspend it");
-    return false;
+    return map_fail(map, "nothing was done: multipathd does not suspend it");
 }
 
 /* ---- Registered again ------------------------------------------------- */
@@ -242,22 +255,26 @@ struct path *take_over(struct map *map)
     return preempt_own(map, &preempt);
 }
 
-void multipath_recover(const char *socket_path, struct suspension *suspension,
-                       bool is_alone)
+void multipath_recover(const char *socket_path, int lock,
+                       struct suspension *suspension)
 {
+    const int64_t now = clock_us();
+    const dev_t device = suspension->device;
     struct map map;
     bool has_key;
 
-    if (map_begin(&map, suspension->device, socket_path, suspension)
-        != NOT_REFUSED) {
+    if (map_begin(&map, device, socket_path, suspension) != NOT_REFUSED) {
         suspension->alias[0] = '\0'; /* the map is not there any more */
         return;
     }
-    map.deadline = clock_us() + SUSPENDED_WITHIN;
-    if (!is_alone) {
+    if (!map_lock(lock, device, now + SECOND)) {
+        map.deadline = now + SUSPENDED_WITHIN;
         map_resume(&map, false);
-        return;
+        if (!map_lock(lock, device, now + COMMAND_WITHIN))
+            return;
+        map.end += clock_us() - now;
     }
+    map.deadline = clock_us() + SUSPENDED_WITHIN;
     has_key = map_list(&map) && multipathd_key_get(&map.multipathd, &map.key)
               && map.key.value != 0;
     if (has_key)

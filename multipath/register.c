@@ -27,21 +27,19 @@ static bool key_tell(struct map *map)
     struct multipathd_key now;
 
     if (said == MULTIPATHD_SILENT
-        || !multipathd_key_get(&map->multipathd, &now)) {
-        map_fail(map, "multipathd does not say if it takes the key");
-        return false;
-    }
+        || !multipathd_key_get(&map->multipathd, &now))
+        return map_fail(map, "multipathd does not say if it takes the key");
     if ((now.value == key->value && (now.aptpl || !key->aptpl))
         || (key->value == 0 && said == MULTIPATHD_REFUSED))
         return true;
-    map_fail(map,
-             "multipathd does not take the key 0x%llx%s, but has 0x%llx%s: put "
-             "'reservation_key file' into the defaults of "
-             "/etc/multipath.conf, in place of any key, then 'multipathd "
-             "reconfigure'",
-             (unsigned long long)key->value, key->aptpl ? ":aptpl" : "",
-             (unsigned long long)now.value, now.aptpl ? ":aptpl" : "");
-    return false;
+    return map_fail(
+        map,
+        "multipathd does not take the key 0x%llx%s, but has 0x%llx%s: put "
+        "'reservation_key file' into the defaults of "
+        "/etc/multipath.conf, in place of any key, then 'multipathd "
+        "reconfigure'",
+        (unsigned long long)key->value, key->aptpl ? ":aptpl" : "",
+        (unsigned long long)now.value, now.aptpl ? ":aptpl" : "");
 }
 
 /* That the map is registered with the key now, or is not any more. */
@@ -53,10 +51,9 @@ static bool status_tell(struct map *map)
     map->is_status_told = true;
     if (multipathd_tell(multipathd, command) == MULTIPATHD_DONE
         || (map->key.value != 0
-            && multipathd_flag_get(multipathd, "getprstatus") == FLAG_SET))
+            && multipathd_tell(multipathd, "getprstatus") == MULTIPATHD_SET))
         return true;
-    map_fail(map, "multipathd does not take note of the registration");
-    return false;
+    return map_fail(map, "multipathd does not take note of the registration");
 }
 
 /* ---- All paths -------------------------------------------------------- */
@@ -69,8 +66,7 @@ static bool sweep_anyway(struct map *map, struct request *request)
         return false;
     if (count_of(map, CONFLICT) == 0)
         return true;
-    answer_undone(map);
-    return false;
+    return answer_undone(map);
 }
 
 /*
@@ -86,6 +82,12 @@ static bool paths_change(struct map *map, struct request *request)
     struct path *path;
 
     all_due(map);
+    if (map->last != NULL) {
+        map->last->verdict = CONFLICT; /* it is not its turn */
+        if (!sweep(map, request))
+            return false;
+        map->last->verdict = DUE;
+    }
     if (!sweep(map, request))
         return false;
     for (path = map->paths; path < map->paths + map->count; path++) {
@@ -96,16 +98,13 @@ static bool paths_change(struct map *map, struct request *request)
     if (map->last != NULL && map->last->verdict == ASIDE
         && (map->last == map->holder || conflicts > 0)) {
         map->last->verdict = LOST;
-        map_fail(map, "%s has gone before its key was changed",
-                 map->last->name);
-        return false;
+        return map_fail(map, "%s has gone before its key was changed",
+                        map->last->name);
     }
     map->is_doubtful = is_new && map->last != NULL
                        && map->last->verdict == CONFLICT;
-    if (map->is_doubtful || taken == 0) {
-        answer_undone(map);
-        return false;
-    }
+    if (map->is_doubtful || taken == 0)
+        return answer_undone(map);
     for (path = map->paths; path < map->paths + map->count; path++)
         if (path->verdict == CONFLICT)
             path->verdict = DUE;
@@ -215,7 +214,6 @@ void map_register(struct map *map, struct request *request)
     previous = map->key.value;
     map->key.value = key;
     map->key.aptpl = key != 0 && (flags & APTPL) != 0;
-    all_due(map);
     map->witness = NULL;
     map->is_doubtful = false;
     for (i = 0; i < map->count; i++) {

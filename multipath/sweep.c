@@ -21,10 +21,7 @@ void all_due(struct map *map)
     struct path *path;
 
     for (path = map->paths; path < map->paths + map->count; path++)
-        path->verdict = path->is_reported || path->seen.is_failed
-                                || path == map->last
-                            ? ASIDE
-                            : DUE;
+        path->verdict = path->is_reported || path->seen.is_failed ? ASIDE : DUE;
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -36,45 +33,30 @@ unsigned count_of(const struct map *map, enum verdict verdict)
     return count;
 }
 
-void answer_undone(struct map *map)
+bool answer_undone(struct map *map)
 {
-    if (count_of(map, CONFLICT) > 0)
-        map_answer(map, RESERVATION_CONFLICT);
-    else
-        map_fail(map, "no path is usable");
+    if (count_of(map, CONFLICT) == 0)
+        return map_fail(map, "no path is usable");
+    map_answer(map, RESERVATION_CONFLICT);
+    return false;
 }
 
-/* Gives a path that is due its verdict. False: that is the end of it. */
-typedef bool visit(struct map *, struct path *, struct request *);
-
-/*
- * Visits all paths that are due, also those that come meanwhile, turn by turn
- * until none is. What is left out is tried once more in the end, as it may
- * have come back without multipathd's notice; but it must not be the first
- * that is registered, or settled. map->last is due when all others, these too,
- * have had their turn, and then they are tried again. False: map->at is where a
- * visit has ended it; or NULL, and the answer is why not. What late says is
- * said with the name of a path that is still due in the end, and why it is.
- */
-static bool paths_visit(struct map *map, visit *how, struct request *request,
-                        int64_t deadline, const char *late)
+bool paths_visit(struct map *map, visit *how, struct request *request,
+                 int64_t deadline, const char *late)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
-    struct path *path, *waits, *last = map->last;
+    struct path *path, *waits;
 
-    if (last != NULL && last->verdict != ASIDE)
-        last = NULL; /* it has had its turn already */
     map->pause = PAUSE_LEAST;
     do {
         map->at = waits = NULL;
         if (!map_list(map))
             return false;
         for (path = map->paths; path < map->paths + map->count; path++) {
-            if (is_last && path->verdict == ASIDE && path != last
-                && !is_settling
+            if (is_last && path->verdict == ASIDE && !is_settling
                 && (!is_registration(request) || map->witness != NULL))
                 path->verdict = DUE;
-            if (path->verdict > LOST)
+            if (path->verdict >= ASIDE)
                 continue;
             if (!how(map, path, request)) {
                 map->at = path;
@@ -87,16 +69,11 @@ static bool paths_visit(struct map *map, visit *how, struct request *request,
             if (path->verdict <= LOST)
                 waits = path;
         }
-        if (waits == NULL && is_last && last == NULL)
+        if (waits == NULL && is_last)
             return true;
-        is_last = waits == NULL && !is_last;
-        if (waits == NULL && !is_last) {
-            last->verdict = DUE;
-            last = NULL;
-        }
+        is_last = waits == NULL;
     } while (waits == NULL || map_wait(map, deadline));
-    map_fail(map, late, waits->name, waits->why);
-    return false;
+    return map_fail(map, late, waits->name, waits->why);
 }
 
 /* ---- Any path --------------------------------------------------------- */
@@ -118,6 +95,8 @@ static bool path_try(struct map *map, struct path *path,
                      struct request *request)
 {
     path->verdict = path_send(map, path, request);
+    if (path->verdict == UNREADY)
+        map->unready = map->answer;
     if (is_answer(path, request))
         return false;
     return !map->is_lost || request->cdb[0] != PERSISTENT_RESERVE_OUT
@@ -128,33 +107,19 @@ static bool path_try(struct map *map, struct path *path,
 
 struct path *any_send(struct map *map, struct request *request)
 {
-    struct path *path;
-    bool waits;
-
     if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
     map->is_lost = false;
     all_due(map);
-    do {
-        if (!paths_visit(map, path_try, request, map->deadline,
-                         "no path takes the command in time: %s %s")
-            && (map->at == NULL || is_answer(map->at, request)))
-            return map->at;
-        waits = false;
-        for (path = map->paths; path < map->paths + map->count; path++) {
-            if (path->verdict != UNREADY || map->is_lost)
-                continue;
-            path->verdict = path_send(map, path, request);
-            if (path->verdict == UNREADY || path->verdict >= DONE)
-                return path;
-            waits = waits || path->verdict < LOST;
-        }
-        if (waits) /* what is in transition now may be ready next */
-            map_wait(map, map->deadline);
-    } while (waits && !map->is_lost);
+    if (!paths_visit(map, path_try, request, map->deadline,
+                     "no path takes the command in time: %s %s")
+        && (map->at == NULL || is_answer(map->at, request)))
+        return map->at;
     if (map->is_lost)
         map_fail(map, "a path has lost its answer, and the others have not "
                       "done it");
+    else if (count_of(map, UNREADY) > 0)
+        map->answer = map->unready;
     else
         answer_undone(map);
     return NULL;
@@ -283,8 +248,6 @@ static bool path_sweep(struct map *map, struct path *path,
     bool registers = is_registration(request), is_lost;
     bool is_wide = registers && map->witness != NULL
                    && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
-    uint16_t code;
-    uint8_t sense;
 
     /*
      * The witness would get its key back with that of a path of the same
@@ -303,11 +266,11 @@ static bool path_sweep(struct map *map, struct path *path,
         && !(path->verdict == UNREADY && path_is_left_out(map, path))
         && !path_is_clear(map, path, request)) {
         map->is_doubtful = true;
-        map_fail(map,
-                 "%s has lost its answer, and what has come of it cannot "
-                 "be told",
-                 path->name);
-        return false;
+        return map_fail(
+            map,
+            "%s has lost its answer, and what has come of it cannot "
+            "be told",
+            path->name);
     }
     /* It may have the new key already, also if an answer was lost. */
     if (path->verdict == CONFLICT && map->witness != NULL && registers)
@@ -318,15 +281,12 @@ static bool path_sweep(struct map *map, struct path *path,
         request_cut(request);
     if (path->verdict == DONE && registers && map->witness == NULL)
         map->witness = path;
-    sense_get(map->answer.sense, &sense, &code);
-    return path->verdict != REFUSED
-           || (request->cdb[1] == RELEASE && sense == ILLEGAL_REQUEST);
+    return path->verdict != REFUSED;
 }
 
 bool sweep(struct map *map, struct request *request)
 {
-    return paths_visit(map, path_sweep, request, map->deadline,
-                       "%s does not take the command in time: it %s");
+    return paths_visit(map, path_sweep, request, map->deadline, NOT_IN_TIME);
 }
 
 enum verdict witness_ask(struct map *map)
@@ -358,7 +318,6 @@ bool keys_take_off(struct map *map, uint64_t key, uint8_t flags)
     if (map->suspension->alias[0] == '\0')
         map->deadline = map->end;
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
-    map->last = NULL; /* it need not wait for others */
     all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);

@@ -326,11 +326,12 @@ int fuzz_prctl(int option, ...)
 }
 
 /* Only a process that has no queue does that. */
-void multipath_execute_here(struct pr_command *command, const char *socket_path,
-                            struct suspension *suspension)
+void multipath_execute(struct pr_command *command, const char *socket_path,
+                       int lock, struct suspension *suspension)
 {
     (void)command;
     (void)socket_path;
+    (void)lock;
     (void)suspension;
     MUST(false);
 }

@@ -275,12 +275,12 @@ static void said_check(enum multipathd_said said)
 /* What the line of sda begins with, if that is one. */
 static void path_check(const struct multipathd *multipathd)
 {
-    static char table[MULTIPATHD_TABLE];
+    static char table[MULTIPATHD_TEXT];
     char *text = (char *)system_.received + sizeof(size_t), *line;
     struct multipathd_path path;
     bool found;
 
-    multipathd_paths_get(multipathd, table);
+    multipathd_show(multipathd, MULTIPATHD_PATHS, table);
     path = multipathd_path(table, "sda");
     found = table[0] != '\0';
     MUST(!found || was_asked());
@@ -303,7 +303,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
                                            .alias = "alias",
                                            .socket_path = "/run/s" };
     struct multipathd_key key = { UINT64_MAX, true };
-    enum multipathd_flag hold;
+    enum multipathd_said hold;
     char text[TEXT + 1];
     bool is_set;
 
@@ -329,11 +329,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         said_check(multipathd_tell(&multipathd, "unsetprstatus"));
         break;
     case 5:
-        hold = multipathd_flag_get(&multipathd, "getprhold");
+        hold = multipathd_tell(&multipathd, "getprhold");
         reply_get(text);
-        MUST((hold == FLAG_SET)
-             == (strcmp(text, "set\n") == 0 || text[0] == '1'));
-        MUST((hold == FLAG_UNSET) == (strcmp(text, "unset\n") == 0));
+        MUST((hold == MULTIPATHD_SET)
+             == (strncmp(text, "set\n", 4) == 0 || text[0] == '1'));
+        MUST((hold == MULTIPATHD_UNSET) == (strncmp(text, "unset\n", 6) == 0));
         break;
     case 6:
     case 7:
@@ -347,9 +347,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         said_check(multipathd_tell(&multipathd, "resume"));
         break;
     case 10:
-        is_set = multipathd_flag_get(&multipathd, "getprstatus") == FLAG_SET;
+        is_set = multipathd_tell(&multipathd, "getprstatus") == MULTIPATHD_SET;
         reply_get(text);
-        MUST(is_set == (strcmp(text, "set\n") == 0 || text[0] == '1'));
+        MUST(is_set == (strncmp(text, "set\n", 4) == 0 || text[0] == '1'));
         break;
     default:
         path_check(&multipathd);

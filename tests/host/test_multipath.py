@@ -619,8 +619,9 @@ def test_what_workers_may_answer_costs_a_session_nothing(tmp_path):
         }''')
     sources = [os.path.join(TOP, name + '.c') for name in (
         'sg_io', 'sysfs', 'log', 'report', 'protocol',
-        'multipath/ask')]
+        'multipath/worker')]
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
+                    '-ffunction-sections', '-Wl,--gc-sections',
                     '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,
                     str(source), *sources], check=True)
     subprocess.run([program_], check=True)
