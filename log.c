@@ -182,29 +182,17 @@ static bool line_write(int file, const char *line, size_t size)
     return written == (ssize_t)size;
 }
 
-/*
- * Writes the time, in UTC, and a space. libc's functions would open files for
- * it. A year begins in March here, so that a leap day is its last one; a month
- * of it has 153 / 5 days.
- */
+/* Writes the time, in UTC, and a space. */
 static int time_write(char *line, size_t size)
 {
     struct timespec now = { 0 };
-    unsigned century, year, month, day, second;
+    struct tm utc;
 
     clock_gettime(CLOCK_REALTIME, &now);
-    second = (unsigned)(now.tv_sec % 86400);
-    day = (unsigned)(now.tv_sec / 86400) + 719468; /* from the year 0 on */
-    century = (4 * day + 3) / 146097;
-    day -= 146097 * century / 4;
-    year = (4 * day + 3) / 1461;
-    day -= 1461 * year / 4;
-    month = (5 * day + 2) / 153;
-    return snprintf(line, size, "%u-%02u-%02uT%02u:%02u:%02u.%06ldZ ",
-                    100 * century + year + (month >= 10),
-                    month < 10 ? month + 3 : month - 9,
-                    day - (153 * month + 2) / 5 + 1, second / 3600,
-                    second / 60 % 60, second % 60, now.tv_nsec / 1000);
+    gmtime_r(&now.tv_sec, &utc);
+    return snprintf(line, size, "%d-%02d-%02dT%02d:%02d:%02d.%06ldZ ",
+                    utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+                    utc.tm_hour, utc.tm_min, utc.tm_sec, now.tv_nsec / 1000);
 }
 
 /* What comes before the text; as long as line[] has room for much more. */

@@ -36,6 +36,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The machine as the kernel calls it. */
@@ -287,8 +288,9 @@ bool sandbox_main(const char *socket_path, int queue)
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
 
-    /* When glibc 2.41's strerror() is first called it allocates memory. */
+    /* What glibc does but once: 2.41's strerror() allocates memory, */
     (void)strerror(ENOSYS);
+    (void)gmtime(&(time_t){ 0 }); /* and this one looks for a time zone. */
     if (version < 1)
         log_verbose("this kernel has no Landlock:");
     else if (landlock_restrict(version, socket_path) < 0)
