@@ -249,7 +249,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN); /* what happens to be stderr must not kill us */
     signal(SIGXFSZ, SIG_IGN);
     daemon_open_standard_fds();
-    log_open();
+    log_open(false);
     options_parse(&options, argc, argv);
     activated = listen_is_activated(&options);
     server->notify = notify_open();

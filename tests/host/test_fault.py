@@ -79,7 +79,6 @@ EXPECTED = {
     'send line_write': {SAME: (e.EAGAIN, e.EPIPE, e.ENOBUFS, SHORT)},
     'socket log_syslog_open': {SAME: (e.EMFILE, e.EAFNOSUPPORT)},
     'connect syslog_connect': {SAME: (e.ENOENT, e.EACCES, e.ECONNREFUSED)},
-    'dup2 log_syslog_use': {SAME: (e.EINTR, e.EMFILE)},
     # options.c
     'open id_find': {START: (e.ENOENT, e.EACCES)},
     'read line_read': {START: (e.EIO, e.EISDIR)},
