@@ -103,16 +103,13 @@ static int unix_socket(int type)
 }
 
 /*
- * Can others put something beside this path? Whoever owns the directory can
- * do so, and who is in its group or its access list.
+ * Can others put something there? Whoever owns the directory can do so, and
+ * who is in its group or its access list.
  */
-static bool is_in_shared_directory(const char *path)
+static bool is_shared_directory(const char *directory)
 {
-    char directory[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     struct stat st;
 
-    snprintf(directory, sizeof(directory), "%.*s",
-             (int)(strrchr(path, '/') - path) + 1, path);
     return stat(directory, &st) == 0
            && (st.st_uid != geteuid()
                || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
@@ -184,7 +181,9 @@ void listen_open(struct listener *listener, const char *path)
     if (length == 0)
         fatal("UNIX socket path '%s' is too long: the limit is %zu bytes", path,
               sizeof(address.sun_path) - 1);
-    is_shared = is_in_shared_directory(path);
+    snprintf(listener->directory, sizeof(listener->directory), "%.*s",
+             (int)(strrchr(path, '/') - path) + 1, path);
+    is_shared = is_shared_directory(listener->directory);
     listener->fd = unix_socket(SOCK_STREAM);
     place_clear(path, &address, length, is_shared);
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {

@@ -278,7 +278,7 @@ int main(int argc, char **argv)
     if (options.background)
         daemon_background_ready(report, syslog);
     if (options.sandbox) /* stage 4 */
-        supervisor.is_filtered = sandbox_main(server->listener.path,
+        supervisor.is_filtered = sandbox_main(server->listener.directory,
                                               server->service.queue);
     notify_send(server->notify, "READY=1");
 

@@ -33,8 +33,9 @@ void options_parse(struct options *, int argc, char **argv);
 /* listen.c: the listening socket, and the messages to a service manager. */
 struct listener {
     int fd;
-    const char *path; /* the name that we made, NULL: none */
-    struct stat made; /* of that name; all 0: it was gone at once */
+    const char *path;    /* the name that we made, NULL: none */
+    char directory[108]; /* that it is in, with a slash at its end */
+    struct stat made;    /* of that name; all 0: it was gone at once */
 };
 /*
  * Were we started by a service manager that passed us a socket? Takes the

@@ -9,13 +9,13 @@
 
 /*
  * sandbox.c: sandbox_main() is for the process that has opened all that it
- * will, and will remove socket_path (NULL: nothing); it returns whether there
- * is a filter, and logs why not. sandbox_enter() is for a child, on top of
- * that; with -1 and errno it must not go on. Both need no_new_privs; queue is a
- * session's to the workers (-1: none).
+ * will, and will remove files in directory (empty: in none); it returns whether
+ * there is a filter, and logs why not. sandbox_enter() is for a child, on top
+ * of that; with -1 and errno it must not go on. Both need no_new_privs; queue
+ * is a session's to the workers (-1: none).
  */
 enum process { ABORTING, SESSION, WORKER, MAIN };
-bool sandbox_main(const char *socket_path, int queue);
+bool sandbox_main(const char *directory, int queue);
 int sandbox_enter(enum process, int queue);
 
 /* multipath/workers.c: the supervisor's book of them. */

@@ -112,7 +112,7 @@ EXPECTED = {
     'listen listen_activated': {SAME: (e.EACCES, e.EINVAL)},
     'setsockopt listen_activated': {SAME: (e.ENOPROTOOPT, e.EINVAL)},
     'socket unix_socket': {START: (e.EMFILE, e.EAFNOSUPPORT)},
-    'stat is_in_shared_directory': {SAME: (e.EACCES, e.ENOENT)},
+    'stat is_shared_directory': {SAME: (e.EACCES, e.ENOENT)},
     'connect is_alive': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES,
                                 e.EAGAIN)},
     'nanosleep is_alive': {START: (e.EINTR,)},
