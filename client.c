@@ -50,10 +50,14 @@ void client_begin(struct client *client, int socket, struct service *service,
     client_trace(client, TRACE_CLIENT_CONNECT, "connected");
 }
 
-void client_poll(const struct client *client, struct pollfd *fds)
+bool client_poll(const struct client *client, struct pollfd *fds, int64_t *wake)
 {
     fds->fd = client->answer >= 0 ? client->answer : client->socket;
     fds->events = protocol_is_sending(&client->conversation) ? POLLOUT : POLLIN;
+    if (client->socket < 0)
+        return false;
+    *wake = sooner(*wake, client->deadline);
+    return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
 }
 
 static void conversation_fd_close(struct conversation *c)
@@ -257,11 +261,6 @@ bool client_work(struct client *client)
         client->deadline = clock_us() + client->service->timeout;
     }
     return true;
-}
-
-bool client_is_in_flight(const struct client *client)
-{
-    return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
 }
 
 bool client_expire(struct client *client, int64_t now)

@@ -121,16 +121,8 @@ static void serve(struct server *server)
             else if (!stopping)
                 fds[0].fd = server->listener.fd;
         }
-        for (i = 0; i < server->used; i++) {
-            const struct client *client = &server->clients[i];
-
-            fds[i + 1].fd = -1;
-            if (client->socket < 0)
-                continue;
-            client_poll(client, &fds[i + 1]);
-            wake = sooner(wake, client->deadline);
-            in_flight += client_is_in_flight(client);
-        }
+        for (i = 0; i < server->used; i++)
+            in_flight += client_poll(&server->clients[i], &fds[i + 1], &wake);
         if (stopping && in_flight == 0) {
             for (i = 0; i < server->used; i++)
                 client_leave(&server->clients[i]);

@@ -73,15 +73,17 @@ struct client {
 /* Takes over the socket; service and record stay the caller's. */
 void client_begin(struct client *, int socket, struct service *,
                   struct record *);
-/* Sets what to wait for: the client, or the worker's answer. */
-void client_poll(const struct client *, struct pollfd *);
+/*
+ * Sets what to wait for, the client or the worker's answer, and makes *wake no
+ * later than its deadline. Returns whether a command is being executed, or its
+ * reply has not all been sent.
+ */
+bool client_poll(const struct client *, struct pollfd *, int64_t *wake);
 /*
  * Goes on with the conversation as far as it goes without waiting. Returns
  * false when it is over; the caller then closes the client.
  */
 bool client_work(struct client *);
-/* Is a command being executed, or has its reply not all been sent? */
-bool client_is_in_flight(const struct client *);
 /*
  * True if the client has kept us waiting inside a frame for too long, or has
  * ended otherwise. A worker that hangs in the kernel is given up: it sends

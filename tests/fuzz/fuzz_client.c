@@ -405,13 +405,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         bool sending = peer.frame == HELLO_OUT || peer.frame == REPLY;
         bool idle = peer.frame == CDB && peer.done == 0;
         struct pollfd fds = { .fd = -1 };
+        int64_t wake = NEVER;
 
         MUST(!peer.over);
-        client_poll(client, &fds);
+        MUST(client_poll(client, &fds, &wake)
+             == (peer.asked || peer.frame == REPLY));
         MUST(fds.fd == (peer.asked ? ANSWER : SOCKET));
         MUST(fds.events == (sending ? POLLOUT : POLLIN));
-        MUST(client_is_in_flight(client)
-             == (peer.asked || peer.frame == REPLY));
+        MUST(wake == client->deadline);
         MUST(!(idle && record.busy) && !(peer.asked && !record.busy));
         if (peer.asked) {
             MUST(!client_expire(client, WORKER_WITHIN - SECOND));
