@@ -235,7 +235,6 @@ int main(int argc, char **argv)
     struct supervisor supervisor = { 0 };
     struct server *server = &supervisor.server;
     int report = -1, syslog = -1;
-    bool activated;
 
     /* Stage 1; privdrop.c has the list. */
     signal(SIGPIPE, SIG_IGN); /* what happens to be stderr must not kill us */
@@ -243,7 +242,7 @@ int main(int argc, char **argv)
     daemon_open_standard_fds();
     log_open(false);
     options_parse(&options, argc, argv);
-    activated = listen_is_activated(&options);
+    listen_activated(&server->listener, options.socket_path);
     server->notify = notify_open();
 
     if (options.background) {
@@ -253,9 +252,7 @@ int main(int argc, char **argv)
     signals_set_up();
     if (options.pid_file != NULL)
         daemon_pid_file(options.pid_file);
-    if (activated)
-        listen_activated(&server->listener);
-    else
+    if (server->listener.fd < 0)
         listen_open(&server->listener, options.socket_path);
     /* Stage 2. */
     if (options.single_process) {
