@@ -35,7 +35,7 @@ static void client_accept(struct server *server, int64_t now)
     unsigned i;
     int socket;
 
-    if (roster_active(roster) >= roster->most) {
+    if (roster->active >= roster->most) {
         i = roster_evict(roster);
         client_leave(&server->clients[i]);
         client_close(&server->clients[i]);

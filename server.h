@@ -112,7 +112,8 @@ struct roster {
     unsigned used;          /* the first so many; the rest never were */
     struct place *places;   /* this process's own */
     struct record *records; /* shared with the sessions */
-    unsigned count;         /* of places that are not free */
+    unsigned count;         /* of places that are not free, and */
+    unsigned active;        /* of those that may stay */
     unsigned pending;       /* the place that waits for its client, or NOBODY */
     unsigned long long clients;          /* that ever were */
     unsigned long long commands, errors; /* of those that are gone */
@@ -129,8 +130,6 @@ void roster_enter(struct roster *, unsigned place, pid_t);
 /* The pending one has its client now. */
 void roster_greet(struct roster *);
 void roster_remove(struct roster *, unsigned place);
-/* How many clients there are that have not been told to leave. */
-unsigned roster_active(const struct roster *);
 /* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);
 /*

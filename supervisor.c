@@ -66,9 +66,10 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     }
 }
 
-static void session_leave(const struct roster *roster, unsigned i, int64_t now)
+static void session_leave(struct roster *roster, unsigned i, int64_t now)
 {
     kill(roster->places[i].pid, SIGTERM);
+    roster->active -= roster->places[i].leave_by == NEVER;
     roster->places[i].leave_by = now + LEAVE_WITHIN;
 }
 
@@ -83,7 +84,7 @@ static void make_room(struct supervisor *supervisor, const char *what,
     struct roster *roster = &supervisor->server.roster;
 
     roster_back_off(roster, what, error, now);
-    if (supervisor->room == ROOM_MADE || roster_active(roster) < 2)
+    if (supervisor->room == ROOM_MADE || roster->active < 2)
         return;
     session_leave(roster, roster_evict(roster), now);
     supervisor->room = ROOM_AWAITED;
@@ -211,7 +212,7 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
 
 static void stop(struct supervisor *supervisor, int64_t now)
 {
-    const struct roster *roster = &supervisor->server.roster;
+    struct roster *roster = &supervisor->server.roster;
     unsigned i;
 
     supervisor->stop_by = now + supervisor->stop_timeout;
