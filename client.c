@@ -60,13 +60,6 @@ bool client_poll(const struct client *client, struct pollfd *fds, int64_t *wake)
     return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
 }
 
-static void conversation_fd_close(struct conversation *c)
-{
-    if (c->fd >= 0)
-        close(c->fd);
-    c->fd = -1;
-}
-
 void client_leave(const struct client *client)
 {
     if (client->socket >= 0)
@@ -89,10 +82,10 @@ static void client_busy(struct client *client, bool busy)
 
 void client_close(struct client *client)
 {
-    conversation_fd_close(&client->conversation);
+    if (client->conversation.fd >= 0)
+        close(client->conversation.fd);
     close(client->socket);
     client->socket = -1;
-    client_busy(client, false);
 }
 
 /*
@@ -228,7 +221,8 @@ static bool client_execute(struct client *client)
     }
     protocol_reply(c, command.status, command.payload);
     report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
-    conversation_fd_close(c);
+    close(c->fd);
+    c->fd = -1;
     return true;
 }
 
