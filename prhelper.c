@@ -53,7 +53,6 @@ static void client_accept(struct server *server, int64_t now)
     roster_greet(roster);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
-    server->used = roster->used;
 }
 
 /* Commands in flight go on, but a reply has to be read within LEAVE_WITHIN. */
@@ -62,7 +61,7 @@ static void stop(struct server *server, int64_t now)
     unsigned i;
 
     server->service.timeout = LEAVE_WITHIN;
-    for (i = 0; i < server->used; i++) {
+    for (i = 0; i < server->roster.used; i++) {
         struct client *client = &server->clients[i];
 
         if (client->answer < 0)
@@ -121,17 +120,17 @@ static void serve(struct server *server)
             else if (!stopping)
                 fds[0].fd = server->listener.fd;
         }
-        for (i = 0; i < server->used; i++)
+        for (i = 0; i < server->roster.used; i++)
             in_flight += client_poll(&server->clients[i], &fds[i + 1], &wake);
         if (stopping && in_flight == 0) {
-            for (i = 0; i < server->used; i++)
+            for (i = 0; i < server->roster.used; i++)
                 client_leave(&server->clients[i]);
             return;
         }
-        events_wait(fds, server->used + 1, now, wake);
+        events_wait(fds, server->roster.used + 1, now, wake);
 
         now = clock_us(); /* a client that takes long makes no other expire */
-        for (i = 0; i < server->used; i++) {
+        for (i = 0; i < server->roster.used; i++) {
             struct client *client = &server->clients[i];
 
             if (client->socket < 0

@@ -40,8 +40,7 @@ int descriptors_seal(int queue);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
- * may know about it; in a session the record is in memory shared with the
- * supervisor, which must not rely on it for more than fairness and statistics.
+ * may know about it, but see roster.c for what it must not rely on.
  */
 struct record {
     struct log_peer peer; /* when it connected; pid 0: of no namespace here */
@@ -162,9 +161,8 @@ struct server {
     struct roster roster;     /* of the listener's clients */
     int notify;
     struct service service;
-    struct client *clients;
-    unsigned used;      /* of that table */
-    struct pollfd *fds; /* the listener's, then those of the clients */
+    struct client *clients; /* by their place in the roster; or its only one */
+    struct pollfd *fds;     /* the listener's, then those of the clients */
 };
 
 #endif

@@ -48,7 +48,7 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     if (write(supervisor->report[1], "s", 1) < 0)
         _exit(errno); /* the supervisor would wait for this byte */
     log_syslog_renew();
-    server->used = 1;
+    server->roster.used = 1;
     client_begin(&server->clients[0], socket, &server->service,
                  &server->roster.records[place]);
     /* Sends the hello, which the client can read while we go on. */
