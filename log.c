@@ -164,44 +164,40 @@ static bool line_write(int fd, const char *line, size_t size)
     return written == (ssize_t)size;
 }
 
-/* Writes the time, in UTC, and a space. */
-static int time_write(char *line, size_t size)
-{
-    struct timespec now = { 0 };
-    struct tm utc;
+enum { HEAD_SIZE = 128 };
 
-    clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &utc);
-    return snprintf(line, size, "%d-%02d-%02dT%02d:%02d:%02d.%06ldZ ",
-                    utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
-                    utc.tm_hour, utc.tm_min, utc.tm_sec, now.tv_nsec / 1000);
-}
-
-/* What comes before the text; as long as line[] has room for much more. */
-static int head_write(int file, char *line, size_t size, int level)
+/* What comes before the text: who we are, the priority or the time (UTC). */
+static void head_write(char head[HEAD_SIZE], int file, int level)
 {
     static const int priorities[] = { LOG_NOTICE, LOG_ERR, LOG_WARNING,
                                       LOG_INFO };
-    int priority = priorities[level - LOG_ASKED], length = 0;
+    const char *program = file < 0 ? PROGRAM ": " : "";
+    int priority = priorities[level - LOG_ASKED];
+    struct timespec now = { 0 };
+    struct tm utc;
 
-    if (file < 0) {
-        if (log_state.syslog_pid != 0) /* RFC 3164, without what syslogd adds */
-            return snprintf(line, size,
-                            "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
-                            log_state.syslog_pid);
-        if (log_state.is_journal) /* sd-daemon(3) */
-            return snprintf(line, size, "<%d>" PROGRAM ": ", priority);
-        length = snprintf(line, size, PROGRAM ": ");
+    if (file < 0 && log_state.syslog_pid != 0) {
+        /* RFC 3164, without what syslogd adds */
+        snprintf(head, HEAD_SIZE,
+                 "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
+                 log_state.syslog_pid);
+    } else if (file < 0 && log_state.is_journal) { /* sd-daemon(3) */
+        snprintf(head, HEAD_SIZE, "<%d>%s", priority, program);
+    } else if (level != LOG_ASKED && level != LOG_VERBOSE) {
+        snprintf(head, HEAD_SIZE, "%s", program);
+    } else {
+        clock_gettime(CLOCK_REALTIME, &now);
+        gmtime_r(&now.tv_sec, &utc);
+        snprintf(head, HEAD_SIZE, "%s%d-%02d-%02dT%02d:%02d:%02d.%06ldZ ",
+                 program, utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+                 utc.tm_hour, utc.tm_min, utc.tm_sec, now.tv_nsec / 1000);
     }
-    if (level == LOG_ASKED || level == LOG_VERBOSE)
-        length += time_write(line + length, size - (size_t)length);
-    return length;
 }
 
 static void log_line(int file, int level, const char *prefix, const char *text)
 {
     /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
-    char line[TEXT_SIZE], head[64], before[32] = "";
+    char line[TEXT_SIZE], head[HEAD_SIZE], before[32] = "";
     unsigned *lost = &log_state.shared->lost[file >= 0], count;
     int saved_errno = errno;
     size_t size;
@@ -209,7 +205,7 @@ static void log_line(int file, int level, const char *prefix, const char *text)
     count = __atomic_exchange_n(lost, 0, __ATOMIC_RELAXED);
     if (count > 0)
         snprintf(before, sizeof(before), "(%u lines lost) ", count);
-    head_write(file, head, sizeof(head), level);
+    head_write(head, file, level);
     snprintf(line, sizeof(line), "%s%s%s%s%s", head, before, prefix,
              prefix[0] != '\0' ? ": " : "", text);
     for (size = 0; line[size] != '\0'; size++)
