@@ -675,7 +675,8 @@ class Run:
 
     def violate(self):
         with Client(self.path, timeout=15) as client:
-            client.send(pr_in(READ_KEYS), [self.disk, self.disk])
+            client.send(pr_in(READ_KEYS)[:8], [self.disk])
+            client.send(pr_in(READ_KEYS)[8:], [self.disk])
             return 'violation' if client.closed() else 'served'
 
     def evict(self):
