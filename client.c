@@ -226,13 +226,20 @@ static bool client_execute(struct client *client)
     return true;
 }
 
-bool client_work(struct client *client)
+bool client_work(struct client *client, bool is_ready, int64_t now)
 {
     struct conversation *c = &client->conversation;
     const char *end = NULL;
     bool more = true;
 
+    if (!is_ready && now < client->deadline)
+        return true;
     *log_about() = client->record->peer;
+    if (!is_ready && client->answer < 0)
+        end = "timed out";
+    else if (!is_ready)
+        client_warn(client, "a command on a multipath map hangs: ",
+                    "do all paths answer?");
     while (more && end == NULL) {
         if (c->state == PROTOCOL_EXECUTE) {
             more = client_execute(client);
@@ -254,18 +261,5 @@ bool client_work(struct client *client)
     } else if (client->deadline == NEVER && client->answer < 0) {
         client->deadline = clock_us() + client->service->timeout;
     }
-    return true;
-}
-
-bool client_expire(struct client *client, int64_t now)
-{
-    if (now < client->deadline)
-        return false;
-    if (client->answer >= 0) {
-        client_warn(client, "a command on a multipath map hangs: ",
-                    "do all paths answer?");
-        return !client_work(client);
-    }
-    client_trace(client, TRACE_CLIENT_END, "timed out");
     return true;
 }

@@ -134,8 +134,7 @@ static void serve(struct server *server)
             struct client *client = &server->clients[i];
 
             if (client->socket < 0
-                || (fds[i + 1].revents != 0 ? client_work(client)
-                                            : !client_expire(client, now)))
+                || client_work(client, fds[i + 1].revents != 0, now))
                 continue;
             if (server->listener.fd < 0)
                 return;

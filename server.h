@@ -79,16 +79,13 @@ void client_begin(struct client *, int socket, struct service *,
  */
 bool client_poll(const struct client *, struct pollfd *, int64_t *wake);
 /*
- * Goes on with the conversation as far as it goes without waiting. Returns
- * false when it is over; the caller then closes the client.
+ * Goes on with the conversation as far as it goes without waiting, if there is
+ * something to take or send (is_ready), or its deadline has passed: the client
+ * has kept us waiting inside a frame for too long; or a worker hangs in the
+ * kernel, which is given up, as it sends nothing more when its own time is up.
+ * Returns false when it is over; the caller then closes the client.
  */
-bool client_work(struct client *);
-/*
- * True if the client has kept us waiting inside a frame for too long, or has
- * ended otherwise. A worker that hangs in the kernel is given up: it sends
- * nothing more when its own time is up.
- */
-bool client_expire(struct client *, int64_t now);
+bool client_work(struct client *, bool is_ready, int64_t now);
 /* Traces that the client, if there is one, has to go without a fault. */
 void client_leave(const struct client *);
 /* Frees everything but the record. */

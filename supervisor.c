@@ -52,7 +52,7 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     client_begin(&server->clients[0], socket, &server->service,
                  &server->roster.records[place]);
     /* Sends the hello, which the client can read while we go on. */
-    if (!client_work(&server->clients[0]))
+    if (!client_work(&server->clients[0], true, 0))
         _exit(EXIT_SUCCESS);
     munmap(supervisor->workers.suspensions,
            supervisor->workers.slots * sizeof(struct suspension));

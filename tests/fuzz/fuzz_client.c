@@ -401,7 +401,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     input_begin(bytes, size);
 
     client_begin(client, SOCKET, &service, &record);
-    while (client_work(client)) {
+    while (client_work(client, true, 0)) {
         bool sending = peer.frame == HELLO_OUT || peer.frame == REPLY;
         bool idle = peer.frame == CDB && peer.done == 0;
         struct pollfd fds = { .fd = -1 };
@@ -415,10 +415,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         MUST(wake == client->deadline);
         MUST(!(idle && record.busy) && !(peer.asked && !record.busy));
         if (peer.asked) {
-            MUST(!client_expire(client, WORKER_WITHIN - SECOND));
+            MUST(client_work(client, false, WORKER_WITHIN - SECOND));
             how = input_number(1);
         } else {
-            MUST(client_expire(client, NEVER - 1) == !idle);
+            MUST(client_work(client, false, NEVER - 1) == idle);
             how = 0;
         }
         if (how == 255) {
@@ -426,7 +426,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
             break;
         }
         if (how == 254) { /* the worker hangs */
-            if (client_expire(client, NEVER - 1))
+            if (!client_work(client, false, NEVER - 1))
                 break;
             MUST(!peer.asked);
         }
