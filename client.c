@@ -50,17 +50,14 @@ void client_begin(struct client *client, int socket, struct service *service,
     client_trace(client, TRACE_CLIENT_CONNECT, "connected");
 }
 
-void client_poll(const struct client *client, struct pollfd *fds)
+bool client_poll(const struct client *client, struct pollfd *fds, int64_t *wake)
 {
     fds->fd = client->answer >= 0 ? client->answer : client->socket;
     fds->events = protocol_is_sending(&client->conversation) ? POLLOUT : POLLIN;
-}
-
-static void conversation_fd_close(struct conversation *c)
-{
-    if (c->fd >= 0)
-        close(c->fd);
-    c->fd = -1;
+    if (client->socket < 0)
+        return false;
+    *wake = sooner(*wake, client->deadline);
+    return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
 }
 
 void client_leave(const struct client *client)
@@ -85,10 +82,10 @@ static void client_busy(struct client *client, bool busy)
 
 void client_close(struct client *client)
 {
-    conversation_fd_close(&client->conversation);
+    if (client->conversation.fd >= 0)
+        close(client->conversation.fd);
     close(client->socket);
     client->socket = -1;
-    client_busy(client, false);
 }
 
 /*
@@ -224,17 +221,25 @@ static bool client_execute(struct client *client)
     }
     protocol_reply(c, command.status, command.payload);
     report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
-    conversation_fd_close(c);
+    close(c->fd);
+    c->fd = -1;
     return true;
 }
 
-bool client_work(struct client *client)
+bool client_work(struct client *client, bool is_ready, int64_t now)
 {
     struct conversation *c = &client->conversation;
     const char *end = NULL;
     bool more = true;
 
+    if (!is_ready && now < client->deadline)
+        return true;
     *log_about() = client->record->peer;
+    if (!is_ready && client->answer < 0)
+        end = "timed out";
+    else if (!is_ready)
+        client_warn(client, "a command on a multipath map hangs: ",
+                    "do all paths answer?");
     while (more && end == NULL) {
         if (c->state == PROTOCOL_EXECUTE) {
             more = client_execute(client);
@@ -256,23 +261,5 @@ bool client_work(struct client *client)
     } else if (client->deadline == NEVER && client->answer < 0) {
         client->deadline = clock_us() + client->service->timeout;
     }
-    return true;
-}
-
-bool client_is_in_flight(const struct client *client)
-{
-    return client->answer >= 0 || client->conversation.state == PROTOCOL_REPLY;
-}
-
-bool client_expire(struct client *client, int64_t now)
-{
-    if (now < client->deadline)
-        return false;
-    if (client->answer >= 0) {
-        client_warn(client, "a command on a multipath map hangs: ",
-                    "do all paths answer?");
-        return !client_work(client);
-    }
-    client_trace(client, TRACE_CLIENT_END, "timed out");
     return true;
 }

@@ -67,9 +67,8 @@ void daemon_background_ready(int report, int syslog)
     dup2(null, STDOUT_FILENO);
     dup2(null, STDERR_FILENO);
     close(null);
-    log_open();
-    if (syslog >= 0)
-        log_syslog_use(syslog);
+    log_open(dup2(syslog, STDERR_FILENO) == STDERR_FILENO);
+    close(syslog);
     if (write(report, "", 1) < 0 && errno != EPIPE)
         _exit(EXIT_FAILURE); /* daemon_background() sees the end of the pipe */
     close(report);

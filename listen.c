@@ -44,25 +44,6 @@ static long number_of(const char *variable)
     return end != NULL && *end == '\0' ? number : -1;
 }
 
-bool listen_is_activated(const struct options *options)
-{
-    long count = number_of("LISTEN_FDS");
-
-    if (number_of("LISTEN_PID") != (long)getpid())
-        return false;
-    unsetenv("LISTEN_PID");
-    unsetenv("LISTEN_FDS");
-    unsetenv("LISTEN_FDNAMES");
-    if (count <= 0)
-        return false;
-    if (options->socket_path != NULL)
-        fatal("Unix socket can't be set when using socket activation");
-    if (count > 1)
-        fatal(PROGRAM " does not support socket activation with "
-                      "LISTEN_FDS > 1");
-    return true;
-}
-
 static int passed_option(int option)
 {
     int value = -1; /* stays so if it is no socket */
@@ -72,12 +53,26 @@ static int passed_option(int option)
     return value;
 }
 
-void listen_activated(struct listener *listener)
+void listen_activated(struct listener *listener, const char *path)
 {
     static const int attached[] = { SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD };
     const int off = 0;
+    long count = number_of("LISTEN_FDS");
     size_t i;
 
+    listener->fd = -1;
+    if (number_of("LISTEN_PID") != (long)getpid())
+        return;
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    unsetenv("LISTEN_FDNAMES");
+    if (count <= 0)
+        return;
+    if (path != NULL)
+        fatal("Unix socket can't be set when using socket activation");
+    if (count > 1)
+        fatal(PROGRAM " does not support socket activation with "
+                      "LISTEN_FDS > 1");
     if (passed_option(SO_DOMAIN) != AF_UNIX
         || passed_option(SO_TYPE) != SOCK_STREAM
         || passed_option(SO_ACCEPTCONN) != 1)
@@ -103,16 +98,13 @@ static int unix_socket(int type)
 }
 
 /*
- * Can others put something beside this path? Whoever owns the directory can
- * do so, and who is in its group or its access list.
+ * Can others put something there? Whoever owns the directory can do so, and
+ * who is in its group or its access list.
  */
-static bool is_in_shared_directory(const char *path)
+static bool is_shared_directory(const char *directory)
 {
-    char directory[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     struct stat st;
 
-    snprintf(directory, sizeof(directory), "%.*s",
-             (int)(strrchr(path, '/') - path) + 1, path);
     return stat(directory, &st) == 0
            && (st.st_uid != geteuid()
                || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
@@ -184,7 +176,9 @@ void listen_open(struct listener *listener, const char *path)
     if (length == 0)
         fatal("UNIX socket path '%s' is too long: the limit is %zu bytes", path,
               sizeof(address.sun_path) - 1);
-    is_shared = is_in_shared_directory(path);
+    snprintf(listener->directory, sizeof(listener->directory), "%.*s",
+             (int)(strrchr(path, '/') - path) + 1, path);
+    is_shared = is_shared_directory(listener->directory);
     listener->fd = unix_socket(SOCK_STREAM);
     place_clear(path, &address, length, is_shared);
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {

@@ -39,6 +39,8 @@ enum { VERBOSE_EVENTS = 0 TRACES(VERBOSE) };
 /* How many warnings may a client cause in a second, and how many clients? */
 enum { WARNINGS_MOST = 10, WINDOWS = 32 };
 
+enum { TEXT_SIZE = 512 }; /* what is longer is cut */
+
 /* A page, shared by all processes. */
 struct shared {
     unsigned lost[2]; /* messages, lines of the trace file */
@@ -51,13 +53,10 @@ struct shared {
 static struct shared unshared;
 static struct {
     int level;
-    bool is_socket;
-    bool is_syslog;
     bool is_journal;
     bool may_block;
-    long pid; /* main's: a session may not ask for its own */
+    long syslog_pid; /* main's, as sessions may not ask; 0: stderr is not it */
     struct log_peer peer;
-    bool is_telling; /* in log_check() */
     unsigned told;   /* how many were lost then, in vain */
     int64_t tell_by; /* 0, or when to say it */
     struct shared *shared;
@@ -67,7 +66,7 @@ static struct {
 
 /* ---- Where lines go --------------------------------------------------- */
 
-void log_open(void)
+void log_open(bool is_syslog)
 {
     const char *journal = getenv("JOURNAL_STREAM"); /* systemd's word */
     struct stat st = { 0 };
@@ -76,18 +75,15 @@ void log_open(void)
     (void)fstat(STDERR_FILENO, &st);
     snprintf(ours, sizeof(ours), "%ju:%ju", (uintmax_t)st.st_dev,
              (uintmax_t)st.st_ino);
-    log_state.is_socket = S_ISSOCK(st.st_mode);
+    log_state.syslog_pid = is_syslog ? (long)getpid() : 0;
     log_state.is_journal = journal != NULL && strcmp(journal, ours) == 0;
     log_state.may_block = false;
     if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {
         int fd = open("/proc/self/fd/2",
                       O_WRONLY | O_NONBLOCK | O_NOCTTY | O_APPEND | O_CLOEXEC);
 
-        log_state.may_block = fd < 0;
-        if (fd >= 0) {
-            dup2(fd, STDERR_FILENO);
-            close(fd);
-        }
+        log_state.may_block = dup2(fd, STDERR_FILENO) < 0;
+        close(fd);
     }
 }
 
@@ -103,22 +99,13 @@ int log_syslog_open(void)
 {
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-    if (fd >= 0)
-        syslog_connect(fd);
+    syslog_connect(fd);
     return fd;
-}
-
-void log_syslog_use(int fd)
-{
-    log_state.is_syslog = dup2(fd, STDERR_FILENO) == STDERR_FILENO;
-    log_state.pid = (long)getpid();
-    close(fd);
-    log_open();
 }
 
 void log_syslog_renew(void)
 {
-    if (log_state.is_syslog)
+    if (log_state.syslog_pid != 0)
         syslog_connect(STDERR_FILENO);
 }
 
@@ -165,134 +152,115 @@ void log_level_set(int level)
     log_state.level = level;
 }
 
-static bool line_write(int file, const char *line, size_t size)
+static bool line_write(int fd, const char *line, size_t size)
 {
-    struct pollfd ready = { .fd = STDERR_FILENO, .events = POLLOUT };
-    ssize_t written;
+    struct pollfd ready = { .fd = fd, .events = POLLOUT };
+    ssize_t written = send(fd, line, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 
-    if (file >= 0)
-        written = write(file, line, size);
-    else if (log_state.is_socket)
-        written = send(STDERR_FILENO, line, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    else if (log_state.may_block
-             && ppoll(&ready, 1, &(struct timespec){ 0 }, NULL) != 1)
-        return false;
-    else
-        written = write(STDERR_FILENO, line, size);
+    if (written < 0 && errno == ENOTSOCK
+        && (!log_state.may_block
+            || ppoll(&ready, 1, &(struct timespec){ 0 }, NULL) == 1))
+        written = write(fd, line, size);
     return written == (ssize_t)size;
 }
 
-/*
- * Writes the time, in UTC, and a space. libc's functions would open files for
- * it. A year begins in March here, so that a leap day is its last one; a month
- * of it has 153 / 5 days.
- */
-static int time_write(char *line, size_t size)
-{
-    struct timespec now = { 0 };
-    unsigned century, year, month, day, second;
+enum { HEAD_SIZE = 128 };
 
-    clock_gettime(CLOCK_REALTIME, &now);
-    second = (unsigned)(now.tv_sec % 86400);
-    day = (unsigned)(now.tv_sec / 86400) + 719468; /* from the year 0 on */
-    century = (4 * day + 3) / 146097;
-    day -= 146097 * century / 4;
-    year = (4 * day + 3) / 1461;
-    day -= 1461 * year / 4;
-    month = (5 * day + 2) / 153;
-    return snprintf(line, size, "%u-%02u-%02uT%02u:%02u:%02u.%06ldZ ",
-                    100 * century + year + (month >= 10),
-                    month < 10 ? month + 3 : month - 9,
-                    day - (153 * month + 2) / 5 + 1, second / 3600,
-                    second / 60 % 60, second % 60, now.tv_nsec / 1000);
-}
-
-/* What comes before the text; as long as line[] has room for much more. */
-static int head_write(int file, char *line, size_t size, int level)
+/* What comes before the text: who we are, the priority or the time (UTC). */
+static void head_write(char head[HEAD_SIZE], int file, int level)
 {
     static const int priorities[] = { LOG_NOTICE, LOG_ERR, LOG_WARNING,
                                       LOG_INFO };
-    int priority = priorities[level - LOG_ASKED], length = 0;
+    const char *program = file < 0 ? PROGRAM ": " : "";
+    int priority = priorities[level - LOG_ASKED];
+    struct timespec now = { 0 };
+    struct tm utc;
 
-    if (file < 0) {
-        if (log_state.is_syslog) /* RFC 3164, without what syslogd adds */
-            return snprintf(line, size,
-                            "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
-                            log_state.pid);
-        if (log_state.is_journal) /* sd-daemon(3) */
-            return snprintf(line, size, "<%d>" PROGRAM ": ", priority);
-        length = snprintf(line, size, PROGRAM ": ");
+    if (file < 0 && log_state.syslog_pid != 0) {
+        /* RFC 3164, without what syslogd adds */
+        snprintf(head, HEAD_SIZE,
+                 "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
+                 log_state.syslog_pid);
+    } else if (file < 0 && log_state.is_journal) { /* sd-daemon(3) */
+        snprintf(head, HEAD_SIZE, "<%d>%s", priority, program);
+    } else if (level != LOG_ASKED && level != LOG_VERBOSE) {
+        snprintf(head, HEAD_SIZE, "%s", program);
+    } else {
+        clock_gettime(CLOCK_REALTIME, &now);
+        gmtime_r(&now.tv_sec, &utc);
+        snprintf(head, HEAD_SIZE, "%s%d-%02d-%02dT%02d:%02d:%02d.%06ldZ ",
+                 program, utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+                 utc.tm_hour, utc.tm_min, utc.tm_sec, now.tv_nsec / 1000);
     }
-    if (level == LOG_ASKED || level == LOG_VERBOSE)
-        length += time_write(line + length, size - (size_t)length);
-    return length;
 }
 
-static void log_line(int file, int level, const char *prefix,
-                     const char *format, va_list arguments)
+static void log_line(int file, int level, const char *prefix, const char *text)
 {
     /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
-    char line[512], before[32] = "";
+    char line[TEXT_SIZE], head[HEAD_SIZE], before[32] = "";
     unsigned *lost = &log_state.shared->lost[file >= 0], count;
     int saved_errno = errno;
-    int head, body;
-    size_t size, i;
+    size_t size;
 
-    if (level > log_state.level)
-        return;
-    if (level == LOG_NORMAL && log_state.level < LOG_VERBOSE
-        && !log_state.is_telling && rate_is_exceeded(log_state.shared)) {
-        __atomic_fetch_add(lost, 1, __ATOMIC_RELAXED);
-        return;
-    }
     count = __atomic_exchange_n(lost, 0, __ATOMIC_RELAXED);
     if (count > 0)
         snprintf(before, sizeof(before), "(%u lines lost) ", count);
-    head = head_write(file, line, sizeof(line), level);
-    head += snprintf(line + head, sizeof(line) - (size_t)head, "%s%s%s", before,
-                     prefix, prefix[0] != '\0' ? ": " : "");
-    body = vsnprintf(line + head, sizeof(line) - (size_t)head, format,
-                     arguments);
-    size = (size_t)head + (body > 0 ? (size_t)body : 0);
-    if (format[strlen(format) - 1] == ':' && size < sizeof(line))
-        size += (size_t)snprintf(line + size, sizeof(line) - size, " %s",
-                                 strerror(saved_errno));
-    if (size > sizeof(line) - 1)
-        size = sizeof(line) - 1;
-    for (i = 0; i < size; i++)
-        if (iscntrl((unsigned char)line[i]))
-            line[i] = '?';
-    if (file >= 0 || !log_state.is_syslog)
+    head_write(head, file, level);
+    snprintf(line, sizeof(line), "%s%s%s%s%s", head, before, prefix,
+             prefix[0] != '\0' ? ": " : "", text);
+    for (size = 0; line[size] != '\0'; size++)
+        if (iscntrl((unsigned char)line[size]))
+            line[size] = '?';
+    if (file >= 0 || log_state.syslog_pid == 0)
         line[size++] = '\n';
-    if (!line_write(file, line, size))
-        __atomic_fetch_add(lost, count + !log_state.is_telling,
-                           __ATOMIC_RELAXED);
+    if (!line_write(file >= 0 ? file : STDERR_FILENO, line, size))
+        __atomic_fetch_add(lost, count + 1, __ATOMIC_RELAXED);
     errno = saved_errno;
+}
+
+/* After a colon at the end of the format comes what errno means. */
+static void text_write(char text[TEXT_SIZE], const char *format,
+                       va_list arguments)
+{
+    int error = errno;
+    size_t length;
+
+    vsnprintf(text, TEXT_SIZE, format, arguments);
+    length = strlen(text);
+    if (format[strlen(format) - 1] == ':')
+        snprintf(text + length, TEXT_SIZE - length, " %s", strerror(error));
 }
 
 void log_at(int level, const char *format, ...)
 {
+    char text[TEXT_SIZE];
     va_list arguments;
 
+    if (level > log_state.level)
+        return;
     va_start(arguments, format);
-    log_line(-1, level, level == LOG_NORMAL ? "warning" : "", format,
-             arguments);
+    text_write(text, format, arguments);
     va_end(arguments);
+    if (level == LOG_NORMAL && log_state.level < LOG_VERBOSE
+        && rate_is_exceeded(log_state.shared))
+        __atomic_fetch_add(&log_state.shared->lost[0], 1, __ATOMIC_RELAXED);
+    else
+        log_line(-1, level, level == LOG_NORMAL ? "warning" : "", text);
 }
 
 int64_t log_check(int64_t now)
 {
-    if (log_state.shared->lost[0] == log_state.told)
+    if (log_state.shared->lost[0] == log_state.told
+        || log_state.level < LOG_NORMAL)
         return NEVER;
     if (log_state.tell_by == 0 && now != NEVER)
         log_state.tell_by = now + SECOND;
     if (now < log_state.tell_by)
         return log_state.tell_by;
     log_state.tell_by = 0;
-    log_state.is_telling = true;
-    log_warning("they were too many of one client (-v has all), or nobody "
-                "took them");
-    log_state.is_telling = false;
+    log_line(-1, LOG_NORMAL, "warning",
+             "they were too many of one client (-v has all), or nobody took "
+             "them");
     log_state.told = log_state.shared->lost[0];
     return NEVER;
 }
@@ -355,19 +323,18 @@ bool trace_is_on(enum trace_event event)
 void trace(enum trace_event event, const char *format, ...)
 {
     bool is_traced = (log_state.traced >> event & 1) != 0;
+    char text[TEXT_SIZE];
     va_list arguments;
 
     if (!trace_is_on(event))
         return;
     va_start(arguments, format);
+    text_write(text, format, arguments);
+    va_end(arguments);
     if (is_traced)
-        log_line(log_state.trace_file, LOG_ASKED, names[event], format,
-                 arguments);
-    va_end(arguments);
+        log_line(log_state.trace_file, LOG_ASKED, names[event], text);
     /* -v does not repeat what is traced to the same place. */
-    va_start(arguments, format);
-    if ((VERBOSE_EVENTS >> event & 1) != 0
+    if (log_state.level >= LOG_VERBOSE && (VERBOSE_EVENTS >> event & 1) != 0
         && (!is_traced || log_state.trace_file >= 0))
-        log_line(-1, LOG_VERBOSE, "", format, arguments);
-    va_end(arguments);
+        log_line(-1, LOG_VERBOSE, "", text);
 }

@@ -49,13 +49,11 @@ enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
  * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
  * description that other processes share: a pipe or a terminal is opened
  * anew, a socket is told with each line. To be called again when stderr has
- * become something else.
+ * become something else; is_syslog: what log_syslog_open() has returned.
  */
-void log_open(void);
+void log_open(bool is_syslog);
 /* Returns a socket to syslogd, whether there is one or not; -1 and errno. */
 int log_syslog_open(void);
-/* Makes stderr this socket, and closes fd. */
-void log_syslog_use(int fd);
 /*
  * Finds a syslogd that was started since, for all processes: the socket is
  * one that they share. No session may do this, lest it talk to others.

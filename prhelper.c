@@ -35,7 +35,7 @@ static void client_accept(struct server *server, int64_t now)
     unsigned i;
     int socket;
 
-    if (roster_active(roster) >= roster->most) {
+    if (roster->active >= roster->most) {
         i = roster_evict(roster);
         client_leave(&server->clients[i]);
         client_close(&server->clients[i]);
@@ -53,7 +53,6 @@ static void client_accept(struct server *server, int64_t now)
     roster_greet(roster);
     client_begin(&server->clients[i], socket, &server->service,
                  &roster->records[i]);
-    server->used = roster->used;
 }
 
 /* Commands in flight go on, but a reply has to be read within LEAVE_WITHIN. */
@@ -62,7 +61,7 @@ static void stop(struct server *server, int64_t now)
     unsigned i;
 
     server->service.timeout = LEAVE_WITHIN;
-    for (i = 0; i < server->used; i++) {
+    for (i = 0; i < server->roster.used; i++) {
         struct client *client = &server->clients[i];
 
         if (client->answer < 0)
@@ -121,30 +120,21 @@ static void serve(struct server *server)
             else if (!stopping)
                 fds[0].fd = server->listener.fd;
         }
-        for (i = 0; i < server->used; i++) {
-            const struct client *client = &server->clients[i];
-
-            fds[i + 1].fd = -1;
-            if (client->socket < 0)
-                continue;
-            client_poll(client, &fds[i + 1]);
-            wake = sooner(wake, client->deadline);
-            in_flight += client_is_in_flight(client);
-        }
+        for (i = 0; i < server->roster.used; i++)
+            in_flight += client_poll(&server->clients[i], &fds[i + 1], &wake);
         if (stopping && in_flight == 0) {
-            for (i = 0; i < server->used; i++)
+            for (i = 0; i < server->roster.used; i++)
                 client_leave(&server->clients[i]);
             return;
         }
-        events_wait(fds, server->used + 1, now, wake);
+        events_wait(fds, server->roster.used + 1, now, wake);
 
         now = clock_us(); /* a client that takes long makes no other expire */
-        for (i = 0; i < server->used; i++) {
+        for (i = 0; i < server->roster.used; i++) {
             struct client *client = &server->clients[i];
 
             if (client->socket < 0
-                || (fds[i + 1].revents != 0 ? client_work(client)
-                                            : !client_expire(client, now)))
+                || client_work(client, fds[i + 1].revents != 0, now))
                 continue;
             if (server->listener.fd < 0)
                 return;
@@ -245,15 +235,14 @@ int main(int argc, char **argv)
     struct supervisor supervisor = { 0 };
     struct server *server = &supervisor.server;
     int report = -1, syslog = -1;
-    bool activated;
 
     /* Stage 1; privdrop.c has the list. */
     signal(SIGPIPE, SIG_IGN); /* what happens to be stderr must not kill us */
     signal(SIGXFSZ, SIG_IGN);
     daemon_open_standard_fds();
-    log_open();
+    log_open(false);
     options_parse(&options, argc, argv);
-    activated = listen_is_activated(&options);
+    listen_activated(&server->listener, options.socket_path);
     server->notify = notify_open();
 
     if (options.background) {
@@ -263,9 +252,7 @@ int main(int argc, char **argv)
     signals_set_up();
     if (options.pid_file != NULL)
         daemon_pid_file(options.pid_file);
-    if (activated)
-        listen_activated(&server->listener);
-    else
+    if (server->listener.fd < 0)
         listen_open(&server->listener, options.socket_path);
     /* Stage 2. */
     if (options.single_process) {
@@ -280,7 +267,7 @@ int main(int argc, char **argv)
     if (options.background)
         daemon_background_ready(report, syslog);
     if (options.sandbox) /* stage 4 */
-        supervisor.is_filtered = sandbox_main(server->listener.path,
+        supervisor.is_filtered = sandbox_main(server->listener.directory,
                                               server->service.queue);
     notify_send(server->notify, "READY=1");
 

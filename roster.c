@@ -31,6 +31,7 @@ void roster_enter(struct roster *roster, unsigned i, pid_t pid)
     roster->places[i] = (struct place){ .pid = pid, .leave_by = NEVER };
     roster->used += i == roster->used;
     roster->count++;
+    roster->active++;
     roster->pending = i;
 }
 
@@ -42,21 +43,13 @@ void roster_greet(struct roster *roster)
 
 void roster_remove(struct roster *roster, unsigned i)
 {
+    roster->active -= roster->places[i].leave_by == NEVER;
     roster->places[i] = (struct place){ 0 };
     roster->count--;
     if (roster->pending == i)
         roster->pending = NOBODY;
     roster->commands += roster->records[i].commands;
     roster->errors += roster->records[i].errors;
-}
-
-unsigned roster_active(const struct roster *roster)
-{
-    unsigned i, active = 0;
-
-    for (i = 0; i < roster->used; i++)
-        active += roster->places[i].leave_by == NEVER;
-    return active;
 }
 
 static bool same_peer(const struct record *a, const struct record *b)
@@ -93,7 +86,7 @@ static bool goes_before(const struct roster *roster, const struct record *a,
 /* This is quadratic in the number of peers, but only done at the limit. */
 unsigned roster_evict(const struct roster *roster)
 {
-    unsigned i, clients = roster_active(roster), victim = 0, most = 0;
+    unsigned i, victim = 0, most = 0;
 
     for (i = 0; i < roster->used; i++) {
         const struct record *record = &roster->records[i];
@@ -113,7 +106,7 @@ unsigned roster_evict(const struct roster *roster)
     }
     *log_about() = roster->records[victim].peer;
     log_warning("%u clients: disconnecting one of pid %d uid %u",
-                clients < roster->most ? clients : roster->most,
+                roster->active < roster->most ? roster->active : roster->most,
                 log_about()->pid, log_about()->uid);
     *log_about() = (struct log_peer){ 0 };
     return victim;
@@ -121,7 +114,7 @@ unsigned roster_evict(const struct roster *roster)
 
 bool roster_is_crowded(struct roster *roster, int64_t now)
 {
-    if (roster_active(roster) <= roster->most)
+    if (roster->active <= roster->most)
         roster->crowded_by = NEVER;
     else if (roster->crowded_by == NEVER)
         roster->crowded_by = now + CROWDED_FOR;

@@ -31,11 +31,11 @@
 #include <scsi/sg.h>
 #include <signal.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The machine as the kernel calls it. */
@@ -242,18 +242,14 @@ int sandbox_enter(enum process process, int queue)
 #endif
 
 /*
- * Gives rights in and below the directory that path has before its last slash.
- * One that is not there, or that we can no longer reach with the capabilities
- * that are left, needs no rule.
+ * Gives rights in and below that directory. One that is not there, or that we
+ * can no longer reach with the capabilities that are left, needs no rule.
  */
-static int landlock_allow(int ruleset, const char *path, uint64_t rights)
+static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
 {
     struct landlock_path rule = { .rights = rights };
-    char directory[128]; /* a socket's path is shorter */
     int result;
 
-    snprintf(directory, sizeof(directory), "%.*s",
-             (int)(strrchr(path, '/') - path) + 1, path);
     rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (rule.directory < 0)
         return errno == ENOENT || errno == EACCES ? 0 : -1;
@@ -268,7 +264,7 @@ static int landlock_allow(int ruleset, const char *path, uint64_t rights)
  * Returns -1 and errno if that is not to be had. (The filter knows which
  * ioctl there is, so the right to that, of the 5th version, is not asked for.)
  */
-static int landlock_restrict(long version, const char *socket_path)
+static int landlock_restrict(long version, const char *directory)
 {
     const struct landlock_ruleset refused = {
         .files = (UINT64_C(1) << (version < 3 ? 12 + version : 15)) - 1,
@@ -284,23 +280,23 @@ static int landlock_restrict(long version, const char *socket_path)
     if (landlock_allow(ruleset, "/sys/", LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
             == 0
         && landlock_allow(ruleset, "/dev/", LANDLOCK_READ_FILE) == 0
-        && (socket_path == NULL
-            || landlock_allow(ruleset, socket_path, LANDLOCK_REMOVE_FILE) == 0))
+        && landlock_allow(ruleset, directory, LANDLOCK_REMOVE_FILE) == 0)
         result = (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
     close(ruleset);
     return result;
 }
 
-bool sandbox_main(const char *socket_path, int queue)
+bool sandbox_main(const char *directory, int queue)
 {
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
 
-    /* When glibc 2.41's strerror() is first called it allocates memory. */
+    /* What glibc does but once: 2.41's strerror() allocates memory, */
     (void)strerror(ENOSYS);
+    (void)gmtime(&(time_t){ 0 }); /* and this one looks for a time zone. */
     if (version < 1)
         log_verbose("this kernel has no Landlock:");
-    else if (landlock_restrict(version, socket_path) < 0)
+    else if (landlock_restrict(version, directory) < 0)
         log_warning("Landlock does not work, so what files can be opened is "
                     "not restricted:");
     if (sandbox_enter(MAIN, queue) == 0)

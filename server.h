@@ -40,8 +40,7 @@ int descriptors_seal(int queue);
 
 /*
  * client.c: a connected client. Its record is what the rest of the helper
- * may know about it; in a session the record is in memory shared with the
- * supervisor, which must not rely on it for more than fairness and statistics.
+ * may know about it, but see roster.c for what it must not rely on.
  */
 struct record {
     struct log_peer peer; /* when it connected; pid 0: of no namespace here */
@@ -73,21 +72,20 @@ struct client {
 /* Takes over the socket; service and record stay the caller's. */
 void client_begin(struct client *, int socket, struct service *,
                   struct record *);
-/* Sets what to wait for: the client, or the worker's answer. */
-void client_poll(const struct client *, struct pollfd *);
 /*
- * Goes on with the conversation as far as it goes without waiting. Returns
- * false when it is over; the caller then closes the client.
+ * Sets what to wait for, the client or the worker's answer, and makes *wake no
+ * later than its deadline. Returns whether a command is being executed, or its
+ * reply has not all been sent.
  */
-bool client_work(struct client *);
-/* Is a command being executed, or has its reply not all been sent? */
-bool client_is_in_flight(const struct client *);
+bool client_poll(const struct client *, struct pollfd *, int64_t *wake);
 /*
- * True if the client has kept us waiting inside a frame for too long, or has
- * ended otherwise. A worker that hangs in the kernel is given up: it sends
- * nothing more when its own time is up.
+ * Goes on with the conversation as far as it goes without waiting, if there is
+ * something to take or send (is_ready), or its deadline has passed: the client
+ * has kept us waiting inside a frame for too long; or a worker hangs in the
+ * kernel, which is given up, as it sends nothing more when its own time is up.
+ * Returns false when it is over; the caller then closes the client.
  */
-bool client_expire(struct client *, int64_t now);
+bool client_work(struct client *, bool is_ready, int64_t now);
 /* Traces that the client, if there is one, has to go without a fault. */
 void client_leave(const struct client *);
 /* Frees everything but the record. */
@@ -110,7 +108,8 @@ struct roster {
     unsigned used;          /* the first so many; the rest never were */
     struct place *places;   /* this process's own */
     struct record *records; /* shared with the sessions */
-    unsigned count;         /* of places that are not free */
+    unsigned count;         /* of places that are not free, and */
+    unsigned active;        /* of those that may stay */
     unsigned pending;       /* the place that waits for its client, or NOBODY */
     unsigned long long clients;          /* that ever were */
     unsigned long long commands, errors; /* of those that are gone */
@@ -127,8 +126,6 @@ void roster_enter(struct roster *, unsigned place, pid_t);
 /* The pending one has its client now. */
 void roster_greet(struct roster *);
 void roster_remove(struct roster *, unsigned place);
-/* How many clients there are that have not been told to leave. */
-unsigned roster_active(const struct roster *);
 /* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);
 /*
@@ -161,9 +158,8 @@ struct server {
     struct roster roster;     /* of the listener's clients */
     int notify;
     struct service service;
-    struct client *clients;
-    unsigned used;      /* of that table */
-    struct pollfd *fds; /* the listener's, then those of the clients */
+    struct client *clients; /* by their place in the roster; or its only one */
+    struct pollfd *fds;     /* the listener's, then those of the clients */
 };
 
 #endif

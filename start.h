@@ -33,24 +33,22 @@ void options_parse(struct options *, int argc, char **argv);
 /* listen.c: the listening socket, and the messages to a service manager. */
 struct listener {
     int fd;
-    const char *path; /* the name that we made, NULL: none */
-    struct stat made; /* of that name; all 0: it was gone at once */
+    const char *path;    /* the name that we made, NULL: none */
+    char directory[108]; /* that it is in, with a slash at its end */
+    struct stat made;    /* of that name; all 0: it was gone at once */
 };
 /*
- * Were we started by a service manager that passed us a socket? Takes the
- * variables out of the environment. Before the first fork.
+ * Uses the socket that a service manager has passed to us, instead of one at
+ * path; fd is -1 if there is none. What it may have been told to attach to each
+ * message would take the place of a client's descriptor. Takes the variables
+ * out of the environment. Before the first fork.
  */
-bool listen_is_activated(const struct options *);
+void listen_activated(struct listener *, const char *path);
 /*
  * Makes the socket, in place of one that nobody listens on any more. The path
  * may be NULL: PROTOCOL_SOCKET.
  */
 void listen_open(struct listener *, const char *path);
-/*
- * Uses the socket that was passed to us. What it may have been told to
- * attach to each message would take the place of a client's descriptor.
- */
-void listen_activated(struct listener *);
 /* Removes the name if it is still the one that listen_open() made. */
 void listen_remove(const struct listener *);
 /*

@@ -49,11 +49,11 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     if (write(supervisor->report[1], "s", 1) < 0)
         _exit(errno); /* the supervisor would wait for this byte */
     log_syslog_renew();
-    server->used = 1;
+    server->roster.used = 1;
     client_begin(&server->clients[0], socket, &server->service,
                  &server->roster.records[place]);
     /* Sends the hello, which the client can read while we go on. */
-    if (!client_work(&server->clients[0]))
+    if (!client_work(&server->clients[0], true, 0))
         _exit(EXIT_SUCCESS);
     server->listener.fd = -1; /* is closed with the rest */
     descriptors_close_except(socket, server->service.queue, -1);
@@ -65,9 +65,10 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     }
 }
 
-static void session_leave(const struct roster *roster, unsigned i, int64_t now)
+static void session_leave(struct roster *roster, unsigned i, int64_t now)
 {
     kill(roster->places[i].pid, SIGTERM);
+    roster->active -= roster->places[i].leave_by == NEVER;
     roster->places[i].leave_by = now + LEAVE_WITHIN;
 }
 
@@ -82,7 +83,7 @@ static void make_room(struct supervisor *supervisor, const char *what,
     struct roster *roster = &supervisor->server.roster;
 
     roster_back_off(roster, what, error, now);
-    if (supervisor->room == ROOM_MADE || roster_active(roster) < 2)
+    if (supervisor->room == ROOM_MADE || roster->active < 2)
         return;
     session_leave(roster, roster_evict(roster), now);
     supervisor->room = ROOM_AWAITED;
@@ -217,7 +218,7 @@ static pid_t process_fork(void)
 
 static void stop(struct supervisor *supervisor, int64_t now)
 {
-    const struct roster *roster = &supervisor->server.roster;
+    struct roster *roster = &supervisor->server.roster;
     unsigned i;
 
     supervisor->stop_by = now + supervisor->stop_timeout;

@@ -52,4 +52,34 @@ int worker_ask(int queue, const struct pr_command *);
  */
 void worker_answer(int answer, struct pr_command *);
 
+/* workers.c: the supervisor's book of them. */
+struct workers {
+    unsigned slots, used; /* as in the roster */
+    pid_t *pids;          /* the supervisor's alone; 0: free, see workers.c */
+    struct suspension *suspensions; /* shared with the workers */
+    pid_t pending; /* the one that has not taken its command; 0: none */
+    int64_t retry; /* when to fork the next, or kill the pending one */
+};
+/*
+ * A free place, or that of the dead one whose map is to be resumed; slots:
+ * there is none.
+ */
+unsigned workers_place(const struct workers *, const struct suspension *);
+/*
+ * A worker has been forked (or could not be: pid < 0) for a command on the
+ * queue or, with a suspension, to resume that map.
+ */
+void workers_started(struct workers *, unsigned place, pid_t,
+                     struct suspension *, int64_t now);
+void workers_reported(struct workers *);
+void workers_ended(struct workers *, pid_t, int status, int64_t now);
+/*
+ * Kills who hangs in taking its command. *due is a map that somebody has to
+ * resume, as who suspended it is dead or hangs; NULL: none. Returns when to
+ * look again.
+ */
+int64_t workers_check(struct workers *, int64_t now, struct suspension **due);
+/* Those that are to be forked for a map, too. */
+unsigned workers_count(const struct workers *);
+
 #endif

@@ -9,8 +9,6 @@
  */
 #include "multipath.h"
 
-#include "../supervisor.h"
-
 #include <signal.h>
 #include <sys/wait.h>
 

@@ -402,23 +402,24 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     input_begin(bytes, size);
 
     client_begin(client, SOCKET, &service, &record);
-    while (client_work(client)) {
+    while (client_work(client, true, 0)) {
         bool sending = peer.frame == HELLO_OUT || peer.frame == REPLY;
         bool idle = peer.frame == CDB && peer.done == 0;
         struct pollfd fds = { .fd = -1 };
+        int64_t wake = NEVER;
 
         MUST(!peer.over);
-        client_poll(client, &fds);
+        MUST(client_poll(client, &fds, &wake)
+             == (peer.asked || peer.frame == REPLY));
         MUST(fds.fd == (peer.asked ? ANSWER : SOCKET));
         MUST(fds.events == (sending ? POLLOUT : POLLIN));
-        MUST(client_is_in_flight(client)
-             == (peer.asked || peer.frame == REPLY));
+        MUST(wake == client->deadline);
         MUST(!(idle && record.busy) && !(peer.asked && !record.busy));
         if (peer.asked) {
-            MUST(!client_expire(client, WORKER_WITHIN - SECOND));
+            MUST(client_work(client, false, WORKER_WITHIN - SECOND));
             how = input_number(1);
         } else {
-            MUST(client_expire(client, NEVER - 1) == !idle);
+            MUST(client_work(client, false, NEVER - 1) == idle);
             how = 0;
         }
         if (how == 255) {
@@ -426,7 +427,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
             break;
         }
         if (how == 254) { /* the worker hangs */
-            if (client_expire(client, NEVER - 1))
+            if (!client_work(client, false, NEVER - 1))
                 break;
             MUST(!peer.asked);
         }

@@ -337,18 +337,17 @@ static int activation(void)
 
 static void place_use(void)
 {
-    struct options options = { .socket_path = answer(2) == 1 ? "/given"
-                                                             : NULL };
-    struct listener listener = { .fd = -1 };
+    const char *given = answer(2) == 1 ? "/given" : NULL;
+    struct listener listener = { .fd = 0 };
     int expected = activation();
     int notify, open_fds;
 
     if (setjmp(fuzz_end) != 0)
         return;
-    if (listen_is_activated(&options)) {
-        MUST(expected == 1 && options.socket_path == NULL);
+    listen_activated(&listener, given);
+    if (listener.fd >= 0) {
+        MUST(expected == 1 && given == NULL);
         MUST(place.taken_out[0] && place.taken_out[1] && place.taken_out[2]);
-        listen_activated(&listener);
         MUST(!place.passed_is_wrong && !place.takes_credentials);
         MUST(listener.fd == PASSED_FD && listener.path == NULL);
     } else {
