@@ -909,6 +909,7 @@ class Case:
         return all(keys[path] in allowed or keys[path] == self.first[path]
                    and (path not in live or not gone & {0, keys[path]})
                    or self.is_multipathds(path) or self.is_halfway(keys[path])
+                   or self.is_out_of_reach(path, live)
                    for path in PATHS) and any(
             self.others_are(disk, seen)
             and (disk.reservation == seen.reservation
@@ -935,6 +936,12 @@ class Case:
         """Who is killed cannot take off again what he has registered."""
         return self.is_killed and self.action in REGISTERS \
             and key == self.sa_key and key not in self.first.values()
+
+    def is_out_of_reach(self, path, live):
+        """A path that has gone before the key that somebody had removed
+        elsewhere was taken off it, too; which the log says."""
+        return path not in live and '%s may have kept key %x,' % (
+            sim.disk_name(path), self.sa_key) in self.log
 
     def is_helped(self, is_as_before):
         """Who had lost his keys has got one on one path from multipathd, which
