@@ -135,6 +135,26 @@ static void state_show(struct helper *helper, const struct arguments *arguments,
     putchar('\n');
 }
 
+/*
+ * Sets whether nothing is reserved, which RELEASE does not tell from what it
+ * has released; what the disk makes of the question is not said. Returns the
+ * exit status if there is no helper to go on with.
+ */
+static int is_free_ask(struct helper *helper, int fd, bool *is_free)
+{
+    const uint8_t cdb[PROTOCOL_CDB_SIZE] = {
+        PERSISTENT_RESERVE_IN, READ_RESERVATION, [7] = PROTOCOL_DATA_MAX >> 8
+    };
+    struct reply reply;
+    struct list list;
+    int status = helper_ask(helper, fd, cdb, NULL, 0, &reply);
+
+    *is_free = status == EXIT_GOOD && reply.status == GOOD
+               && decode_list(&list, reply.payload, reply.size)
+               && list.said == 0;
+    return status;
+}
+
 int write_out(struct helper *helper, const struct arguments *arguments)
 {
     const struct command *command = arguments->command;
@@ -143,14 +163,20 @@ int write_out(struct helper *helper, const struct arguments *arguments)
                                        arguments->type };
     uint8_t list[LIST_SIZE + TRANSPORT_ID_MOST] = { 0 };
     size_t size = list_set(list, arguments);
+    bool was_free = false;
     struct reply reply;
-    int status;
+    int status = EXIT_GOOD;
 
     be16_put(cdb + 7, (uint16_t)size);
-    status = helper_ask(helper, fd, cdb, list, size, &reply);
+    if (command->action == RELEASE)
+        status = is_free_ask(helper, fd, &was_free);
+    if (status == EXIT_GOOD)
+        status = helper_ask(helper, fd, cdb, list, size, &reply);
     if (status != EXIT_GOOD)
         return status;
     status = outcome_print(command, fd, cdb, &reply);
+    if (status == EXIT_GOOD && was_free)
+        say("nothing was released: nothing was reserved");
     if (status == EXIT_UNIT_ATTENTION)
         say("the command was not carried out: see what has changed, and if "
             "it is still wanted");

@@ -238,10 +238,14 @@ NEW_KEY, VICTIM = '--new-key=0xffeeddccbbaa9988', '--victim=FFEEDDCCBBAA9988'
 ])
 def test_commands_are_sent_once_as_qemu_sends_them(fake, disks, words, cdb,
                                                    data):
-    helper = fake(reply(), *STATE)
+    is_release = words[0] == 'release'
+    helper = fake(*is_release * [sensed('6/29/00')], reply(), *STATE)
     assert ask(helper, *words, device=disks.path(0)) == (
         0, now('nobody is registered; not reserved; generation 1'), '')
     assert helper.features == bytes(4)
+    # Whether it can release anything is asked; an answer is no condition.
+    if is_release:
+        assert helper.requests.pop(0).cdb == pr_in(1, 8192)
     assert helper.requests[0] == (cdb, data, 1, helper.requests[0].flags)
     # It is seen what that has left behind, and no more.
     assert [r.cdb for r in helper.requests[1:]] == [pr_in(0, 8192),
@@ -1087,8 +1091,11 @@ def test_reserve_and_release_say_what_is_in_the_way(cluster):
         'nothing was released: this host does not hold the reservation of '
         'key 0xa, write-exclusive (type 1)\n' in done.err)
     done = cluster(0, 'release', '--key=a', '--type=1')
-    assert done == (0, now('2 registered: 0xa (2 times); not reserved; '
-                           'generation 2'), '')
+    free = now('2 registered: 0xa (2 times); not reserved; generation 2')
+    assert done == (0, free, '')
+    done = cluster(0, 'release', '--key=a', '--type=1')
+    assert done == (0, free, 'qemu-pr-client: nothing was released: nothing '
+                    'was reserved\n')
 
 
 def test_a_reservation_moves(cluster):
