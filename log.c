@@ -250,6 +250,8 @@ void log_at(int level, const char *format, ...)
 
 int64_t log_check(int64_t now)
 {
+    if (log_state.shared->lost[0] == 0) /* or another line has said it */
+        log_state.told = 0;
     if (log_state.shared->lost[0] == log_state.told
         || log_state.level < LOG_NORMAL)
         return NEVER;

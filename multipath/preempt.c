@@ -18,17 +18,22 @@
 
 /*
  * RELEASE of another type does nothing but for the holder, who is told so
- * (SPC-4 5.12.11.2.2; LIO says CONFLICT). There the visit ends.
+ * (SPC-4 5.12.11.2.2). There the visit ends. LIO says CONFLICT, as to one who
+ * is not registered: which of them it is the path has to tell.
  */
 static bool path_probe(struct map *map, struct path *path,
                        struct request *request)
 {
+    bool is_holder = false;
+
     path->verdict = path_send(map, path, request);
+    if (path->verdict == CONFLICT) {
+        path->verdict = path_prove(map, path);
+        is_holder = path->verdict == DONE;
+    }
     if (path->verdict == UNREADY)
         path->verdict = LOST;
-    if (path->verdict == CONFLICT && path_prove(map, path) == DONE)
-        return false;
-    return path->verdict != REFUSED;
+    return !is_holder && path->verdict != REFUSED;
 }
 
 /*

@@ -1174,6 +1174,22 @@ def test_release_of_another_type_than_is_held(run_one):
                 lab.assert_held(held_)
 
 
+def test_release_by_a_holder_who_cannot_be_asked_at_once(run_one):
+    """Where the probe says CONFLICT, as with LIO, it may also be one that is
+    not registered: until that is known, he may be the holder."""
+    trouble = ({'status': 0x08}, {'host_status': 7},
+               {'host_status': 7, 'after': True}, {'status': 2,
+                                                   'sense': NOT_READY})
+    for path, answer in itertools.product(PATHS, trouble):
+        with run_one.scenario(path, str(answer)) as lab:
+            lab.target.is_lio = 1
+            lab.held(WRITE_EXCLUSIVE, path)
+            lab.nexus(path).answer(only=(0x5f, REGISTER), **answer)
+            assert lab.out(RELEASE, KEY, 0, WRITE_EXCLUSIVE) == GOOD
+            assert not lab.nexus(path).inject_count
+            lab.assert_released()
+
+
 def test_multipathd_registers_a_path_while_we_unregister(run_one):
     """With the key it had so far, whatever key the guest names."""
     for place, key, action in itertools.product(

@@ -73,11 +73,12 @@ def code(reply):
 class Disk:
     """What a guest thinks that it has, and three who share it."""
 
-    def __init__(self, keys, holder, type_):
+    def __init__(self, keys, holder, type_, is_lio):
         self.keys, self.holder, self.type = dict(keys), holder, type_
+        self.is_lio = is_lio
 
     def copy(self):
-        return Disk(self.keys, self.holder, self.type)
+        return Disk(self.keys, self.holder, self.type, self.is_lio)
 
     @property
     def reservation(self):
@@ -114,7 +115,7 @@ class Disk:
                 self.type, self.holder = type_, who
         elif action == RELEASE:
             if self.holds(who) and self.type != type_:
-                return '5/26/04'
+                return CONFLICT if self.is_lio else '5/26/04'
             if self.holds(who):
                 self.type = 0
         elif action == CLEAR:
@@ -210,6 +211,7 @@ class Case:
         self.given = {}         # by multipathd when it came
         self.is_mpd_well, self.is_restarted = True, False
         self.base = self.target.clock()
+        self.target.is_lio = self.rng.random() < .3
         self.is_aimed = self.rng.random() < .4
         self.beginning()
         self.choose()
@@ -277,7 +279,7 @@ class Case:
             self.tell('fixed key')
         self.target.script.multipathd_key = \
             lab.known.key if lab.known.prflag == 'set' else 0
-        self.tell(name)
+        self.tell(name + ', LIO' * self.target.is_lio)
         self.beginning_is = name
 
     def multipathd_remembers(self):
@@ -763,7 +765,7 @@ class Case:
         lun = self.lab.lun
         return Disk({US: key, THEM: self.nexus(RIVALS).key,
                      HOST: self.nexus(TWIN).key},
-                    WHO.get(lun.holder), lun.type)
+                    WHO.get(lun.holder), lun.type, self.target.is_lio)
 
     def changes(self, path, what):
         return [a for a in self.done() if a.nexus == path and a.what == what]

@@ -583,6 +583,31 @@ def test_what_was_lost_last_is_told_at_exit(helper):
     assert len(refusals(main)) + lost(main) == count
 
 
+@MODES
+def test_what_another_line_has_told_is_not_told_again(helper, mode):
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)      # not the helper's, which opens it anew
+    main, text = helper(*mode, stderr=writer), b''
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b'.')
+    os.kill(main.pid, signal.SIGUSR1)
+    main.client().close()       # so that it has something to do
+    time.sleep(2)       # what it says of that line then is lost as well
+    os.read(reader, 65536)
+    os.kill(main.pid, signal.SIGUSR1)
+    main.client().close()
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        if select.select([reader], [], [], .1)[0]:
+            text += os.read(reader, 4096)
+    assert b'lines lost) ' in text and b'nobody took them' not in text, text
+    assert main.stop() == 0
+    os.close(reader)
+    os.close(writer)
+
+
 # SIGUSR1. ----------------------------------------
 
 TOTALS = re.compile(r'clients: (\d+) now, (\d+) ever; commands: (\d+), errors: '

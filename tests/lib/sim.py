@@ -32,7 +32,8 @@ SIZE = SCRIPT + 64 + ACTIONS * ACTION
 # offset and struct format of the fields
 LUN_FIELDS = {'generation': (0, 'I'), 'type': (4, 'I'), 'holder': (8, 'I'),
               'aptpl': (12, 'I')}
-TARGET_FIELDS = {'lock': (0, 'I'), 'strays': (52, 'I'), 'events': (56, 'I')}
+TARGET_FIELDS = {'lock': (0, 'I'), 'strays': (52, 'I'), 'events': (56, 'I'),
+                 'is_lio': (60, 'I')}
 TARGET_FIELDS.update((name, (4 + offset, form))     # those of LUN 0
                      for name, (offset, form) in LUN_FIELDS.items())
 NEXUS_FIELDS = {

@@ -190,7 +190,7 @@ struct target {
     struct lun lun[LUNS];
     uint32_t strays; /* SG_IO calls on what is no SCSI device */
     uint32_t events; /* ever; the last EVENTS are here */
-    uint32_t reserved;
+    uint32_t is_lio; /* Linux' target: CONFLICT for a RELEASE of another type */
     struct nexus nexus[NEXUSES];
     struct event event[EVENTS];
     struct script script;
@@ -650,7 +650,7 @@ static struct result pr_release(unsigned int self, unsigned int type)
     if (!is_holder(self))
         return good;
     if (lun->type != type)
-        return invalid_release;
+        return target->is_lio ? conflict : invalid_release;
     reservation_release(self);
     return good;
 }
