@@ -299,7 +299,7 @@ def test_every_source_has_its_row():
 
 def said_by_programs():
     """All that could be said, strings that follow each other put together."""
-    text = sources('*.c', '*.h', 'multipath/*.c', 'admin/*.c')
+    text = sources('*.c', '*.h', 'multipath/*.[ch]', 'admin/*.c')
     text = text.replace('\\\n', '\n')
     return re.sub(r'\s+', ' ', re.sub(r'",?\s+"', '', text))
 
