@@ -1,6 +1,7 @@
 #!/bin/sh
-# check-debian.sh SUITE
+# check-debian.sh SUITE...
 #
+# For each SUITE, all at the same time, as they wait more than they compute:
 # README's way, from its apt line on, in a new and minimal Debian of SUITE:
 # both its commands as an ordinary user, with umask 0002, the first as root,
 # too; then the tests with a multipathd and with QEMU, of which each suite has
@@ -12,6 +13,18 @@ set -eu
 
 top=$(cd "$(dirname "$0")/../.." && pwd)
 suite=${1:?is missing, as in make check-debian SUITE=trixie}
+if [ $# -gt 1 ]; then
+    failed=$(mktemp)
+    trap 'rm -f "$failed"' EXIT
+    trap 'trap "" TERM; kill 0; exit 1' INT TERM HUP
+    for suite; do
+        { "$0" "$suite" 2>&1 || echo "$suite" >>"$failed"; } |
+            sed -u "/^SKIP: /!s/^/$suite: /" &
+    done
+    wait
+    [ ! -s "$failed" ] || echo "failed on $(paste -s -d ' ' "$failed")" >&2
+    exit "$(grep -c . "$failed")"
+fi
 
 # in_root OPTION... -- COMMAND...
 in_root() {
