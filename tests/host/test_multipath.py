@@ -1526,6 +1526,20 @@ def test_release_does_not_wait_for_paths_that_dm_has_failed(run):
             lab.assert_released()
 
 
+def test_fencing_does_not_wait_for_paths_that_dm_has_failed(run):
+    with run.scenario() as lab:
+        lab.registered()
+        lab.rival_holds()
+        for path in lab.order[:2]:
+            lab.nexus(path).dm_failed = 1
+            lab.nexus(path).delay_ms = 60000
+        clock = lab.target.clock()
+        assert lab.out(PREEMPT, KEY, RIVAL, WRITE_EXCLUSIVE) == GOOD
+        assert lab.target.clock() - clock < 10000000
+        assert lab.holder() == (lab.order[2], WRITE_EXCLUSIVE)
+        rival_is_gone(lab)
+
+
 @pytest.mark.parametrize('hold, answer', [('unset', GOOD), ('unknown', LOST),
                                           ('fail', LOST), ('cut', LOST),
                                           ('0.9.4', LOST)])
