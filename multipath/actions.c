@@ -130,6 +130,7 @@ static void map_preempt(struct map *map, struct request *request)
     bool takes_over, was_held;
     struct answer answer;
 
+    map_see(map); /* what dm has failed may hang: the others first */
     if (!reservation_read(map))
         return;
     takes_over = reservation->is_held && reservation->key == preempted;

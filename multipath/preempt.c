@@ -49,6 +49,7 @@ enum holder holder_find(struct map *map)
     uint16_t code;
 
     map->holder = NULL;
+    map_see(map); /* what dm has failed may hang: the others first */
     if (!reservation_read(map))
         return HOLDER_UNKNOWN;
     if (!map->reservation.is_held || map->reservation.key == 0
