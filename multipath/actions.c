@@ -78,41 +78,53 @@ static void map_reserve(struct map *map, struct request *request)
 }
 
 /*
- * What our key holds only the path that holds it releases, until the disk says
- * that none of ours does. What all registrants hold any path releases: so it
- * goes to one, as another one could release what somebody has reserved since.
+ * What our key holds only the path that holds it releases, and the others say
+ * GOOD to that: so it goes to all, and if that is not the end of it, for one
+ * was blocked or is gone, it is looked who holds. What all registrants hold
+ * any path releases: so it goes to one, as another one could release what
+ * somebody has reserved since.
  */
 static void map_release(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
-    enum holder holder = holder_find(map);
+    enum holder holder;
+    struct path *path;
+    bool is_lost;
 
-    if (holder == HOLDER_OTHER) {
+    map_see(map); /* what dm has failed may hang: the others first */
+    if (!reservation_read(map))
+        return;
+    if (reservation->is_held && reservation->key == map->key.value
+        && (request->cdb[2] & 0x0f) < WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
+        all_due(map);
+        for (path = map->paths; path < map->paths + map->count; path++)
+            if (path->verdict == DUE)
+                path->verdict = path_send(map, path, request);
+        map_answer(map, GOOD);
+        if (count_of(map, CONFLICT) == map->count)
+            map_answer(map, RESERVATION_CONFLICT);
+    } else {
         any_send(map, request);
-        if (map->is_lost && reservation_read(map) && reservation->is_held
-            && reservation->key == 0)
+        is_lost = map->is_lost;
+        if (is_lost && !reservation_read(map))
+            return;
+        if (is_lost && reservation->is_held && reservation->key == 0)
             map_fail(map, "a path has lost its answer, and whose the "
                           "reservation is now cannot be told");
     }
-    while (holder == HOLDER_PATH || holder == HOLDER_GONE) {
-        if (holder == HOLDER_GONE
-            && reservation->scope_type != request->cdb[2]) {
-            map_answer(map, RESERVATION_CONFLICT);
-            return;
-        }
-        if (holder == HOLDER_GONE)
-            map->holder = take_over(map);
-        if (map->holder == NULL || path_send(map, map->holder, request) > DONE)
-            return;
-        holder = holder_find(map);
-        if (holder == HOLDER_OTHER) {
-            map_answer(map, GOOD);
-        } else if (holder == HOLDER_PATH && !map_wait(map, map->deadline)) {
-            map_fail(map, "it is not released: %s %s", map->holder->name,
-                     map->holder->why);
-            return;
-        }
-    }
+    if (map->answer.status != GOOD)
+        return;
+    holder = holder_find(map);
+    if (holder == HOLDER_UNKNOWN)
+        return;
+    map_answer(map, GOOD);
+    if (holder == HOLDER_GONE && reservation->scope_type != request->cdb[2])
+        map_answer(map, RESERVATION_CONFLICT);
+    else if (holder == HOLDER_GONE)
+        map->holder = take_over(map);
+    path = map->holder;
+    if (path != NULL && path_send(map, path, request) < DONE)
+        map_fail(map, "it is not released: %s %s", path->name, path->why);
     if (map->answer.status == GOOD)
         multipathd_tell(&map->multipathd, "unsetprhold");
 }

@@ -1176,7 +1176,8 @@ def test_release_of_another_type_than_is_held(run_one):
 
 def test_release_by_a_holder_who_cannot_be_asked_at_once(run_one):
     """Where the probe says CONFLICT, as with LIO, it may also be one that is
-    not registered: until that is known, he may be the holder."""
+    not registered: until that is known, he may be the holder. (It has not
+    taken RELEASE at first, as it was blocked.)"""
     trouble = ({'status': 0x08}, {'host_status': 7},
                {'host_status': 7, 'after': True}, {'status': 2,
                                                    'sense': NOT_READY})
@@ -1184,6 +1185,7 @@ def test_release_by_a_holder_who_cannot_be_asked_at_once(run_one):
         with run_one.scenario(path, str(answer)) as lab:
             lab.target.is_lio = 1
             lab.held(WRITE_EXCLUSIVE, path)
+            blocked_for(1)(lab, path)
             lab.nexus(path).answer(only=(0x5f, REGISTER), **answer)
             assert lab.out(RELEASE, KEY, 0, WRITE_EXCLUSIVE) == GOOD
             assert not lab.nexus(path).inject_count

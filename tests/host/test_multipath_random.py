@@ -940,10 +940,12 @@ class Case:
             and key == self.sa_key and key not in self.first.values()
 
     def is_out_of_reach(self, path, live):
-        """A path that has gone before the key that somebody had removed
-        elsewhere was taken off it, too; which the log says."""
-        return path not in live and '%s may have kept key %x,' % (
-            sim.disk_name(path), self.sa_key) in self.log
+        """A path that has gone, or refuses everything, before the key that
+        somebody had removed elsewhere was taken off it, too; which the log
+        says."""
+        return (path not in live or self.refuses) \
+            and '%s may have kept key %x,' % (
+                sim.disk_name(path), self.sa_key) in self.log
 
     def is_helped(self, is_as_before):
         """Who had lost his keys has got one on one path from multipathd, which
