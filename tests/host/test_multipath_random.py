@@ -987,12 +987,13 @@ class Case:
             known.key == self.sa_key and known.prflag == 'set')
 
     def is_remembered(self):
-        """Rule 3, if the path is gone by the time of the next command."""
+        """Rule 3, if the path is gone by the time of the next command; which,
+        after an error, is the same once more."""
         lun, known = self.lab.lun, self.lab.known
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well or self.is_killed \
             or self.was_hold == 'unset' and self.was_holder in PATHS \
-            or self.action in REGISTERS and self.answer not in (
+            or self.action in (*REGISTERS, *PREEMPTS) and self.answer not in (
                 GOOD, CONFLICT) \
             or not 0 < lun.type < 7 or lun.holder not in PATHS \
             or not self.nexus(lun.holder).key
