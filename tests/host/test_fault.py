@@ -749,7 +749,7 @@ SCENARIOS = [
                       'open sysfs_read': {REFUSED: (e.ENOENT, e.EMFILE)},
                       'read sysfs_read': {REFUSED: (e.ENODEV, SHORT)}}),
     Scenario('multipath, one process', '-v', '--single-process',
-             mapped=True, single=True, only='execute_here'),
+             mapped=True, single=True, only='multipath_execute'),
     Scenario('multipath, mute worker', '-v', mapped=True, mute=True,
              only='workers_check', usual=[
                  'qemu-pr-helper: a command on a multipath map died of '
@@ -886,13 +886,14 @@ def tools():
 def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
     if scenario.root and not is_root():
         pytest.skip('needs root with CAP_SYS_RAWIO and CAP_SET*')
-    wrong = []
+    wrong, tried = [], set()
     tools.done.add(scenario.name)
     for where, calls in tools.learn(scenario).items():
         name = tools.program.offsets[where[0]]
         role = ' (session)' if where[1] > scenario.main else ''
         if not re.search(scenario.only or '', name):
             continue
+        tried.add(name)
         most = 4 if 'client_' in name else 2
         # How often the second is called, time tells; the others are too late
         # for a client that is closed anyway.
@@ -911,6 +912,7 @@ def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
                             name, role, first, e.errorcode.get(error, error),
                             outcome, '; '.join(map(str, found))))
     assert not wrong, '\n' + '\n'.join(wrong)
+    assert tried or scenario.only == '^$', 'no call is named so'
 
 
 def test_a_session_that_dies_before_it_has_its_client(tools):
