@@ -37,8 +37,8 @@ import pytest
 import fake_multipathd as multipathd
 import sim
 from helper import BUILD, program
-from launch import (NOBODY, PR_SET_CHILD_SUBREAPER, children, is_root, prctl,
-                    wait_until)
+from launch import (NOBODY, PR_SET_CHILD_SUBREAPER, children, descriptors,
+                    is_root, prctl, wait_until)
 from prclient import (CHECK_CONDITION, CLEAR, GOOD, READ_KEYS,
                       REGISTER_AND_IGNORE, RELEASE, RESERVE, Client, Closed,
                       parameters, pr_in, pr_out, sense_code)
@@ -940,8 +940,8 @@ def test_a_session_without_close_range_has_nothing_of_main(tools):
             os.dup2(0, number)
 
     def own(pid):
-        links = (os.readlink(fd) for fd in glob.glob('/proc/%d/fd/*' % pid))
-        return [link for link in links if re.match('socket|pipe', link)]
+        return [link for link in descriptors(pid).values()
+                if re.match('socket|pipe', link)]
 
     tools.table.reset()
     tools.table.arm(where, e.ENOSYS, 1, 9999)

@@ -21,7 +21,7 @@ import pytest
 import sim
 from container import NUMBER, default_seccomp
 from helper import program
-from launch import wait_until
+from launch import descriptors, wait_until
 from prclient import GOOD, READ_KEYS, Closed
 
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
@@ -223,9 +223,7 @@ def test_a_session_gets_no_descriptor_of_the_queues_number(helper, disks):
 
 
 def trace_fd(pid, path):
-    fds = '/proc/%d/fd' % pid
-    return next(int(fd) for fd in os.listdir(fds)
-                if os.readlink(os.path.join(fds, fd)) == path)
+    return next(fd for fd, link in descriptors(pid).items() if link == path)
 
 
 def test_a_session_writes_to_the_trace_file(helper, target, disks, tmp_path):

@@ -6,6 +6,7 @@ helper without a socket path of the test's own (it would use the machine's
 default one), wait without a limit, or leave a process behind: orphans are
 adopted by the test's process while a Place exists, and killed at its end.
 """
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -62,6 +63,15 @@ def children(pid):
             continue
         if int(fields[1]) == pid:
             found.append(int(name))
+    return found
+
+
+def descriptors(pid):
+    """What each descriptor of a process is, which may close them meanwhile."""
+    found = {}
+    for number in os.listdir('/proc/%d/fd' % pid):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(number)] = os.readlink('/proc/%d/fd/%s' % (pid, number))
     return found
 
 
