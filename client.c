@@ -7,6 +7,7 @@
  * progress, keep a descriptor longer than the request it came with, or let
  * one client's bad input cost anything but that client's connection.
  */
+#include "report.h"
 #include "server.h"
 
 #include <errno.h>
@@ -167,7 +168,7 @@ static bool command_execute(struct client *client, struct pr_command *command)
     client->record->commands++;
     client_busy(client, vet != VET_ANSWERED);
     client->record->state = PROTOCOL_EXECUTE;
-    report_request(client, command);
+    report_request(client->record, command);
     if (vet == VET_SEND)
         sg_io_execute(command, SG_IO_TIMEOUT, is_in ? SG_IO_ATTENTIONS : 0);
     if (vet != VET_MAPPED)
@@ -220,7 +221,7 @@ static bool client_execute(struct client *client)
         client->refusal_logged = true;
     }
     protocol_reply(c, command.status, command.payload);
-    report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
+    report_reply(client->record, &command, c->size - PROTOCOL_STATUS_SIZE);
     close(c->fd);
     c->fd = -1;
     return true;

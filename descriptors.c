@@ -8,8 +8,9 @@
  *
  * It must never close a standard descriptor, or the trace file.
  */
+#include "events.h"
 #include "kernel.h"
-#include "server.h"
+#include "log.h"
 
 #include <fcntl.h>
 #include <sys/resource.h>

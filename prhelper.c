@@ -16,6 +16,8 @@
  *
  * It must never lose what is in flight when it is told to stop.
  */
+#include "events.h"
+#include "report.h"
 #include "supervisor.h"
 
 #include <errno.h>

@@ -13,6 +13,7 @@
  */
 #include "sg_io.h"
 #include "protocol.h"
+#include "sysfs.h"
 
 #include <errno.h>
 #include <fcntl.h>

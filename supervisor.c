@@ -10,7 +10,9 @@
  * again. Nor may it wait for a session, or read the queue to the workers.
  */
 #include "supervisor.h"
+#include "events.h"
 #include "kernel.h"
+#include "report.h"
 
 #include <errno.h>
 #include <signal.h>

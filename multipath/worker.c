@@ -19,6 +19,7 @@
  */
 #include "multipath.h"
 
+#include "../events.h"
 #include "../supervisor.h"
 
 #include <errno.h>

@@ -369,18 +369,18 @@ void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
     reply_expect(command);
 }
 
-void report_request(const struct client *client,
+void report_request(const struct record *record,
                     const struct pr_command *command)
 {
-    (void)client;
+    (void)record;
     MUST(!peer.is_closed[command->fd - FIRST_FD]);
 }
 
 /* The descriptor is still open, and the size is the reply's. */
-void report_reply(const struct client *client, const struct pr_command *command,
+void report_reply(const struct record *record, const struct pr_command *command,
                   size_t payload)
 {
-    (void)client;
+    (void)record;
     MUST(!peer.is_closed[command->fd - FIRST_FD]);
     MUST(HEAD + payload == peer.size);
 }
