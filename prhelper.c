@@ -77,24 +77,6 @@ static void stop(struct server *server, int64_t now)
 }
 
 /*
- * Resumes a map that is suspended, if it is time. Returns the time after that;
- * *wake becomes sooner if it has to be tried again.
- */
-static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
-{
-    struct suspension *suspension = &service->suspension;
-
-    if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
-        multipath_recover(service->socket_path, -1, suspension);
-        now = clock_us();
-        suspension->resume_by = now + 2 * SECOND;
-    }
-    if (suspension->alias[0] != '\0')
-        *wake = sooner(*wake, suspension->resume_by);
-    return now;
-}
-
-/*
  * Serves the clients of the listener until a signal says stop; without one,
  * the one client that there is, until it has gone. That is not closed then: an
  * exiting process does not linger in close(), whatever a client has queued.
@@ -114,7 +96,8 @@ static void serve(struct server *server)
         }
         fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
         if (server->listener.fd >= 0) {
-            now = map_recover(&server->service, now, &wake);
+            now = multipath_check(server->service.socket_path,
+                                  &server->service.suspension, now, &wake);
             wake = sooner(wake, report_status(&server->roster,
                                               signals & SIGNAL_STATUS, 0, now));
             if (now < server->roster.retry)

@@ -22,18 +22,16 @@ struct suspension {
  * Carries out what sg_io_vet() has found to be for a device-mapper device.
  * lock is a file that all share who do this, which they lock, each map a byte
  * of it; -1: nobody else does. Then the map that a command has left suspended
- * is for the caller to recover first, from resume_by on.
+ * comes first, for which the caller has multipath_check().
  */
 void multipath_execute(struct pr_command *, const char *socket_path, int lock,
                        struct suspension *);
 /*
- * Somebody has died who had suspended the map, or hangs: does what is left to
- * do. The paths get their keys back first; but if somebody else has the lock,
- * they have to wait, and I/O has not. Only the path that was the witness can
- * be that still, as others may have been registered since; if there was none
- * yet, nothing was.
+ * Resumes that map if it is time. Returns the time after that; *wake becomes
+ * sooner if it has to be tried again.
  */
-void multipath_recover(const char *socket_path, int lock, struct suspension *);
+int64_t multipath_check(const char *socket_path, struct suspension *,
+                        int64_t now, int64_t *wake);
 
 /*
  * worker.c: has a worker carry out a command. An answer that has not come

@@ -40,6 +40,7 @@
 #define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us, */
 #define RESUMED_WITHIN (4 * SECOND)     /* and to end that */
 #define RESUME_WITHIN (15 * SECOND)     /* or it hangs in the kernel */
+#define RESUME_AGAIN (2 * SECOND)       /* if it could not be resumed */
 #define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, after COMMAND_WITHIN */
 
 enum { PATHS_MOST = 256 };
@@ -247,6 +248,14 @@ struct path *preempt_own(struct map *, struct request *);
  * was read last.
  */
 struct path *take_over(struct map *);
+/*
+ * Somebody has died who had suspended the map, or hangs: does what is left to
+ * do. The paths get their keys back first; but if somebody else has the lock,
+ * they have to wait, and I/O has not. Only the path that was the witness can
+ * be that still, as others may have been registered since; if there was none
+ * yet, nothing was.
+ */
+void multipath_recover(const char *socket_path, int lock, struct suspension *);
 
 /* register.c */
 void map_register(struct map *, struct request *);

@@ -13,7 +13,6 @@
 #include <sys/wait.h>
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
-#define RESUME_AGAIN (2 * SECOND) /* after one could not */
 #define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
 #define LOOK_AGAIN SECOND         /* what a worker has suspended meanwhile */
 
