@@ -11,14 +11,12 @@
  */
 #include "supervisor.h"
 #include "events.h"
-#include "kernel.h"
 #include "report.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -210,12 +208,6 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
     }
 }
 
-/* libc's fork() writes, for threads, to pages that each child has to copy. */
-static pid_t process_fork(void)
-{
-    return (pid_t)syscall(SYS_fork, SIGCHLD, 0, 0, 0, 0);
-}
-
 /* ---- The loop --------------------------------------------------------- */
 
 static void stop(struct supervisor *supervisor, int64_t now)
@@ -232,29 +224,14 @@ static void stop(struct supervisor *supervisor, int64_t now)
 }
 
 /* Forks for a command on the queue or, with a suspension, to resume a map. */
-static void worker_start(struct supervisor *supervisor,
-                         struct suspension *suspension, int64_t now)
+static void worker_fork(struct supervisor *supervisor,
+                        struct suspension *suspension, int64_t now)
 {
-    struct workers *workers = &supervisor->workers;
-    size_t size = workers->slots * sizeof(struct suspension);
-    unsigned place = workers_place(workers, suspension);
-    pid_t pid = -1;
+    int error = worker_start(supervisor, suspension, now);
 
-    if (place < workers->slots) { /* or else when one has ended */
-        /* A session is forked without them. */
-        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
-            pid = process_fork();
-        if (pid == 0)
-            worker_run(supervisor,
-                       suspension ? suspension : &workers->suspensions[place],
-                       suspension != NULL);
-        madvise(workers->suspensions, size, MADV_DONTFORK);
-        if (pid < 0)
-            make_room(supervisor,
-                      "fork for a command on a multipath map" FORK_CURE, errno,
-                      now);
-    }
-    workers_started(workers, place, pid, suspension, now);
+    if (error != 0)
+        make_room(supervisor, "fork for a command on a multipath map" FORK_CURE,
+                  error, now);
 }
 
 /* Forks for who waits at the listener. Returns true in the session. */
@@ -314,7 +291,7 @@ bool supervise(struct supervisor *supervisor)
         wake = sooner(wake, workers_check(workers, now, &due));
         /* One: what is due is for the workers to say, who may lie. */
         if (due != NULL)
-            worker_start(supervisor, due, now);
+            worker_fork(supervisor, due, now);
         wake = sooner(wake, sessions_check(roster, now));
         wake = sooner(wake, report_status(roster, signals & SIGNAL_STATUS,
                                           workers_count(workers), now));
@@ -332,7 +309,7 @@ bool supervise(struct supervisor *supervisor)
         events_wait(fds, EVENTS, now, wake);
 
         if (fds[QUEUE].revents != 0)
-            worker_start(supervisor, NULL, clock_us());
+            worker_fork(supervisor, NULL, clock_us());
         if (fds[LISTENER].revents != 0 && session_start(supervisor, clock_us()))
             return true;
     }

@@ -5,7 +5,11 @@
 #ifndef SUPERVISOR_H
 #define SUPERVISOR_H
 
+#include "kernel.h"
 #include "server.h"
+
+#include <signal.h>
+#include <unistd.h>
 
 /*
  * sandbox.c: sandbox_main() is for the process that has opened all that it
@@ -37,8 +41,16 @@ struct supervisor {
 /* Returns true in a session, which has its client; false at the end. */
 bool supervise(struct supervisor *);
 
-/* multipath/worker.c; never returns. */
-void worker_run(const struct supervisor *, struct suspension *, bool is_resumer)
-    __attribute__((noreturn));
+/* libc's fork() writes, for threads, to pages that each child has to copy. */
+static inline pid_t process_fork(void)
+{
+    return (pid_t)syscall(SYS_fork, SIGCHLD, 0, 0, 0, 0);
+}
+
+/*
+ * multipath/worker.c: forks for a command on the queue or, with a suspension,
+ * to resume that map. Returns 0, or errno if fork() has failed.
+ */
+int worker_start(struct supervisor *, struct suspension *, int64_t now);
 
 #endif

@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -180,11 +181,12 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
 }
 
 /*
- * The child's side of the supervisor's fork, stage 6 of privdrop.c. Somebody's
- * map is still suspended, or else there is a command on the queue.
+ * Stage 6 of privdrop.c. Somebody's map is still suspended, or else there is a
+ * command on the queue.
  */
-void worker_run(const struct supervisor *supervisor,
-                struct suspension *suspension, bool is_resumer)
+__attribute__((noreturn)) static void worker_run(
+    const struct supervisor *supervisor, struct suspension *suspension,
+    bool is_resumer)
 {
     struct work work = { .fds = { -1, -1 } };
     int error;
@@ -212,4 +214,31 @@ void worker_run(const struct supervisor *supervisor,
     else
         work_do(supervisor, &work, suspension);
     _exit(EXIT_SUCCESS);
+}
+
+/* ---- The supervisor's side -------------------------------------------- */
+
+int worker_start(struct supervisor *supervisor, struct suspension *suspension,
+                 int64_t now)
+{
+    struct workers *workers = &supervisor->workers;
+    size_t size = workers->slots * sizeof(struct suspension);
+    unsigned place = workers_place(workers, suspension);
+    pid_t pid = -1;
+    int error = 0;
+
+    if (place < workers->slots) { /* or else when one has ended */
+        /* A session is forked without them. */
+        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
+            pid = process_fork();
+        if (pid < 0)
+            error = errno;
+        if (pid == 0)
+            worker_run(supervisor,
+                       suspension ? suspension : &workers->suspensions[place],
+                       suspension != NULL);
+        madvise(workers->suspensions, size, MADV_DONTFORK);
+    }
+    workers_started(workers, place, pid, suspension, now);
+    return error;
 }
