@@ -16,7 +16,7 @@
  *
  * It must never lose what is in flight when it is told to stop.
  */
-#include "events.h"
+#include "process.h"
 #include "report.h"
 #include "supervisor.h"
 

@@ -21,8 +21,8 @@
  * A list must never name a call that no line of the code makes. Each libc
  * has its own idea of which call that is, so some lines name several.
  */
-#include "kernel.h"
-#include "supervisor.h"
+#include "log.h"
+#include "process.h"
 
 #include <errno.h>
 #include <fcntl.h>

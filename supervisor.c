@@ -10,7 +10,7 @@
  * again. Nor may it wait for a session, or read the queue to the workers.
  */
 #include "supervisor.h"
-#include "events.h"
+#include "process.h"
 #include "report.h"
 
 #include <errno.h>

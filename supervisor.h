@@ -5,22 +5,7 @@
 #ifndef SUPERVISOR_H
 #define SUPERVISOR_H
 
-#include "kernel.h"
 #include "server.h"
-
-#include <signal.h>
-#include <unistd.h>
-
-/*
- * sandbox.c: sandbox_main() is for the process that has opened all that it
- * will, and will remove files in directory (empty: in none); it returns whether
- * there is a filter, and logs why not. sandbox_enter() is for a child, on top
- * of that; with -1 and errno it must not go on. Both need no_new_privs; queue
- * is a session's to the workers (-1: none).
- */
-enum process { ABORTING, SESSION, WORKER, MAIN };
-bool sandbox_main(const char *directory, int queue);
-int sandbox_enter(enum process, int queue);
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
@@ -40,12 +25,6 @@ struct supervisor {
 };
 /* Returns true in a session, which has its client; false at the end. */
 bool supervise(struct supervisor *);
-
-/* libc's fork() writes, for threads, to pages that each child has to copy. */
-static inline pid_t process_fork(void)
-{
-    return (pid_t)syscall(SYS_fork, SIGCHLD, 0, 0, 0, 0);
-}
 
 /*
  * multipath/worker.c: forks for a command on the queue or, with a suspension,

@@ -19,7 +19,7 @@
  */
 #include "multipath.h"
 
-#include "../events.h"
+#include "../process.h"
 #include "../supervisor.h"
 
 #include <errno.h>

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * events.h - what both loops wait for, and which numbers descriptors have.
+ * process.h - what every process of the helper has: signals and events that it
+ * waits for, descriptors, a sandbox, and how it is forked.
  *
- * It must never know who is served.
+ * It must never know a client.
  */
-#ifndef EVENTS_H
-#define EVENTS_H
+#ifndef PROCESS_H
+#define PROCESS_H
+
+#include "kernel.h"
 
 #include <poll.h>
 #include <signal.h>
-#include <stdint.h>
+#include <stdbool.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 /* events.c: signals are blocked but in events_wait(). */
 enum { SIGNAL_STOP = 1 << SIGTERM | 1 << SIGINT | 1 << SIGHUP };
@@ -32,5 +36,22 @@ int descriptor_high(int fd);
 void descriptors_close_except(int a, int b, int c);
 /* Keeps a session's new ones below queue. Returns 0, or -1 and errno. */
 int descriptors_seal(int queue);
+
+/*
+ * sandbox.c: sandbox_main() is for the process that has opened all that it
+ * will, and will remove files in directory (empty: in none); it returns whether
+ * there is a filter, and logs why not. sandbox_enter() is for a child, on top
+ * of that; with -1 and errno it must not go on. Both need no_new_privs; queue
+ * is a session's to the workers (-1: none).
+ */
+enum process { ABORTING, SESSION, WORKER, MAIN };
+bool sandbox_main(const char *directory, int queue);
+int sandbox_enter(enum process, int queue);
+
+/* libc's fork() writes, for threads, to pages that each child has to copy. */
+static inline pid_t process_fork(void)
+{
+    return (pid_t)syscall(SYS_fork, SIGCHLD, 0, 0, 0, 0);
+}
 
 #endif
