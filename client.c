@@ -212,8 +212,7 @@ static bool client_execute(struct client *client)
     } else if (!command_execute(client, &command)) {
         return false;
     }
-    if (command.status != GOOD)
-        client->record->errors++;
+    client->record->errors += command.status != GOOD;
     if (command.status != GOOD && command.refusal != NOT_REFUSED
         && !client->refusal_logged) {
         client_warn(client,

@@ -44,10 +44,9 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     if (getppid() != supervisor->pid)
         _exit(ESRCH); /* the supervisor was gone already */
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
-    if (socket < 0)
+    /* The supervisor waits for this byte. */
+    if (socket < 0 || write(supervisor->report[1], "s", 1) < 0)
         _exit(errno);
-    if (write(supervisor->report[1], "s", 1) < 0)
-        _exit(errno); /* the supervisor would wait for this byte */
     log_syslog_renew();
     server->roster.used = 1;
     client_begin(&server->clients[0], socket, &server->service,
@@ -266,7 +265,7 @@ bool supervise(struct supervisor *supervisor)
     struct workers *workers = &supervisor->workers;
     struct roster *roster = &supervisor->server.roster;
     struct pollfd fds[EVENTS] = { { .events = POLLIN },
-                                  { .events = POLLIN },
+                                  { supervisor->report[0], POLLIN, 0 },
                                   { .events = POLLIN } };
 
     for (;;) {
@@ -282,7 +281,7 @@ bool supervise(struct supervisor *supervisor)
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
         if (supervisor->stop_by != NEVER && roster->count == 0
-            && workers_count(workers) == 0)
+            && workers->count == 0)
             return false;
         if (supervisor->stop_by <= now) {
             sessions_kill(roster);
@@ -294,11 +293,10 @@ bool supervise(struct supervisor *supervisor)
             worker_fork(supervisor, due, now);
         wake = sooner(wake, sessions_check(roster, now));
         wake = sooner(wake, report_status(roster, signals & SIGNAL_STATUS,
-                                          workers_count(workers), now));
+                                          workers->count, now));
         if (now < roster->retry)
             wake = sooner(wake, roster->retry);
 
-        fds[REPORT].fd = supervisor->report[0];
         fds[QUEUE].fd = workers->pending == 0 && now >= workers->retry
                             ? supervisor->queue[QUEUE_OUT]
                             : -1;

@@ -53,6 +53,7 @@ void worker_answer(int answer, struct pr_command *);
 /* workers.c: the supervisor's book of them. */
 struct workers {
     unsigned slots, used; /* as in the roster */
+    unsigned count;       /* of places that are not free */
     pid_t *pids;          /* the supervisor's alone; 0: free, see workers.c */
     struct suspension *suspensions; /* shared with the workers */
     pid_t pending; /* the one that has not taken its command; 0: none */
@@ -77,7 +78,4 @@ void workers_ended(struct workers *, pid_t, int status, int64_t now);
  * look again.
  */
 int64_t workers_check(struct workers *, int64_t now, struct suspension **due);
-/* Those that are to be forked for a map, too. */
-unsigned workers_count(const struct workers *);
-
 #endif

@@ -181,17 +181,17 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
 }
 
 /*
- * Stage 6 of privdrop.c. Somebody's map is still suspended, or else there is a
- * command on the queue.
+ * Stage 6 of privdrop.c. Somebody's map is still suspended, or else (NULL)
+ * there is a command on the queue, which may leave our own so.
  */
 __attribute__((noreturn)) static void worker_run(
     const struct supervisor *supervisor, struct suspension *suspension,
-    bool is_resumer)
+    struct suspension *own)
 {
     struct work work = { .fds = { -1, -1 } };
     int error;
 
-    if (!is_resumer) {
+    if (suspension == NULL) {
         error = work_take(supervisor->queue[QUEUE_OUT], &work);
         while (write(supervisor->report[1], "w", 1) < 0 && errno == EINTR)
             ;
@@ -205,14 +205,14 @@ __attribute__((noreturn)) static void worker_run(
                              work.fds[ANSWER]);
     if (supervisor->is_filtered
         && sandbox_enter(WORKER, supervisor->queue[QUEUE_IN]) < 0) {
-        log_error("no seccomp filter for a worker: %s", strerror(errno));
+        log_error("no seccomp filter for a worker:");
         _exit(EXIT_FAILURE);
     }
-    if (is_resumer)
+    if (suspension != NULL)
         multipath_recover(supervisor->server.listener.path,
                           supervisor->report[1], suspension);
     else
-        work_do(supervisor, &work, suspension);
+        work_do(supervisor, &work, own);
     _exit(EXIT_SUCCESS);
 }
 
@@ -234,9 +234,7 @@ int worker_start(struct supervisor *supervisor, struct suspension *suspension,
         if (pid < 0)
             error = errno;
         if (pid == 0)
-            worker_run(supervisor,
-                       suspension ? suspension : &workers->suspensions[place],
-                       suspension != NULL);
+            worker_run(supervisor, suspension, &workers->suspensions[place]);
         madvise(workers->suspensions, size, MADV_DONTFORK);
     }
     workers_started(workers, place, pid, suspension, now);

@@ -42,6 +42,7 @@ void workers_started(struct workers *workers, unsigned place, pid_t pid,
                      struct suspension *suspension, int64_t now)
 {
     if (pid > 0) {
+        workers->count += workers->pids[place] == 0;
         workers->pids[place] = pid;
         workers->used += place == workers->used;
     }
@@ -119,16 +120,9 @@ void workers_ended(struct workers *workers, pid_t pid, int status, int64_t now)
                 log_error("map %.*s may be suspended: having it resumed",
                           ALIAS_SIZE - 1, suspension->alias);
         }
-        if (workers->pids[i] == DEAD && !is_suspender(suspension))
+        if (workers->pids[i] == DEAD && !is_suspender(suspension)) {
             workers->pids[i] = 0; /* whoever it was that has resumed it */
+            workers->count--;
+        }
     }
-}
-
-unsigned workers_count(const struct workers *workers)
-{
-    unsigned i, count = 0;
-
-    for (i = 0; i < workers->used; i++)
-        count += workers->pids[i] != 0;
-    return count;
 }
