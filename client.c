@@ -171,22 +171,13 @@ static bool command_execute(struct client *client, struct pr_command *command)
     report_request(client->record, command);
     if (vet == VET_SEND)
         sg_io_execute(command, SG_IO_TIMEOUT, is_in ? SG_IO_ATTENTIONS : 0);
-    if (vet != VET_MAPPED)
-        return true;
-    if (client->service->queue < 0) {
-        multipath_execute(command, client->service->socket_path, -1,
-                          &client->service->suspension);
-        return true;
-    }
-    client->answer = worker_ask(client->service->queue, command);
-    if (client->answer >= 0) {
+    if (vet == VET_MAPPED)
+        client->answer = multipath_ask(command, client->service->queue,
+                                       client->service->socket_path,
+                                       &client->service->suspension);
+    if (client->answer >= 0)
         client->deadline = clock_us() + WORKER_WITHIN;
-        return false;
-    }
-    client_warn(client, "cannot ask for a command on a multipath map: ",
-                strerror(errno));
-    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    return true;
+    return client->answer < 0;
 }
 
 /*

@@ -19,36 +19,28 @@ struct suspension {
     int64_t resume_by;      /* or another worker does it */
 };
 /*
- * Carries out what sg_io_vet() has found to be for a device-mapper device.
- * lock is a file that all share who do this, which they lock, each map a byte
- * of it; -1: nobody else does. Then the map that a command has left suspended
- * comes first, for which the caller has multipath_check().
+ * Has a command carried out that sg_io_vet() has found to be for a
+ * device-mapper device: by a worker, for which it waits for room on the queue,
+ * which all share; or here (queue is -1), and then a map that is left suspended
+ * comes first, for which there is multipath_check(). Returns where
+ * worker_answer() will find the result once that is readable, or -1 if the
+ * command has it already.
  */
-void multipath_execute(struct pr_command *, const char *socket_path, int lock,
-                       struct suspension *);
+int multipath_ask(struct pr_command *, int queue, const char *socket_path,
+                  struct suspension *);
+/* An answer that has not come by then does not come. */
+#define WORKER_WITHIN (65 * SECOND)
+/*
+ * Takes the result, or reports that the worker is gone or too late. Closes
+ * answer.
+ */
+void worker_answer(int answer, struct pr_command *);
 /*
  * Resumes that map if it is time. Returns the time after that; *wake becomes
  * sooner if it has to be tried again.
  */
 int64_t multipath_check(const char *socket_path, struct suspension *,
                         int64_t now, int64_t *wake);
-
-/*
- * worker.c: has a worker carry out a command. An answer that has not come
- * within WORKER_WITHIN does not come.
- */
-#define WORKER_WITHIN (65 * SECOND)
-/*
- * Asks for a command to be carried out; waits for room on the queue, which all
- * share. Returns where worker_answer() will find the result once that is
- * readable, or -1 and errno if it cannot be asked for.
- */
-int worker_ask(int queue, const struct pr_command *);
-/*
- * Takes the result, or reports that the worker is gone or too late. Closes
- * answer.
- */
-void worker_answer(int answer, struct pr_command *);
 
 /* workers.c: the supervisor's book of them. */
 struct workers {
@@ -59,17 +51,7 @@ struct workers {
     pid_t pending; /* the one that has not taken its command; 0: none */
     int64_t retry; /* when to fork the next, or kill the pending one */
 };
-/*
- * A free place, or that of the dead one whose map is to be resumed; slots:
- * there is none.
- */
-unsigned workers_place(const struct workers *, const struct suspension *);
-/*
- * A worker has been forked (or could not be: pid < 0) for a command on the
- * queue or, with a suspension, to resume that map.
- */
-void workers_started(struct workers *, unsigned place, pid_t,
-                     struct suspension *, int64_t now);
+/* One has taken its command off the queue. */
 void workers_reported(struct workers *);
 void workers_ended(struct workers *, pid_t, int status, int64_t now);
 /*
@@ -78,4 +60,5 @@ void workers_ended(struct workers *, pid_t, int status, int64_t now);
  * look again.
  */
 int64_t workers_check(struct workers *, int64_t now, struct suspension **due);
+
 #endif

@@ -129,6 +129,14 @@ enum holder {
     HOLDER_GONE /* one of ours that is left out */
 };
 
+/* actions.c */
+/*
+ * Carries out a command on a map. lock is a file that all share who do this,
+ * which they lock, each map a byte of it; -1: nobody else does.
+ */
+void multipath_execute(struct pr_command *, const char *socket_path, int lock,
+                       struct suspension *);
+
 /* map.c: the map, its paths, and which of them may be left out. */
 /*
  * One command that may change something on a map at a time: a lock on the byte
@@ -256,6 +264,19 @@ struct path *take_over(struct map *);
  * yet, nothing was.
  */
 void multipath_recover(const char *socket_path, int lock, struct suspension *);
+
+/* workers.c: their book, as far as who forks them has it. */
+/*
+ * A free place, or that of the dead one whose map is to be resumed; slots:
+ * there is none.
+ */
+unsigned workers_place(const struct workers *, const struct suspension *);
+/*
+ * A worker has been forked (or could not be: pid < 0) for a command on the
+ * queue or, with a suspension, to resume that map.
+ */
+void workers_started(struct workers *, unsigned place, pid_t,
+                     struct suspension *, int64_t now);
 
 /* register.c */
 void map_register(struct map *, struct request *);

@@ -62,16 +62,13 @@ static void message_set(struct message *message, const uint8_t *cdb,
 
 /* ---- The session's side ----------------------------------------------- */
 
-int worker_ask(int queue, const struct pr_command *command)
+/* Puts a command on the queue. Less than 0, and errno: it is not there. */
+static ssize_t work_put(int queue, const struct pr_command *command, int answer)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
     struct message message;
     struct cmsghdr *header;
-    int ends[2], error;
-    ssize_t sent;
 
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
-        return -1;
     message_set(&message, command->cdb, command->data,
                 is_out ? command->length : 0);
     message.head.msg_controllen = CMSG_SPACE(DESCRIPTORS * sizeof(int));
@@ -79,16 +76,32 @@ int worker_ask(int queue, const struct pr_command *command)
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(DESCRIPTORS * sizeof(int));
-    memcpy(CMSG_DATA(header), (int[]){ command->fd, ends[1] },
+    memcpy(CMSG_DATA(header), (int[]){ command->fd, answer },
            DESCRIPTORS * sizeof(int));
-    sent = sendmsg(queue, &message.head, MSG_NOSIGNAL);
-    error = errno;
+    return sendmsg(queue, &message.head, MSG_NOSIGNAL);
+}
+
+/* A command that is not put on the queue ends as if its worker had died. */
+int multipath_ask(struct pr_command *command, int queue,
+                  const char *socket_path, struct suspension *suspension)
+{
+    bool is_open;
+    int ends[2];
+
+    if (queue < 0) {
+        multipath_execute(command, socket_path, -1, suspension);
+        return -1;
+    }
+    is_open = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0;
+    if (!is_open || work_put(queue, command, ends[1]) < 0)
+        log_warning("client pid %d uid %u: cannot ask for a command on a "
+                    "multipath map:",
+                    log_about()->pid, log_about()->uid);
+    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    if (!is_open)
+        return -1;
     close(ends[1]);
-    if (sent >= 0)
-        return ends[0];
-    close(ends[0]);
-    errno = error;
-    return -1;
+    return ends[0];
 }
 
 void worker_answer(int answer, struct pr_command *command)
