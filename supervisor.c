@@ -280,13 +280,12 @@ bool supervise(struct supervisor *supervisor)
             children_reap(supervisor, now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
-        if (supervisor->stop_by != NEVER && roster->count == 0
-            && workers->count == 0)
-            return false;
-        if (supervisor->stop_by <= now) {
+        if (supervisor->stop_by <= now)
             sessions_kill(roster);
+        if (supervisor->stop_by <= now
+            || (supervisor->stop_by != NEVER
+                && roster->count + workers->count == 0))
             return false;
-        }
         wake = sooner(wake, workers_check(workers, now, &due));
         /* One: what is due is for the workers to say, who may lie. */
         if (due != NULL)

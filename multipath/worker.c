@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * worker.c - the process that carries out one command on a multipath map, and
- * how a session has it do so.
+ * worker.c - the process that carries out one command on a multipath map, how
+ * a session has it do so, and how the supervisor forks it.
  *
  *	session:    puts the command, the map's descriptor and one end of a
  *	            fresh pair of sockets on the queue, and waits at the other
