@@ -28,7 +28,7 @@ unsigned signals_take(void);
  */
 void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake);
 
-/* descriptors.c: allows most descriptors, or returns how many there can be. */
+/* descriptors.c: allows most descriptors; returns how many there can be. */
 int descriptors_limit(rlim_t most);
 /* Duplicates fd, with one of the two highest numbers that there can be. */
 int descriptor_high(int fd);

@@ -20,7 +20,7 @@ void report_request(const struct record *, const struct pr_command *);
 /* It is answered. The descriptor must still be open. */
 void report_reply(const struct record *, const struct pr_command *,
                   size_t payload);
-/* What came of it, in words; text is room for that. */
+/* Returns what came of it, in words, or text, which is room for them. */
 enum { RESULT_SIZE = 32 };
 const char *report_result(const struct pr_command *, char text[RESULT_SIZE]);
 /*

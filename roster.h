@@ -47,13 +47,13 @@ struct roster {
     unsigned status_slot; /* where report_status() goes on */
     int64_t status_by;    /* and when; NEVER: nobody has asked */
 };
-/* The place with that pid; 0: a free one. From .used on it has nobody. */
+/* Returns the place with that pid; 0: a free one. From .used on: nobody's. */
 unsigned roster_find(const struct roster *, pid_t);
 /* Who comes to that place has no client yet: it is pending. */
 void roster_enter(struct roster *, unsigned place, pid_t);
 /* The pending one has its client now. */
 void roster_greet(struct roster *);
-void roster_remove(struct roster *, unsigned place);
+void roster_remove(struct roster *, unsigned place); /* its client has gone */
 /* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);
 /*

@@ -80,16 +80,16 @@ enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 /* Is this the block device of a whole SCSI disk? */
 bool sg_io_is_disk(const struct stat *);
-/* A character major, and how many minors a disk has: its own, partitions. */
+/* A character major; how many minors a disk has, its partitions' included. */
 enum { SCSI_GENERIC_MAJOR = 21, SCSI_DISK_MINORS = 16 };
 /*
  * Which of the sixteen block majors of SCSI disks this is; -1: none. (Source:
  * Documentation/admin-guide/devices.txt in the kernel.)
  */
 int sg_io_disk_row(unsigned number);
-/* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
+/* Answers INVALID COMMAND OPERATION CODE: the descriptor cannot do that. */
 enum vet sg_io_refuse(struct pr_command *, enum refusal);
-void status_set(struct pr_command *, uint8_t status);
+void status_set(struct pr_command *, uint8_t status); /* without sense data */
 /* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 /* Reads fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */

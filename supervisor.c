@@ -117,7 +117,7 @@ static int64_t sessions_check(struct roster *roster, int64_t now)
     return next;
 }
 
-/* Commands in flight have had their time. */
+/* Kills all of them: commands in flight have had their time. */
 static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
@@ -287,7 +287,7 @@ bool supervise(struct supervisor *supervisor)
                 && roster->count + workers->count == 0))
             return false;
         wake = sooner(wake, workers_check(workers, now, &due));
-        /* One: what is due is for the workers to say, who may lie. */
+        /* But one each time: workers say what is due, and may lie. */
         if (due != NULL)
             worker_fork(supervisor, due, now);
         wake = sooner(wake, sessions_check(roster, now));

@@ -15,7 +15,7 @@
 bool sysfs_has(dev_t, const char *file);
 /* Is this file of it ("/slaves/sda") the device that has the other number? */
 bool sysfs_is(dev_t, const char *file, dev_t other);
-/* One line, without its end. False if it is missing or does not fit. */
+/* Reads a line, without its end. False if it is missing or does not fit. */
 bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 /*
  * Calls found() with each name in a directory, until it returns false. Returns
@@ -24,7 +24,7 @@ bool sysfs_read(dev_t, const char *file, char *line, size_t size);
  */
 bool sysfs_list(const char *directory,
                 bool (*found)(void *context, const char *name), void *context);
-/* The same with the name of each device that this one is made of. */
+/* Does the same with the name of each device that this one is made of. */
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 

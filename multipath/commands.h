@@ -11,12 +11,12 @@
 #include "../sg_io.h"
 #include "multipathd.h"
 
-/* Of a multipath map, as long as somebody must resume it. */
+/* This is known of a multipath map as long as somebody must resume it. */
 struct suspension {
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
-    char witness[32];       /* the path that has kept its key; likewise */
-    int64_t resume_by;      /* or another worker does it */
+    char witness[32];       /* the path that has kept its key; empty: none */
+    int64_t resume_by;      /* then another worker does it */
 };
 /*
  * Has a command carried out that sg_io_vet() has found to be for a
@@ -51,8 +51,7 @@ struct workers {
     pid_t pending; /* the one that has not taken its command; 0: none */
     int64_t retry; /* when to fork the next, or kill the pending one */
 };
-/* One has taken its command off the queue. */
-void workers_reported(struct workers *);
+void workers_reported(struct workers *); /* the pending one has a command */
 void workers_ended(struct workers *, pid_t, int status, int64_t now);
 /*
  * Kills who hangs in taking its command. *due is a map that somebody has to

@@ -267,8 +267,8 @@ void multipath_recover(const char *socket_path, int lock, struct suspension *);
 
 /* workers.c: their book, as far as who forks them has it. */
 /*
- * A free place, or that of the dead one whose map is to be resumed; slots:
- * there is none.
+ * Returns a free place, or that of the dead one whose map is to be resumed; or
+ * slots, if there is none.
  */
 unsigned workers_place(const struct workers *, const struct suspension *);
 /*

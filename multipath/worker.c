@@ -30,7 +30,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { MAP, ANSWER, DESCRIPTORS }; /* that come with a command */
+enum { MAP, ANSWER, DESCRIPTORS }; /* what comes with a command */
 
 /*
  * A command on the queue. There is room for as many descriptors as there can
@@ -176,7 +176,7 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
         .data = work->data,
         .sense = work->sense,
     };
-    /* What the session has found out already; but it is not to be trusted. */
+    /* The session has found this out already, but is not to be trusted. */
     enum vet vet = sg_io_vet(&command);
     size_t size = ANSWER_HEAD;
 
@@ -194,8 +194,8 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
 }
 
 /*
- * Stage 6 of privdrop.c. Somebody's map is still suspended, or else (NULL)
- * there is a command on the queue, which may leave our own so.
+ * Stage 6 of privdrop.c, for a map that is still suspended, or else (NULL) for
+ * a command on the queue, which may leave our own so.
  */
 __attribute__((noreturn)) static void worker_run(
     const struct supervisor *supervisor, struct suspension *suspension,
@@ -240,8 +240,8 @@ int worker_start(struct supervisor *supervisor, struct suspension *suspension,
     pid_t pid = -1;
     int error = 0;
 
-    if (place < workers->slots) { /* or else when one has ended */
-        /* A session is forked without them. */
+    if (place < workers->slots) { /* else again when one ends */
+        /* They are for workers; a session is forked without them. */
         if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
             pid = process_fork();
         if (pid < 0)
