@@ -7,6 +7,7 @@
  * progress, keep a descriptor longer than the request it came with, or let
  * one client's bad input cost anything but that client's connection.
  */
+#include "report.h"
 #include "server.h"
 
 #include <errno.h>
@@ -167,25 +168,16 @@ static bool command_execute(struct client *client, struct pr_command *command)
     client->record->commands++;
     client_busy(client, vet != VET_ANSWERED);
     client->record->state = PROTOCOL_EXECUTE;
-    report_request(client, command);
+    report_request(client->record, command);
     if (vet == VET_SEND)
         sg_io_execute(command, SG_IO_TIMEOUT, is_in ? SG_IO_ATTENTIONS : 0);
-    if (vet != VET_MAPPED)
-        return true;
-    if (client->service->queue < 0) {
-        multipath_execute(command, client->service->socket_path, -1,
-                          &client->service->suspension);
-        return true;
-    }
-    client->answer = worker_ask(client->service->queue, command);
-    if (client->answer >= 0) {
+    if (vet == VET_MAPPED)
+        client->answer = multipath_ask(command, client->service->queue,
+                                       client->service->socket_path,
+                                       &client->service->suspension);
+    if (client->answer >= 0)
         client->deadline = clock_us() + WORKER_WITHIN;
-        return false;
-    }
-    client_warn(client, "cannot ask for a command on a multipath map: ",
-                strerror(errno));
-    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    return true;
+    return client->answer < 0;
 }
 
 /*
@@ -211,8 +203,7 @@ static bool client_execute(struct client *client)
     } else if (!command_execute(client, &command)) {
         return false;
     }
-    if (command.status != GOOD)
-        client->record->errors++;
+    client->record->errors += command.status != GOOD;
     if (command.status != GOOD && command.refusal != NOT_REFUSED
         && !client->refusal_logged) {
         client_warn(client,
@@ -220,7 +211,7 @@ static bool client_execute(struct client *client)
         client->refusal_logged = true;
     }
     protocol_reply(c, command.status, command.payload);
-    report_reply(client, &command, c->size - PROTOCOL_STATUS_SIZE);
+    report_reply(client->record, &command, c->size - PROTOCOL_STATUS_SIZE);
     close(c->fd);
     c->fd = -1;
     return true;

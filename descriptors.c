@@ -8,8 +8,8 @@
  *
  * It must never close a standard descriptor, or the trace file.
  */
-#include "kernel.h"
-#include "server.h"
+#include "log.h"
+#include "process.h"
 
 #include <fcntl.h>
 #include <sys/resource.h>

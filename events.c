@@ -5,7 +5,8 @@
  * It must never let a signal interrupt anything but ppoll(): SG_IO on
  * /dev/sgN would send its command twice, or lose the result.
  */
-#include "server.h"
+#include "log.h"
+#include "process.h"
 
 #include <errno.h>
 #include <signal.h>

@@ -16,6 +16,8 @@
  *
  * It must never lose what is in flight when it is told to stop.
  */
+#include "process.h"
+#include "report.h"
 #include "supervisor.h"
 
 #include <errno.h>
@@ -28,7 +30,7 @@
 
 /* ---- The loop --------------------------------------------------------- */
 
-/* A client is waiting at the listener. */
+/* Takes in the client that waits at the listener. */
 static void client_accept(struct server *server, int64_t now)
 {
     struct roster *roster = &server->roster;
@@ -75,26 +77,8 @@ static void stop(struct server *server, int64_t now)
 }
 
 /*
- * Resumes a map that is suspended, if it is time. Returns the time after that;
- * *wake becomes sooner if it has to be tried again.
- */
-static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
-{
-    struct suspension *suspension = &service->suspension;
-
-    if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
-        multipath_recover(service->socket_path, -1, suspension);
-        now = clock_us();
-        suspension->resume_by = now + 2 * SECOND;
-    }
-    if (suspension->alias[0] != '\0')
-        *wake = sooner(*wake, suspension->resume_by);
-    return now;
-}
-
-/*
- * Serves the clients of the listener until a signal says stop; without one,
- * the one client that there is, until it has gone. That is not closed then: an
+ * Serves the clients of the listener until a signal says stop; or, where there
+ * is no listener, the one client until it has gone. That is not closed then: an
  * exiting process does not linger in close(), whatever a client has queued.
  */
 static void serve(struct server *server)
@@ -112,7 +96,8 @@ static void serve(struct server *server)
         }
         fds[0] = (struct pollfd){ .fd = -1, .events = POLLIN };
         if (server->listener.fd >= 0) {
-            now = map_recover(&server->service, now, &wake);
+            now = multipath_check(server->service.socket_path,
+                                  &server->service.suspension, now, &wake);
             wake = sooner(wake, report_status(&server->roster,
                                               signals & SIGNAL_STATUS, 0, now));
             if (now < server->roster.retry)
@@ -185,7 +170,7 @@ static void server_set_up(struct server *server, const struct options *options,
     server->service.timeout = options->client_timeout;
     server->service.socket_path = server->listener.path;
     server->service.queue = -1;
-    /* One behind the other: in a session both begin on one page. */
+    /* They lie side by side, so that in a session both begin on one page. */
     server->fds = table((clients + 1) * sizeof(struct pollfd)
                             + clients * sizeof(struct client),
                         MAP_PRIVATE);

@@ -7,7 +7,11 @@
  * else from a record, which a session can write to: an index is brought
  * within its bounds where it is used, as it may change meanwhile.
  */
-#include "server.h"
+#include "report.h"
+#include "protocol.h"
+#include "roster.h"
+#include "sg_io.h"
+#include "sysfs.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
@@ -65,14 +69,14 @@ const char *report_result(const struct pr_command *command,
     return text;
 }
 
-void report_request(const struct client *client,
+void report_request(const struct record *record,
                     const struct pr_command *command)
 {
     char device[DEVICE_SIZE];
 
     if (trace_is_on(TRACE_REQUEST))
         trace(TRACE_REQUEST, "client pid %d uid %u: %016llx%04x to %s",
-              client->record->peer.pid, client->record->peer.uid,
+              record->peer.pid, record->peer.uid,
               (unsigned long long)be64_get(command->cdb),
               be16_get(command->cdb + 8), device_name(device, command->fd));
 }
@@ -106,7 +110,7 @@ static const char *command_name(const struct pr_command *command,
     return text;
 }
 
-void report_reply(const struct client *client, const struct pr_command *command,
+void report_reply(const struct record *record, const struct pr_command *command,
                   size_t payload)
 {
     enum trace_event event = command->cdb[0] == PERSISTENT_RESERVE_IN
@@ -116,10 +120,10 @@ void report_reply(const struct client *client, const struct pr_command *command,
 
     if (trace_is_on(event))
         trace(event, "client pid %d uid %u: %s: %s: %s, %zu bytes in %lld us",
-              client->record->peer.pid, client->record->peer.uid,
+              record->peer.pid, record->peer.uid,
               device_name(device, command->fd), command_name(command, name),
               report_result(command, result), payload,
-              (long long)(clock_us() - client->record->since));
+              (long long)(clock_us() - record->since));
 }
 
 /* ---- Clients ---------------------------------------------------------- */

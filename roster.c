@@ -8,7 +8,7 @@
  * It must never believe a record for more than fairness and statistics, or
  * let one peer's connections cost another peer his.
  */
-#include "server.h"
+#include "roster.h"
 
 #include <errno.h>
 

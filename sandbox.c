@@ -21,8 +21,8 @@
  * A list must never name a call that no line of the code makes. Each libc
  * has its own idea of which call that is, so some lines name several.
  */
-#include "kernel.h"
-#include "supervisor.h"
+#include "log.h"
+#include "process.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -92,7 +92,7 @@ static const struct permission permissions[] = {
     /* line_write(); libc, before an abort; client_send() */
     WITH(SESSION, write, 0, STDERR_FILENO), WITH(SESSION, write, 0, TRACE_FILE),
     WITH(SESSION, writev, 0, STDERR_FILENO), WITH(SESSION, sendto, 5, 0),
-    /* worker_ask(): with an address these two could talk to anyone. */
+    /* multipath_ask(): with an address these two could talk to anyone. */
     WITH(SESSION, sendmsg, 0, QUEUE), WITH(SESSION, socketpair, 0, AF_UNIX),
     /* events_wait(), which sleeps when it is short of memory */
     ANY(SESSION, ppoll), ANY(SESSION, nanosleep), ANY(SESSION, clock_nanosleep),

@@ -13,6 +13,7 @@
  */
 #include "sg_io.h"
 #include "protocol.h"
+#include "sysfs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -207,26 +208,22 @@ static void result_set(struct pr_command *command, const struct sg_io_hdr *hdr)
 {
     if (hdr->host_status != 0) {
         outcome_set(command, host_outcomes, hdr->host_status);
-        return;
-    }
-    if (hdr->driver_status == DRIVER_TIMEOUT) {
+    } else if (hdr->driver_status == DRIVER_TIMEOUT) {
         command->is_lost = true;
         status_set(command, BUSY);
-        return;
-    }
-    if ((hdr->driver_status != 0 && hdr->driver_status != DRIVER_SENSE)
-        || (hdr->status == CHECK_CONDITION && hdr->sb_len_wr == 0)) {
+    } else if ((hdr->driver_status != 0 && hdr->driver_status != DRIVER_SENSE)
+               || (hdr->status == CHECK_CONDITION && hdr->sb_len_wr == 0)) {
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-        return;
+    } else {
+        command->status = hdr->status;
+        if (hdr->status != CHECK_CONDITION)
+            memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
+        /* A resid below 0 says that the device had more than we asked for. */
+        if (hdr->resid <= 0)
+            command->payload = command->length;
+        else if ((unsigned)hdr->resid < command->length)
+            command->payload = command->length - (unsigned)hdr->resid;
     }
-    command->status = hdr->status;
-    if (hdr->status != CHECK_CONDITION)
-        memset(command->sense, 0, PROTOCOL_SENSE_SIZE);
-    /* A resid below 0 says that the device had more than we asked for. */
-    if (hdr->resid <= 0)
-        command->payload = command->length;
-    else if ((unsigned)hdr->resid < command->length)
-        command->payload = command->length - (unsigned)hdr->resid;
 }
 
 void sg_io_execute(struct pr_command *command, unsigned timeout,

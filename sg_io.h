@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sg_io.h - one command for one device, what came of it, and what the kernel
- * says of a device.
+ * sg_io.h - one command for one device, and what came of it.
  *
  * It must never know who sends the command.
  */
@@ -14,25 +13,7 @@
 #include <stddef.h>
 #include <sys/stat.h>
 
-/* sysfs.c */
-/* Does sysfs have this block device (""), or this file of it ("/name")? */
-bool sysfs_has(dev_t, const char *file);
-/* Is this file of it ("/slaves/sda") the device that has the other number? */
-bool sysfs_is(dev_t, const char *file, dev_t other);
-/* One line, without its end. False if it is missing or does not fit. */
-bool sysfs_read(dev_t, const char *file, char *line, size_t size);
-/*
- * Calls found() with each name in a directory, until it returns false. Returns
- * false then, and if the names cannot be read. (opendir() would allocate
- * memory, for which the sandbox has no calls.)
- */
-bool sysfs_list(const char *directory,
-                bool (*found)(void *context, const char *name), void *context);
-/* The same with the name of each device that this one is made of. */
-bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
-                  void *context);
-
-/* sg_io.c: one command on one descriptor; and why it is not sent. */
+/* Why a command is not sent. */
 #define EACH_REFUSAL(ITEM)                                                     \
     ITEM(LIST_TOO_LONG, "the parameter list is longer than 8192 bytes")        \
     ITEM(NOT_FOR_WRITING, "the descriptor is not open for writing")            \
@@ -99,24 +80,19 @@ enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 /* Is this the block device of a whole SCSI disk? */
 bool sg_io_is_disk(const struct stat *);
-/* A character major, and how many minors a disk has: its own, partitions. */
+/* A character major; how many minors a disk has, its partitions' included. */
 enum { SCSI_GENERIC_MAJOR = 21, SCSI_DISK_MINORS = 16 };
 /*
  * Which of the sixteen block majors of SCSI disks this is; -1: none. (Source:
  * Documentation/admin-guide/devices.txt in the kernel.)
  */
 int sg_io_disk_row(unsigned number);
-/* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
+/* Answers INVALID COMMAND OPERATION CODE: the descriptor cannot do that. */
 enum vet sg_io_refuse(struct pr_command *, enum refusal);
-void status_set(struct pr_command *, uint8_t status);
+void status_set(struct pr_command *, uint8_t status); /* without sense data */
 /* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 /* Reads fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
-
-/* report.c, for multipath/map.c: what came of a command, in words. */
-enum { RESULT_SIZE = 32 };
-/* What came of it; text is room for that. */
-const char *report_result(const struct pr_command *, char text[RESULT_SIZE]);
 
 #endif

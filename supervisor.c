@@ -10,13 +10,13 @@
  * again. Nor may it wait for a session, or read the queue to the workers.
  */
 #include "supervisor.h"
-#include "kernel.h"
+#include "process.h"
+#include "report.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -44,10 +44,9 @@ static void session_begin(struct supervisor *supervisor, unsigned place)
     if (getppid() != supervisor->pid)
         _exit(ESRCH); /* the supervisor was gone already */
     socket = accept4(server->listener.fd, NULL, NULL, SOCK_CLOEXEC);
-    if (socket < 0)
+    /* The supervisor waits for this byte. */
+    if (socket < 0 || write(supervisor->report[1], "s", 1) < 0)
         _exit(errno);
-    if (write(supervisor->report[1], "s", 1) < 0)
-        _exit(errno); /* the supervisor would wait for this byte */
     log_syslog_renew();
     server->roster.used = 1;
     client_begin(&server->clients[0], socket, &server->service,
@@ -118,7 +117,7 @@ static int64_t sessions_check(struct roster *roster, int64_t now)
     return next;
 }
 
-/* Commands in flight have had their time. */
+/* Kills all of them: commands in flight have had their time. */
 static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
@@ -208,12 +207,6 @@ static void children_reap(struct supervisor *supervisor, int64_t now)
     }
 }
 
-/* libc's fork() writes, for threads, to pages that each child has to copy. */
-static pid_t process_fork(void)
-{
-    return (pid_t)syscall(SYS_fork, SIGCHLD, 0, 0, 0, 0);
-}
-
 /* ---- The loop --------------------------------------------------------- */
 
 static void stop(struct supervisor *supervisor, int64_t now)
@@ -230,29 +223,14 @@ static void stop(struct supervisor *supervisor, int64_t now)
 }
 
 /* Forks for a command on the queue or, with a suspension, to resume a map. */
-static void worker_start(struct supervisor *supervisor,
-                         struct suspension *suspension, int64_t now)
+static void worker_fork(struct supervisor *supervisor,
+                        struct suspension *suspension, int64_t now)
 {
-    struct workers *workers = &supervisor->workers;
-    size_t size = workers->slots * sizeof(struct suspension);
-    unsigned place = workers_place(workers, suspension);
-    pid_t pid = -1;
+    int error = worker_start(supervisor, suspension, now);
 
-    if (place < workers->slots) { /* or else when one has ended */
-        /* A session is forked without them. */
-        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
-            pid = process_fork();
-        if (pid == 0)
-            worker_run(supervisor,
-                       suspension ? suspension : &workers->suspensions[place],
-                       suspension != NULL);
-        madvise(workers->suspensions, size, MADV_DONTFORK);
-        if (pid < 0)
-            make_room(supervisor,
-                      "fork for a command on a multipath map" FORK_CURE, errno,
-                      now);
-    }
-    workers_started(workers, place, pid, suspension, now);
+    if (error != 0)
+        make_room(supervisor, "fork for a command on a multipath map" FORK_CURE,
+                  error, now);
 }
 
 /* Forks for who waits at the listener. Returns true in the session. */
@@ -287,7 +265,7 @@ bool supervise(struct supervisor *supervisor)
     struct workers *workers = &supervisor->workers;
     struct roster *roster = &supervisor->server.roster;
     struct pollfd fds[EVENTS] = { { .events = POLLIN },
-                                  { .events = POLLIN },
+                                  { supervisor->report[0], POLLIN, 0 },
                                   { .events = POLLIN } };
 
     for (;;) {
@@ -302,24 +280,22 @@ bool supervise(struct supervisor *supervisor)
             children_reap(supervisor, now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
-        if (supervisor->stop_by != NEVER && roster->count == 0
-            && workers_count(workers) == 0)
-            return false;
-        if (supervisor->stop_by <= now) {
+        if (supervisor->stop_by <= now)
             sessions_kill(roster);
+        if (supervisor->stop_by <= now
+            || (supervisor->stop_by != NEVER
+                && roster->count + workers->count == 0))
             return false;
-        }
         wake = sooner(wake, workers_check(workers, now, &due));
-        /* One: what is due is for the workers to say, who may lie. */
+        /* But one each time: workers say what is due, and may lie. */
         if (due != NULL)
-            worker_start(supervisor, due, now);
+            worker_fork(supervisor, due, now);
         wake = sooner(wake, sessions_check(roster, now));
         wake = sooner(wake, report_status(roster, signals & SIGNAL_STATUS,
-                                          workers_count(workers), now));
+                                          workers->count, now));
         if (now < roster->retry)
             wake = sooner(wake, roster->retry);
 
-        fds[REPORT].fd = supervisor->report[0];
         fds[QUEUE].fd = workers->pending == 0 && now >= workers->retry
                             ? supervisor->queue[QUEUE_OUT]
                             : -1;
@@ -330,7 +306,7 @@ bool supervise(struct supervisor *supervisor)
         events_wait(fds, EVENTS, now, wake);
 
         if (fds[QUEUE].revents != 0)
-            worker_start(supervisor, NULL, clock_us());
+            worker_fork(supervisor, NULL, clock_us());
         if (fds[LISTENER].revents != 0 && session_start(supervisor, clock_us()))
             return true;
     }

@@ -7,20 +7,9 @@
 
 #include "server.h"
 
-/*
- * sandbox.c: sandbox_main() is for the process that has opened all that it
- * will, and will remove files in directory (empty: in none); it returns whether
- * there is a filter, and logs why not. sandbox_enter() is for a child, on top
- * of that; with -1 and errno it must not go on. Both need no_new_privs; queue
- * is a session's to the workers (-1: none).
- */
-enum process { ABORTING, SESSION, WORKER, MAIN };
-bool sandbox_main(const char *directory, int queue);
-int sandbox_enter(enum process, int queue);
-
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
-/* For another process: fork() works; a client was told to go; it has gone. */
+/* Is there room to fork? Yes; a client was told to go for it; it has gone. */
 enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
 
 struct supervisor {
@@ -37,8 +26,10 @@ struct supervisor {
 /* Returns true in a session, which has its client; false at the end. */
 bool supervise(struct supervisor *);
 
-/* multipath/worker.c; never returns. */
-void worker_run(const struct supervisor *, struct suspension *, bool is_resumer)
-    __attribute__((noreturn));
+/*
+ * multipath/worker.c: forks for a command on the queue or, with a suspension,
+ * to resume that map. Returns 0, or errno if fork() has failed.
+ */
+int worker_start(struct supervisor *, struct suspension *, int64_t now);
 
 #endif

@@ -7,9 +7,10 @@
  * another one, nor take more than the caller has room for. stat() is all
  * that a session may do here (see sandbox.c); to open is for workers.
  */
-#include "sg_io.h"
+#include "sysfs.h"
 
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -9,7 +9,6 @@
  * anything, and say what it cannot know in so many words.
  */
 #include "../multipath/multipathd.h"
-#include "../sg_io.h"
 #include "check.h"
 
 #include <fcntl.h>

@@ -9,6 +9,7 @@
 #include "identity.h"
 #include "../protocol.h"
 #include "../sg_io.h"
+#include "../sysfs.h"
 
 #include <fcntl.h>
 #include <stdlib.h>

@@ -11,6 +11,9 @@
  */
 #include "multipath.h"
 
+#include "../report.h"
+#include "../sysfs.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>

@@ -40,6 +40,7 @@
 #define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us, */
 #define RESUMED_WITHIN (4 * SECOND)     /* and to end that */
 #define RESUME_WITHIN (15 * SECOND)     /* or it hangs in the kernel */
+#define RESUME_AGAIN (2 * SECOND)       /* if it could not be resumed */
 #define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, after COMMAND_WITHIN */
 
 enum { PATHS_MOST = 256 };
@@ -127,6 +128,14 @@ enum holder {
     HOLDER_PATH,
     HOLDER_GONE /* one of ours that is left out */
 };
+
+/* actions.c */
+/*
+ * Carries out a command on a map. lock is a file that all share who do this,
+ * which they lock, each map a byte of it; -1: nobody else does.
+ */
+void multipath_execute(struct pr_command *, const char *socket_path, int lock,
+                       struct suspension *);
 
 /* map.c: the map, its paths, and which of them may be left out. */
 /*
@@ -247,6 +256,27 @@ struct path *preempt_own(struct map *, struct request *);
  * was read last.
  */
 struct path *take_over(struct map *);
+/*
+ * Somebody has died who had suspended the map, or hangs: does what is left to
+ * do. The paths get their keys back first; but if somebody else has the lock,
+ * they have to wait, and I/O has not. Only the path that was the witness can
+ * be that still, as others may have been registered since; if there was none
+ * yet, nothing was.
+ */
+void multipath_recover(const char *socket_path, int lock, struct suspension *);
+
+/* workers.c: their book, as far as who forks them has it. */
+/*
+ * Returns a free place, or that of the dead one whose map is to be resumed; or
+ * slots, if there is none.
+ */
+unsigned workers_place(const struct workers *, const struct suspension *);
+/*
+ * A worker has been forked (or could not be: pid < 0) for a command on the
+ * queue or, with a suspension, to resume that map.
+ */
+void workers_started(struct workers *, unsigned place, pid_t,
+                     struct suspension *, int64_t now);
 
 /* register.c */
 void map_register(struct map *, struct request *);

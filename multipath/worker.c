@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * worker.c - the process that carries out one command on a multipath map, and
- * how a session has it do so.
+ * worker.c - the process that carries out one command on a multipath map, how
+ * a session has it do so, and how the supervisor forks it.
  *
  *	session:    puts the command, the map's descriptor and one end of a
  *	            fresh pair of sockets on the queue, and waits at the other
@@ -19,16 +19,18 @@
  */
 #include "multipath.h"
 
+#include "../process.h"
 #include "../supervisor.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { MAP, ANSWER, DESCRIPTORS }; /* that come with a command */
+enum { MAP, ANSWER, DESCRIPTORS }; /* what comes with a command */
 
 /*
  * A command on the queue. There is room for as many descriptors as there can
@@ -60,16 +62,13 @@ static void message_set(struct message *message, const uint8_t *cdb,
 
 /* ---- The session's side ----------------------------------------------- */
 
-int worker_ask(int queue, const struct pr_command *command)
+/* Puts a command on the queue. Less than 0, and errno: it is not there. */
+static ssize_t work_put(int queue, const struct pr_command *command, int answer)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
     struct message message;
     struct cmsghdr *header;
-    int ends[2], error;
-    ssize_t sent;
 
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
-        return -1;
     message_set(&message, command->cdb, command->data,
                 is_out ? command->length : 0);
     message.head.msg_controllen = CMSG_SPACE(DESCRIPTORS * sizeof(int));
@@ -77,16 +76,32 @@ int worker_ask(int queue, const struct pr_command *command)
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(DESCRIPTORS * sizeof(int));
-    memcpy(CMSG_DATA(header), (int[]){ command->fd, ends[1] },
+    memcpy(CMSG_DATA(header), (int[]){ command->fd, answer },
            DESCRIPTORS * sizeof(int));
-    sent = sendmsg(queue, &message.head, MSG_NOSIGNAL);
-    error = errno;
+    return sendmsg(queue, &message.head, MSG_NOSIGNAL);
+}
+
+/* A command that is not put on the queue ends as if its worker had died. */
+int multipath_ask(struct pr_command *command, int queue,
+                  const char *socket_path, struct suspension *suspension)
+{
+    bool is_open;
+    int ends[2];
+
+    if (queue < 0) {
+        multipath_execute(command, socket_path, -1, suspension);
+        return -1;
+    }
+    is_open = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0;
+    if (!is_open || work_put(queue, command, ends[1]) < 0)
+        log_warning("client pid %d uid %u: cannot ask for a command on a "
+                    "multipath map:",
+                    log_about()->pid, log_about()->uid);
+    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    if (!is_open)
+        return -1;
     close(ends[1]);
-    if (sent >= 0)
-        return ends[0];
-    close(ends[0]);
-    errno = error;
-    return -1;
+    return ends[0];
 }
 
 void worker_answer(int answer, struct pr_command *command)
@@ -161,7 +176,7 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
         .data = work->data,
         .sense = work->sense,
     };
-    /* What the session has found out already; but it is not to be trusted. */
+    /* The session has found this out already, but is not to be trusted. */
     enum vet vet = sg_io_vet(&command);
     size_t size = ANSWER_HEAD;
 
@@ -179,16 +194,17 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
 }
 
 /*
- * The child's side of the supervisor's fork, stage 6 of privdrop.c. Somebody's
- * map is still suspended, or else there is a command on the queue.
+ * Stage 6 of privdrop.c, for a map that is still suspended, or else (NULL) for
+ * a command on the queue, which may leave our own so.
  */
-void worker_run(const struct supervisor *supervisor,
-                struct suspension *suspension, bool is_resumer)
+__attribute__((noreturn)) static void worker_run(
+    const struct supervisor *supervisor, struct suspension *suspension,
+    struct suspension *own)
 {
     struct work work = { .fds = { -1, -1 } };
     int error;
 
-    if (!is_resumer) {
+    if (suspension == NULL) {
         error = work_take(supervisor->queue[QUEUE_OUT], &work);
         while (write(supervisor->report[1], "w", 1) < 0 && errno == EINTR)
             ;
@@ -202,13 +218,38 @@ void worker_run(const struct supervisor *supervisor,
                              work.fds[ANSWER]);
     if (supervisor->is_filtered
         && sandbox_enter(WORKER, supervisor->queue[QUEUE_IN]) < 0) {
-        log_error("no seccomp filter for a worker: %s", strerror(errno));
+        log_error("no seccomp filter for a worker:");
         _exit(EXIT_FAILURE);
     }
-    if (is_resumer)
+    if (suspension != NULL)
         multipath_recover(supervisor->server.listener.path,
                           supervisor->report[1], suspension);
     else
-        work_do(supervisor, &work, suspension);
+        work_do(supervisor, &work, own);
     _exit(EXIT_SUCCESS);
+}
+
+/* ---- The supervisor's side -------------------------------------------- */
+
+int worker_start(struct supervisor *supervisor, struct suspension *suspension,
+                 int64_t now)
+{
+    struct workers *workers = &supervisor->workers;
+    size_t size = workers->slots * sizeof(struct suspension);
+    unsigned place = workers_place(workers, suspension);
+    pid_t pid = -1;
+    int error = 0;
+
+    if (place < workers->slots) { /* else again when one ends */
+        /* They are for workers; a session is forked without them. */
+        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
+            pid = process_fork();
+        if (pid < 0)
+            error = errno;
+        if (pid == 0)
+            worker_run(supervisor, suspension, &workers->suspensions[place]);
+        madvise(workers->suspensions, size, MADV_DONTFORK);
+    }
+    workers_started(workers, place, pid, suspension, now);
+    return error;
 }

@@ -325,23 +325,20 @@ int fuzz_prctl(int option, ...)
     return 0;
 }
 
-/* Only a process that has no queue does that. */
-void multipath_execute(struct pr_command *command, const char *socket_path,
-                       int lock, struct suspension *suspension)
+int multipath_ask(struct pr_command *command, int queue,
+                  const char *socket_path, struct suspension *suspension)
 {
-    (void)command;
     (void)socket_path;
-    (void)lock;
     (void)suspension;
-    MUST(false);
-}
-
-int worker_ask(int queue, const struct pr_command *command)
-{
     MUST(queue == QUEUE && peer.vetted && !peer.asked);
     command_check(command);
-    if (input_number(1) == 255)
-        return -1; /* for whatever reason */
+    if (input_number(1) == 255) { /* for whatever reason */
+        command->payload = 0;
+        command->status = 2;
+        memset(command->sense, 0xb, 96);
+        reply_expect(command);
+        return -1;
+    }
     peer.asked = true;
     return ANSWER;
 }
@@ -355,32 +352,18 @@ void worker_answer(int fd, struct pr_command *command)
     answer(command);
 }
 
-/* For a command that could not be asked for. */
-void sense_set(struct pr_command *command, uint8_t key, uint8_t asc,
-               uint8_t ascq)
-{
-    MUST(peer.vetted && !peer.asked);
-    MUST(key == 0xb && asc == 8 && ascq == 0);
-    command->payload = 0;
-    command->status = 2;
-    memset(command->sense, 0, 96);
-    command->sense[2] = key;
-    command->sense[12] = asc;
-    reply_expect(command);
-}
-
-void report_request(const struct client *client,
+void report_request(const struct record *record,
                     const struct pr_command *command)
 {
-    (void)client;
+    (void)record;
     MUST(!peer.is_closed[command->fd - FIRST_FD]);
 }
 
 /* The descriptor is still open, and the size is the reply's. */
-void report_reply(const struct client *client, const struct pr_command *command,
+void report_reply(const struct record *record, const struct pr_command *command,
                   size_t payload)
 {
-    (void)client;
+    (void)record;
     MUST(!peer.is_closed[command->fd - FIRST_FD]);
     MUST(HEAD + payload == peer.size);
 }

@@ -6,7 +6,7 @@
 # order.
 set -eu
 
-order='prhelper supervisor workers client worker actions register
+order='prhelper supervisor client worker workers actions register
     preempt sweep map multipathd report sandbox roster descriptors events options
     listen daemon privdrop sg_io sysfs protocol log'
 
