@@ -30,20 +30,6 @@ enum { ACTIVATION_FD = 3 }; /* SD_LISTEN_FDS_START, sd-daemon.h */
  */
 enum { BACKLOG = 16 };
 
-/*
- * The number that a variable of the environment is; -1: it is none. One for
- * another process may have come down to us: a pid has to be compared by the
- * process that was started, before it forks.
- */
-static long number_of(const char *variable)
-{
-    const char *text = getenv(variable);
-    char *end = NULL;
-    long number = text != NULL ? strtol(text, &end, 10) : -1;
-
-    return end != NULL && *end == '\0' ? number : -1;
-}
-
 static int passed_option(int option)
 {
     int value = -1; /* stays so if it is no socket */
@@ -57,12 +43,12 @@ void listen_activated(struct listener *listener, const char *path)
 {
     static const int attached[] = { SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD };
     const int off = 0;
-    long count = number_of("LISTEN_FDS");
+    int64_t count = number_of(getenv("LISTEN_FDS"));
     size_t i;
 
     listener->fd = -1;
-    if (number_of("LISTEN_PID") != (long)getpid())
-        return;
+    if (number_of(getenv("LISTEN_PID")) != getpid())
+        return; /* they were for another process, and have come down to us */
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
@@ -215,7 +201,7 @@ int notify_open(void)
 
     if (name == NULL
         || (getenv("SYSTEMD_EXEC_PID") != NULL
-            && number_of("SYSTEMD_EXEC_PID") != (long)getpid()))
+            && number_of(getenv("SYSTEMD_EXEC_PID")) != getpid()))
         return -1;
     length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {

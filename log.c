@@ -269,14 +269,6 @@ int64_t log_check(int64_t now)
 
 /* ---- Trace events ------------------------------------------------------ */
 
-void trace_list(void)
-{
-    int event;
-
-    for (event = 0; event < TRACE_EVENTS; event++)
-        dprintf(STDOUT_FILENO, "%s\n", names[event]);
-}
-
 /* In a pattern, * stands for any characters, and ? for one. */
 static bool matches(const char *pattern, const char *name)
 {
@@ -289,18 +281,22 @@ static bool matches(const char *pattern, const char *name)
 
 void trace_enable(const char *pattern)
 {
-    bool is_off = pattern[0] == '-';
+    bool is_help = strcmp(pattern, "help") == 0, is_off = pattern[0] == '-';
     unsigned event, matching = 0;
 
-    pattern += is_off;
-    for (event = 0; event < TRACE_EVENTS; event++)
-        if (matches(pattern, names[event]))
+    for (event = 0; event < TRACE_EVENTS; event++) {
+        if (is_help)
+            dprintf(STDOUT_FILENO, "%s\n", names[event]);
+        if (matches(pattern + is_off, names[event]))
             matching |= 1U << event;
+    }
+    if (is_help)
+        exit(EXIT_SUCCESS);
     log_state.traced |= matching;
     if (is_off)
         log_state.traced ^= matching;
     if (matching == 0 && strpbrk(pattern, "*?") == NULL)
-        log_warning("trace event '%s' does not exist", pattern);
+        log_warning("trace event '%s' does not exist", pattern + is_off);
 }
 
 void trace_file_set(int fd)

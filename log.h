@@ -97,9 +97,10 @@ void log_at(int level, const char *format, ...)
     EVENT(TRACE_MULTIPATHD, "multipathd", 1)
 #define TRACE_EVENT(event, name, is_verbose) event,
 enum trace_event { TRACES(TRACE_EVENT) TRACE_EVENTS };
-/* For -T help. */
-void trace_list(void);
-/* Turns on what matches; with a - before the pattern, off. */
+/*
+ * Turns on what matches; with a - before the pattern, off. The pattern "help"
+ * lists all events, and exits.
+ */
 void trace_enable(const char *pattern);
 /* Takes over fd, and closes the one before. */
 void trace_file_set(int fd);

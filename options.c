@@ -9,8 +9,6 @@
 #include "protocol.h"
 #include "start.h"
 
-#include <ctype.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -70,28 +68,15 @@ static void print(const char *text)
     exit(EXIT_SUCCESS);
 }
 
-/* A decimal number up to most, and nothing else. */
-static bool number_parse(const char *text, unsigned long most,
-                         unsigned long *value)
-{
-    char *end;
-
-    errno = 0;
-    *value = strtoul(text, &end, 10);
-    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
-           && *value <= most;
-}
-
 /* The argument of an option: one from least to most; anything else is fatal. */
-static int64_t number(const char *option, unsigned long least,
-                      unsigned long most)
+static int64_t number(const char *option, int64_t least, int64_t most)
 {
-    unsigned long value;
+    int64_t value = number_of(optarg);
 
-    if (!number_parse(optarg, most, &value) || value < least)
-        fatal("--%s: '%s' is not a number from %lu to %lu", option, optarg,
-              least, most);
-    return (int64_t)value;
+    if (value < least || value > most)
+        fatal("--%s: '%s' is not a number from %d to %d", option, optarg,
+              (int)least, (int)most);
+    return value;
 }
 
 /* Reads a line without its end, as far as it fits. False: there is none. */
@@ -115,24 +100,23 @@ static bool line_read(int fd, const char *path, char *line, size_t size)
  */
 static unsigned id_find(const char *kind, const char *file)
 {
-    const char *name = optarg;
-    size_t length = strcspn(name, ":");
     int fd = open(file, O_RDONLY | O_CLOEXEC);
-    char line[256], *text;
-    unsigned long id;
+    char line[256], *rest;
+    int64_t id = -1;
 
-    while (fd >= 0 && line_read(fd, file, line, sizeof(line)))
-        if (name[length] == '\0' && strncmp(line, name, length) == 0
-            && line[length] == ':'
-            && (text = strchr(line + length + 1, ':')) != NULL) {
-            name = text + 1;
-            text[1 + strcspn(text + 1, ":")] = '\0';
-            break;
+    while (fd >= 0 && id < 0 && line_read(fd, file, line, sizeof(line))) {
+        rest = line;
+        if (strcmp(strsep(&rest, ":"), optarg) == 0) {
+            (void)strsep(&rest, ":"); /* the password */
+            id = number_of(strsep(&rest, ":"));
         }
+    }
     if (fd >= 0)
         close(fd);
-    if (!number_parse(name, (uid_t)-2, &id))
-        fatal("invalid %s '%s': no number, and not in %s", kind, name, file);
+    if (id < 0)
+        id = number_of(optarg);
+    if (id < 0 || id > (uid_t)-2)
+        fatal("invalid %s '%s': no number, and not in %s", kind, optarg, file);
     return (unsigned)id;
 }
 
@@ -159,34 +143,23 @@ static void trace_events(const char *path)
 
 static void trace_parse(char *argument)
 {
-    bool is_first = true;
-    char *word;
+    char *first = strtok(argument, ","), *word;
 
-    for (word = strtok(argument, ","); word != NULL;
-         word = strtok(NULL, ","), is_first = false) {
-        char *value = strchr(word, '=');
-        const char *key = word;
+    for (word = first; word != NULL; word = strtok(NULL, ",")) {
+        size_t key = strcspn(word, "=");
 
-        if (value != NULL)
-            *value++ = '\0';
-        if (value == NULL && is_first) {
-            value = word;
-            key = "enable";
-        }
-        if (value != NULL && strcmp(key, "events") == 0) {
-            trace_events(value);
-        } else if (value != NULL && strcmp(key, "file") == 0) {
+        if (strncmp(word, "events=", 7) == 0)
+            trace_events(word + 7);
+        else if (strncmp(word, "file=", 5) == 0)
             /* Without O_NONBLOCK this would wait for a FIFO's reader. */
-            trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
-                                                 | O_NONBLOCK | O_NOCTTY));
-        } else if (value == NULL || strcmp(key, "enable") != 0) {
-            fatal("Invalid parameter '%s'", word);
-        } else if (strcmp(value, "help") == 0) {
-            trace_list();
-            exit(EXIT_SUCCESS);
-        } else {
-            trace_enable(value);
-        }
+            trace_file_set(trace_open(word + 5, O_WRONLY | O_CREAT | O_APPEND
+                                                    | O_NONBLOCK | O_NOCTTY));
+        else if (strncmp(word, "enable=", 7) == 0)
+            trace_enable(word + 7);
+        else if (word == first && word[key] == '\0')
+            trace_enable(word);
+        else
+            fatal("Invalid parameter '%.*s'", (int)key, word);
     }
 }
 
@@ -197,13 +170,11 @@ static const char *absolute(const char *path)
     return path;
 }
 
-static bool is_on(const char *option)
+static bool is_on(const char *argument)
 {
-    bool on = strcmp(optarg, "on") == 0;
-
-    if (!on && strcmp(optarg, "off") != 0)
-        fatal("--%s: '%s' is neither on nor off", option, optarg);
-    return on;
+    if (strcmp(argument, "on") != 0 && strcmp(argument, "off") != 0)
+        fatal("--sandbox: '%s' is neither on nor off", argument);
+    return argument[1] == 'n';
 }
 
 static const char letters[] = "hVdf:k:u:g:qvT:";
@@ -220,8 +191,8 @@ static const char letters[] = "hVdf:k:u:g:qvT:";
     ARGUMENT('k', "socket", options->socket_path = absolute(optarg))           \
     ARGUMENT('u', "user", options->uid = id_find("user", "/etc/passwd"))       \
     ARGUMENT('g', "group", options->gid = id_find("group", "/etc/group"))      \
-    ALONE('q', "quiet", options->quiet = true)                                 \
-    ALONE('v', "verbose", options->verbosity++)                                \
+    ALONE('q', "quiet", options->level = LOG_ERRORS)                           \
+    ALONE('v', "verbose", options->level += options->level >= LOG_NORMAL)      \
     ARGUMENT('T', "trace", (void)0 /* see below */)                            \
     ALONE('P', "single-process", options->single_process = true)               \
     ARGUMENT('M', "max-clients",                                               \
@@ -232,7 +203,7 @@ static const char letters[] = "hVdf:k:u:g:qvT:";
     ARGUMENT('S', "stop-timeout",                                              \
              options->stop_timeout = number("stop-timeout", 0, 86400)          \
                                      * SECOND)                                 \
-    ARGUMENT('B', "sandbox", options->sandbox = is_on("sandbox"))
+    ARGUMENT('B', "sandbox", options->sandbox = is_on(optarg))
 #define LONG_ALONE(letter, name, action)                                       \
     { (name), no_argument, NULL, (letter) },
 #define LONG_ARGUMENT(letter, name, action)                                    \
@@ -262,7 +233,7 @@ void options_parse(struct options *options, int argc, char **argv)
     }
     if (options->background && options->pid_file == NULL)
         options->pid_file = PID_FILE;
-    log_level_set(options->quiet ? LOG_ERRORS : options->verbosity);
+    log_level_set(options->level);
     /* -T is for another turn, as -q silences also what was said before it. */
     optind = 1;
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
