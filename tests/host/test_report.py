@@ -611,8 +611,8 @@ def ask(main):
         return ([tuple(map(int, m.groups())) for m in map(TOTALS.match, rest)
                  if m], [m.groups() for m in map(LINE.match, rest) if m])
     wait_until(lambda: answer()[0] and len(answer()[1]) >= answer()[0][0][0])
-    totals, lines = answer()
-    assert len(totals) == 1 and len(lines) == totals[0][0], main.log()
+    totals, lines = answer()        # one may have come in between
+    assert len(totals) == 1 and len(lines) >= totals[0][0], main.log()
     return totals[0], lines
 
 
