@@ -84,19 +84,6 @@ static int unix_socket(int type)
 }
 
 /*
- * Can others put something there? Whoever owns the directory can do so, and
- * who is in its group or its access list.
- */
-static bool is_shared_directory(const char *directory)
-{
-    struct stat st;
-
-    return stat(directory, &st) == 0
-           && (st.st_uid != geteuid()
-               || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
-}
-
-/*
  * Does one of us listen there? A listener of another uid does not count: it
  * is a trap or a leftover. One whose backlog stays full tells no uid: only
  * where nobody else can make one is it taken for ours.
@@ -155,6 +142,7 @@ void listen_open(struct listener *listener, const char *path)
     socklen_t length;
     int tries = 1000;
     bool is_shared;
+    struct stat st;
 
     if (path == NULL)
         path = PROTOCOL_SOCKET;
@@ -164,13 +152,15 @@ void listen_open(struct listener *listener, const char *path)
               sizeof(address.sun_path) - 1);
     snprintf(listener->directory, sizeof(listener->directory), "%.*s",
              (int)(strrchr(path, '/') - path) + 1, path);
-    is_shared = is_shared_directory(listener->directory);
+    /* Who owns it, is in its group or access list, can put things there. */
+    is_shared = stat(listener->directory, &st) == 0
+                && (st.st_uid != geteuid()
+                    || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
     listener->fd = unix_socket(SOCK_STREAM);
-    place_clear(path, &address, length, is_shared);
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
-        if (errno != EADDRINUSE || !is_shared || --tries == 0)
+        if (errno != EADDRINUSE || --tries == 0)
             fatal("cannot bind socket to %s:", path);
-        place_clear(path, &address, length, is_shared); /* it is back */
+        place_clear(path, &address, length, is_shared);
     }
     /* Whoever could connect may have put another in its place already. */
     (void)lstat(path, &listener->made); /* 0 if it is gone, as no file is */
