@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * kernel.h - numbers of Linux' interfaces that the headers of the kernel or
- * of libc may be too old to have: those of Linux 4.3 are enough. What the
+ * of libc may be too old to have: those of Linux 4.14 are enough. What the
  * kernel that we run on is too old for is for the caller to find out.
  *
- * It must never have a number that the headers of Linux 4.3 have, or another
+ * It must never have a number that the headers of Linux 4.14 have, or another
  * value than newer ones: tests/host/test_headers.py takes those away.
  */
 #ifndef KERNEL_H
@@ -19,27 +19,6 @@
 /* Where there is but clone(), with its arguments. */
 #ifndef SYS_fork
 #define SYS_fork SYS_clone
-#endif
-
-/* Linux 4.11; a libc for 32 bits may call it for stat() and fstat(). */
-#ifndef SYS_statx
-#if defined(__x86_64__)
-#define SYS_statx 332
-#elif defined(__arm__)
-#define SYS_statx 397
-#elif defined(__s390x__)
-#define SYS_statx 379
-#elif defined(__i386__) || defined(__powerpc64__)
-#define SYS_statx 383
-#else
-#define SYS_statx 291 /* where all numbers are the same */
-#endif
-#endif
-
-/* Linux 4.14 */
-#ifndef SECCOMP_RET_KILL_PROCESS
-#define SECCOMP_RET_KILL_PROCESS 0x80000000U
-#define SECCOMP_FILTER_FLAG_LOG 2
 #endif
 
 /* Linux 5.0 */
