@@ -53,9 +53,9 @@ struct shared {
 static struct shared unshared;
 static struct {
     int level;
-    bool may_block;
     int facility; /* of the priorities on stderr; -1: there are none */
-    char pid[16]; /* for syslogd, main's, as sessions may not ask */
+    char pid[11]; /* for syslogd, main's, as sessions may not ask */
+    bool may_block;
     struct log_peer peer;
     unsigned told;   /* how many were lost then, in vain */
     int64_t tell_by; /* 0, or when to say it */
