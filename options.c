@@ -181,42 +181,38 @@ static const char letters[] = "hVdf:k:u:g:qvT:";
 
 /*
  * Each option: its letter (that of a long one alone is not in letters[]), its
- * name, and what it does; ALONE or with an ARGUMENT, which is in optarg then.
+ * name, if it has an argument, which is in optarg then, and what it does.
  */
-#define OPTIONS(ALONE, ARGUMENT)                                               \
-    ALONE('h', "help", print(usage))                                           \
-    ALONE('V', "version", print(PROGRAM " " VERSION " (prhelper)\n"))          \
-    ALONE('d', "daemon", options->background = true)                           \
-    ARGUMENT('f', "pidfile", options->pid_file = optarg)                       \
-    ARGUMENT('k', "socket", options->socket_path = absolute(optarg))           \
-    ARGUMENT('u', "user", options->uid = id_find("user", "/etc/passwd"))       \
-    ARGUMENT('g', "group", options->gid = id_find("group", "/etc/group"))      \
-    ALONE('q', "quiet", options->level = LOG_ERRORS)                           \
-    ALONE('v', "verbose", options->level += options->level >= LOG_NORMAL)      \
-    ARGUMENT('T', "trace", (void)0 /* see below */)                            \
-    ALONE('P', "single-process", options->single_process = true)               \
-    ARGUMENT('M', "max-clients",                                               \
-             options->max_clients = (unsigned)number("max-clients", 1, 8192))  \
-    ARGUMENT('C', "client-timeout",                                            \
-             options->client_timeout = number("client-timeout", 1, 86400)      \
-                                       * SECOND)                               \
-    ARGUMENT('S', "stop-timeout",                                              \
-             options->stop_timeout = number("stop-timeout", 0, 86400)          \
-                                     * SECOND)                                 \
-    ARGUMENT('B', "sandbox", options->sandbox = is_on(optarg))
-#define LONG_ALONE(letter, name, action)                                       \
-    { (name), no_argument, NULL, (letter) },
-#define LONG_ARGUMENT(letter, name, action)                                    \
-    { (name), required_argument, NULL, (letter) },
-#define CASE(letter, name, action)                                             \
+#define OPTIONS(OPTION)                                                        \
+    OPTION('h', "help", 0, print(usage))                                       \
+    OPTION('V', "version", 0, print(PROGRAM " " VERSION " (prhelper)\n"))      \
+    OPTION('d', "daemon", 0, options->background = true)                       \
+    OPTION('f', "pidfile", 1, options->pid_file = optarg)                      \
+    OPTION('k', "socket", 1, options->socket_path = absolute(optarg))          \
+    OPTION('u', "user", 1, options->uid = id_find("user", "/etc/passwd"))      \
+    OPTION('g', "group", 1, options->gid = id_find("group", "/etc/group"))     \
+    OPTION('q', "quiet", 0, options->level = LOG_ERRORS)                       \
+    OPTION('v', "verbose", 0, options->level += options->level >= LOG_NORMAL)  \
+    OPTION('T', "trace", 1, (void)0 /* see below */)                           \
+    OPTION('P', "single-process", 0, options->single_process = true)           \
+    OPTION('M', "max-clients", 1,                                              \
+           options->max_clients = (unsigned)number("max-clients", 1, 8192))    \
+    OPTION('C', "client-timeout", 1,                                           \
+           options->client_timeout = SECOND                                    \
+                                     * number("client-timeout", 1, 86400))     \
+    OPTION('S', "stop-timeout", 1,                                             \
+           options->stop_timeout = SECOND * number("stop-timeout", 0, 86400))  \
+    OPTION('B', "sandbox", 1, options->sandbox = is_on(optarg))
+#define LONG(letter, name, has_argument, action)                               \
+    { (name), (has_argument), NULL, (letter) },
+#define CASE(letter, name, has_argument, action)                               \
     case letter:                                                               \
         (action);                                                              \
         break;
 
 void options_parse(struct options *options, int argc, char **argv)
 {
-    static const struct option long_options[32] = { OPTIONS(LONG_ALONE,
-                                                            LONG_ARGUMENT) };
+    static const struct option long_options[32] = { OPTIONS(LONG) };
     static char program[] = PROGRAM;
     int option;
 
@@ -226,7 +222,7 @@ void options_parse(struct options *options, int argc, char **argv)
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1) {
         switch (option) {
-            OPTIONS(CASE, CASE)
+            OPTIONS(CASE)
         default:
             fatal("Try `" PROGRAM " --help' for more information.");
         }
