@@ -91,21 +91,16 @@ static int unix_socket(int type)
 static bool is_alive(const struct sockaddr_un *address, socklen_t length,
                      bool is_shared)
 {
-    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
+    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 }; /* of no connection */
     socklen_t size = sizeof(peer);
-    int fd = unix_socket(SOCK_STREAM);
-    int result, tries = 100;
-    bool alive;
+    int fd = unix_socket(SOCK_STREAM), tries = 100;
 
-    while ((result = connect(fd, (const struct sockaddr *)address, length)) < 0
-           && errno == EAGAIN && tries-- > 0)
+    while (connect(fd, (const struct sockaddr *)address, length) < 0
+           && errno == EAGAIN && --tries > 0)
         nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
-    alive = result < 0
-                ? errno == EAGAIN && !is_shared
-                : getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0
-                      && peer.uid == geteuid();
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size);
     close(fd);
-    return alive;
+    return peer.uid == geteuid() || (tries == 0 && !is_shared);
 }
 
 /*

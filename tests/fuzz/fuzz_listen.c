@@ -57,6 +57,7 @@ static struct {
     uint32_t found;    /* by the last lstat() */
     uint32_t made;     /* found by the first one after bind() */
     bool may_be_alive; /* what listens there */
+    bool connected;    /* the last socket to it */
     bool bound;
     bool is_shared;
 } place;
@@ -113,7 +114,10 @@ int fuzz_getsockopt(int fd, int level, int option, void *value, socklen_t *size)
     errno = ENOTSOCK;
     if (option == SO_PEERCRED) {
         MUST(fd >= FIRST_FD && *size == sizeof(peer));
-        place.may_be_alive = found == 0;
+        if (!place.connected)
+            peer = (struct ucred){ 0, (uid_t)-1, (gid_t)-1 };
+        else
+            place.may_be_alive = found == 0;
         memcpy(value, &peer, sizeof(peer));
         return found == 2 ? -1 : 0;
     }
@@ -197,6 +201,7 @@ int fuzz_connect(int fd, const struct sockaddr *address, socklen_t size)
     MUST(place.is_stream || place.notify[0] == '/' || place.notify[0] == '@');
     errno = errors[answer(5)];
     place.may_be_alive = errno == EAGAIN && !place.is_shared;
+    place.connected = errno == 0;
     return errno != 0 ? -1 : 0;
 }
 
