@@ -27,12 +27,10 @@
 #endif
 
 /* Linux 5.1, for 32 bits: times that do not end in 2038. */
-#ifdef SYS_fcntl64
-#ifndef SYS_ppoll_time64
+#if defined(SYS_fcntl64) && !defined(SYS_ppoll_time64)
 #define SYS_clock_gettime64 403
 #define SYS_clock_nanosleep_time64 407
 #define SYS_ppoll_time64 414
-#endif
 #endif
 
 /* What musl for 32 bits calls those with times that do. */
