@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * kernel.h - numbers of Linux' interfaces that the headers of the kernel or
- * of libc may be too old to have: those of Linux 4.3 are enough. What the
+ * of libc may be too old to have: those of Linux 4.14 are enough. What the
  * kernel that we run on is too old for is for the caller to find out.
  *
- * It must never have a number that the headers of Linux 4.3 have, or another
+ * It must never have a number that the headers of Linux 4.14 have, or another
  * value than newer ones: tests/host/test_headers.py takes those away.
  */
 #ifndef KERNEL_H
@@ -21,39 +21,16 @@
 #define SYS_fork SYS_clone
 #endif
 
-/* Linux 4.11; a libc for 32 bits may call it for stat() and fstat(). */
-#ifndef SYS_statx
-#if defined(__x86_64__)
-#define SYS_statx 332
-#elif defined(__arm__)
-#define SYS_statx 397
-#elif defined(__s390x__)
-#define SYS_statx 379
-#elif defined(__i386__) || defined(__powerpc64__)
-#define SYS_statx 383
-#else
-#define SYS_statx 291 /* where all numbers are the same */
-#endif
-#endif
-
-/* Linux 4.14 */
-#ifndef SECCOMP_RET_KILL_PROCESS
-#define SECCOMP_RET_KILL_PROCESS 0x80000000U
-#define SECCOMP_FILTER_FLAG_LOG 2
-#endif
-
 /* Linux 5.0 */
 #ifndef AUDIT_ARCH_RISCV64
 #define AUDIT_ARCH_RISCV64 0xc00000f3U
 #endif
 
 /* Linux 5.1, for 32 bits: times that do not end in 2038. */
-#ifdef SYS_fcntl64
-#ifndef SYS_ppoll_time64
+#if defined(SYS_fcntl64) && !defined(SYS_ppoll_time64)
 #define SYS_clock_gettime64 403
 #define SYS_clock_nanosleep_time64 407
 #define SYS_ppoll_time64 414
-#endif
 #endif
 
 /* What musl for 32 bits calls those with times that do. */

@@ -30,20 +30,6 @@ enum { ACTIVATION_FD = 3 }; /* SD_LISTEN_FDS_START, sd-daemon.h */
  */
 enum { BACKLOG = 16 };
 
-/*
- * The number that a variable of the environment is; -1: it is none. One for
- * another process may have come down to us: a pid has to be compared by the
- * process that was started, before it forks.
- */
-static long number_of(const char *variable)
-{
-    const char *text = getenv(variable);
-    char *end = NULL;
-    long number = text != NULL ? strtol(text, &end, 10) : -1;
-
-    return end != NULL && *end == '\0' ? number : -1;
-}
-
 static int passed_option(int option)
 {
     int value = -1; /* stays so if it is no socket */
@@ -57,12 +43,12 @@ void listen_activated(struct listener *listener, const char *path)
 {
     static const int attached[] = { SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD };
     const int off = 0;
-    long count = number_of("LISTEN_FDS");
+    int64_t count = number_of(getenv("LISTEN_FDS"));
     size_t i;
 
     listener->fd = -1;
-    if (number_of("LISTEN_PID") != (long)getpid())
-        return;
+    if (number_of(getenv("LISTEN_PID")) != getpid())
+        return; /* they were for another process, and have come down to us */
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
@@ -98,19 +84,6 @@ static int unix_socket(int type)
 }
 
 /*
- * Can others put something there? Whoever owns the directory can do so, and
- * who is in its group or its access list.
- */
-static bool is_shared_directory(const char *directory)
-{
-    struct stat st;
-
-    return stat(directory, &st) == 0
-           && (st.st_uid != geteuid()
-               || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
-}
-
-/*
  * Does one of us listen there? A listener of another uid does not count: it
  * is a trap or a leftover. One whose backlog stays full tells no uid: only
  * where nobody else can make one is it taken for ours.
@@ -118,21 +91,16 @@ static bool is_shared_directory(const char *directory)
 static bool is_alive(const struct sockaddr_un *address, socklen_t length,
                      bool is_shared)
 {
-    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
+    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 }; /* of no connection */
     socklen_t size = sizeof(peer);
-    int fd = unix_socket(SOCK_STREAM);
-    int result, tries = 100;
-    bool alive;
+    int fd = unix_socket(SOCK_STREAM), tries = 100;
 
-    while ((result = connect(fd, (const struct sockaddr *)address, length)) < 0
-           && errno == EAGAIN && tries-- > 0)
+    while (connect(fd, (const struct sockaddr *)address, length) < 0
+           && errno == EAGAIN && --tries > 0)
         nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
-    alive = result < 0
-                ? errno == EAGAIN && !is_shared
-                : getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0
-                      && peer.uid == geteuid();
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size);
     close(fd);
-    return alive;
+    return peer.uid == geteuid() || (tries == 0 && !is_shared);
 }
 
 /*
@@ -169,6 +137,7 @@ void listen_open(struct listener *listener, const char *path)
     socklen_t length;
     int tries = 1000;
     bool is_shared;
+    struct stat st;
 
     if (path == NULL)
         path = PROTOCOL_SOCKET;
@@ -178,13 +147,15 @@ void listen_open(struct listener *listener, const char *path)
               sizeof(address.sun_path) - 1);
     snprintf(listener->directory, sizeof(listener->directory), "%.*s",
              (int)(strrchr(path, '/') - path) + 1, path);
-    is_shared = is_shared_directory(listener->directory);
+    /* Who owns it, is in its group or access list, can put things there. */
+    is_shared = stat(listener->directory, &st) == 0
+                && (st.st_uid != geteuid()
+                    || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
     listener->fd = unix_socket(SOCK_STREAM);
-    place_clear(path, &address, length, is_shared);
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
-        if (errno != EADDRINUSE || !is_shared || --tries == 0)
+        if (errno != EADDRINUSE || --tries == 0)
             fatal("cannot bind socket to %s:", path);
-        place_clear(path, &address, length, is_shared); /* it is back */
+        place_clear(path, &address, length, is_shared);
     }
     /* Whoever could connect may have put another in its place already. */
     (void)lstat(path, &listener->made); /* 0 if it is gone, as no file is */
@@ -215,7 +186,7 @@ int notify_open(void)
 
     if (name == NULL
         || (getenv("SYSTEMD_EXEC_PID") != NULL
-            && number_of("SYSTEMD_EXEC_PID") != (long)getpid()))
+            && number_of(getenv("SYSTEMD_EXEC_PID")) != getpid()))
         return -1;
     length = protocol_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {

@@ -19,6 +19,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -39,7 +40,8 @@ enum { VERBOSE_EVENTS = 0 TRACES(VERBOSE) };
 /* How many warnings may a client cause in a second, and how many clients? */
 enum { WARNINGS_MOST = 10, WINDOWS = 32 };
 
-enum { TEXT_SIZE = 512 }; /* what is longer is cut */
+/* A line that is longer is cut. */
+enum { LINE_SIZE = 512, HEAD_SIZE = 128 };
 
 /* A page, shared by all processes. */
 struct shared {
@@ -53,16 +55,16 @@ struct shared {
 static struct shared unshared;
 static struct {
     int level;
-    bool is_journal;
+    int facility; /* of the priorities on stderr; -1: there are none */
+    char pid[11]; /* for syslogd, main's, as sessions may not ask */
     bool may_block;
-    long syslog_pid; /* main's, as sessions may not ask; 0: stderr is not it */
     struct log_peer peer;
     unsigned told;   /* how many were lost then, in vain */
     int64_t tell_by; /* 0, or when to say it */
     struct shared *shared;
     unsigned traced; /* a bit for each event */
     int trace_file;
-} log_state = { .shared = &unshared, .trace_file = -1 };
+} log_state = { .facility = -1, .shared = &unshared, .trace_file = -1 };
 
 /* ---- Where lines go --------------------------------------------------- */
 
@@ -75,8 +77,13 @@ void log_open(bool is_syslog)
     (void)fstat(STDERR_FILENO, &st);
     snprintf(ours, sizeof(ours), "%ju:%ju", (uintmax_t)st.st_dev,
              (uintmax_t)st.st_ino);
-    log_state.syslog_pid = is_syslog ? (long)getpid() : 0;
-    log_state.is_journal = journal != NULL && strcmp(journal, ours) == 0;
+    log_state.facility = -1;
+    if (is_syslog) {
+        log_state.facility = LOG_DAEMON;
+        snprintf(log_state.pid, sizeof(log_state.pid), "[%d]", getpid());
+    } else if (journal != NULL && strcmp(journal, ours) == 0) {
+        log_state.facility = 0;
+    }
     log_state.may_block = false;
     if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {
         int fd = open("/proc/self/fd/2",
@@ -105,7 +112,7 @@ int log_syslog_open(void)
 
 void log_syslog_renew(void)
 {
-    if (log_state.syslog_pid != 0)
+    if (log_state.facility == LOG_DAEMON)
         syslog_connect(STDERR_FILENO);
 }
 
@@ -164,42 +171,36 @@ static bool line_write(int fd, const char *line, size_t size)
     return written == (ssize_t)size;
 }
 
-enum { HEAD_SIZE = 128 };
-
 /* What comes before the text: who we are, the priority or the time (UTC). */
 static void head_write(char head[HEAD_SIZE], int file, int level)
 {
     static const int priorities[] = { LOG_NOTICE, LOG_ERR, LOG_WARNING,
                                       LOG_INFO };
-    const char *program = file < 0 ? PROGRAM ": " : "";
-    int priority = priorities[level - LOG_ASKED];
     struct timespec now = { 0 };
     struct tm utc;
 
-    if (file < 0 && log_state.syslog_pid != 0) {
-        /* RFC 3164, without what syslogd adds */
-        snprintf(head, HEAD_SIZE,
-                 "<%d>" PROGRAM "[%ld]: ", LOG_DAEMON | priority,
-                 log_state.syslog_pid);
-    } else if (file < 0 && log_state.is_journal) { /* sd-daemon(3) */
-        snprintf(head, HEAD_SIZE, "<%d>%s", priority, program);
+    if (file < 0 && log_state.facility >= 0) {
+        /* sd-daemon(3), or RFC 3164 without what syslogd adds */
+        snprintf(head, HEAD_SIZE, "<%d>" PROGRAM "%s: ",
+                 log_state.facility | priorities[level - LOG_ASKED],
+                 log_state.pid);
     } else if (level != LOG_ASKED && level != LOG_VERBOSE) {
-        snprintf(head, HEAD_SIZE, "%s", program);
+        snprintf(head, HEAD_SIZE, PROGRAM ": ");
     } else {
         clock_gettime(CLOCK_REALTIME, &now);
         gmtime_r(&now.tv_sec, &utc);
         snprintf(head, HEAD_SIZE, "%s%d-%02d-%02dT%02d:%02d:%02d.%06ldZ ",
-                 program, utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
-                 utc.tm_hour, utc.tm_min, utc.tm_sec, now.tv_nsec / 1000);
+                 file < 0 ? PROGRAM ": " : "", utc.tm_year + 1900,
+                 utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min,
+                 utc.tm_sec, now.tv_nsec / 1000);
     }
 }
 
 static void log_line(int file, int level, const char *prefix, const char *text)
 {
     /* A pipe takes up to PIPE_BUF (4096) bytes whole or not at all. */
-    char line[TEXT_SIZE], head[HEAD_SIZE], before[32] = "";
+    char line[LINE_SIZE], head[HEAD_SIZE], before[32] = "";
     unsigned *lost = &log_state.shared->lost[file >= 0], count;
-    int saved_errno = errno;
     size_t size;
 
     count = __atomic_exchange_n(lost, 0, __ATOMIC_RELAXED);
@@ -211,49 +212,55 @@ static void log_line(int file, int level, const char *prefix, const char *text)
     for (size = 0; line[size] != '\0'; size++)
         if (iscntrl((unsigned char)line[size]))
             line[size] = '?';
-    if (file >= 0 || log_state.syslog_pid == 0)
+    if (file >= 0 || log_state.facility != LOG_DAEMON)
         line[size++] = '\n';
     if (!line_write(file >= 0 ? file : STDERR_FILENO, line, size))
         __atomic_fetch_add(lost, count + 1, __ATOMIC_RELAXED);
-    errno = saved_errno;
-}
-
-/* After a colon at the end of the format comes what errno means. */
-static void text_write(char text[TEXT_SIZE], const char *format,
-                       va_list arguments)
-{
-    int error = errno;
-    size_t length;
-
-    vsnprintf(text, TEXT_SIZE, format, arguments);
-    length = strlen(text);
-    if (format[strlen(format) - 1] == ':')
-        snprintf(text + length, TEXT_SIZE - length, " %s", strerror(error));
 }
 
 void log_at(int level, const char *format, ...)
 {
-    char text[TEXT_SIZE];
+    unsigned event = 0;
+    bool is_traced = false;
+    char text[LINE_SIZE];
     va_list arguments;
+    int error = errno;
+    size_t length;
 
-    if (level > log_state.level)
+    if (level >= LOG_EVENT) {
+        event = (unsigned)(level - LOG_EVENT);
+        is_traced = (log_state.traced >> event & 1) != 0;
+        /* -v does not repeat what is traced to the same place. */
+        level = (VERBOSE_EVENTS >> event & 1) == 0
+                        || (is_traced && log_state.trace_file < 0)
+                    ? INT_MAX
+                    : LOG_VERBOSE;
+    }
+    if (!is_traced && level > log_state.level)
         return;
     va_start(arguments, format);
-    text_write(text, format, arguments);
+    vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
-    if (level == LOG_NORMAL && log_state.level < LOG_VERBOSE
+    length = strlen(text);
+    if (format[strlen(format) - 1] == ':')
+        snprintf(text + length, sizeof(text) - length, " %s", strerror(error));
+    if (is_traced)
+        log_line(log_state.trace_file, LOG_ASKED, names[event], text);
+    if (level == LOG_NORMAL && log_state.level == LOG_NORMAL
         && rate_is_exceeded(log_state.shared))
         __atomic_fetch_add(&log_state.shared->lost[0], 1, __ATOMIC_RELAXED);
-    else
+    else if (level <= log_state.level)
         log_line(-1, level, level == LOG_NORMAL ? "warning" : "", text);
+    errno = error;
 }
 
 int64_t log_check(int64_t now)
 {
-    if (log_state.shared->lost[0] == 0) /* or another line has said it */
+    const unsigned *lost = &log_state.shared->lost[0];
+
+    if (*lost == 0) /* or another line has said it */
         log_state.told = 0;
-    if (log_state.shared->lost[0] == log_state.told
-        || log_state.level < LOG_NORMAL)
+    if (*lost == log_state.told || log_state.level < LOG_NORMAL)
         return NEVER;
     if (log_state.tell_by == 0 && now != NEVER)
         log_state.tell_by = now + SECOND;
@@ -263,19 +270,11 @@ int64_t log_check(int64_t now)
     log_line(-1, LOG_NORMAL, "warning",
              "they were too many of one client (-v has all), or nobody took "
              "them");
-    log_state.told = log_state.shared->lost[0];
+    log_state.told = *lost;
     return NEVER;
 }
 
 /* ---- Trace events ------------------------------------------------------ */
-
-void trace_list(void)
-{
-    int event;
-
-    for (event = 0; event < TRACE_EVENTS; event++)
-        dprintf(STDOUT_FILENO, "%s\n", names[event]);
-}
 
 /* In a pattern, * stands for any characters, and ? for one. */
 static bool matches(const char *pattern, const char *name)
@@ -289,18 +288,22 @@ static bool matches(const char *pattern, const char *name)
 
 void trace_enable(const char *pattern)
 {
-    bool is_off = pattern[0] == '-';
+    bool is_help = strcmp(pattern, "help") == 0, is_off = pattern[0] == '-';
     unsigned event, matching = 0;
 
-    pattern += is_off;
-    for (event = 0; event < TRACE_EVENTS; event++)
-        if (matches(pattern, names[event]))
+    for (event = 0; event < TRACE_EVENTS; event++) {
+        if (is_help)
+            dprintf(STDOUT_FILENO, "%s\n", names[event]);
+        if (matches(pattern + is_off, names[event]))
             matching |= 1U << event;
+    }
+    if (is_help)
+        exit(EXIT_SUCCESS);
     log_state.traced |= matching;
     if (is_off)
         log_state.traced ^= matching;
     if (matching == 0 && strpbrk(pattern, "*?") == NULL)
-        log_warning("trace event '%s' does not exist", pattern);
+        log_warning("trace event '%s' does not exist", pattern + is_off);
 }
 
 void trace_file_set(int fd)
@@ -320,23 +323,4 @@ bool trace_is_on(enum trace_event event)
     unsigned logged = log_state.level >= LOG_VERBOSE ? VERBOSE_EVENTS : 0;
 
     return ((log_state.traced | logged) >> event & 1) != 0;
-}
-
-void trace(enum trace_event event, const char *format, ...)
-{
-    bool is_traced = (log_state.traced >> event & 1) != 0;
-    char text[TEXT_SIZE];
-    va_list arguments;
-
-    if (!trace_is_on(event))
-        return;
-    va_start(arguments, format);
-    text_write(text, format, arguments);
-    va_end(arguments);
-    if (is_traced)
-        log_line(log_state.trace_file, LOG_ASKED, names[event], text);
-    /* -v does not repeat what is traced to the same place. */
-    if (log_state.level >= LOG_VERBOSE && (VERBOSE_EVENTS >> event & 1) != 0
-        && (!is_traced || log_state.trace_file >= 0))
-        log_line(-1, LOG_VERBOSE, "", text);
 }

@@ -39,12 +39,12 @@ static inline int64_t sooner(int64_t a, int64_t b)
 #define LEAVE_WITHIN SECOND
 
 /*
- * log.c: one line per call to stderr or syslogd. Never blocks or fails. After
- * a format that ends in a colon comes what errno means. What somebody has
- * asked for is logged whatever the level. Warnings are limited for each peer
- * that they are about, which *log_about() says; {0}: none.
+ * log.c: one line per call to stderr or syslogd. Never blocks or fails, and
+ * keeps errno. After a format that ends in a colon comes what errno means. What
+ * somebody has asked for is logged whatever the level. Warnings are limited for
+ * each peer that they are about, which *log_about() says; {0}: none.
  */
-enum { LOG_ASKED = -2, LOG_ERRORS = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1 };
+enum { LOG_ASKED = -2, LOG_ERRORS, LOG_NORMAL, LOG_VERBOSE, LOG_EVENT };
 /*
  * Makes writes to stderr non-blocking without setting O_NONBLOCK on a file
  * description that other processes share: a pipe or a terminal is opened
@@ -97,16 +97,15 @@ void log_at(int level, const char *format, ...)
     EVENT(TRACE_MULTIPATHD, "multipathd", 1)
 #define TRACE_EVENT(event, name, is_verbose) event,
 enum trace_event { TRACES(TRACE_EVENT) TRACE_EVENTS };
-/* For -T help. */
-void trace_list(void);
-/* Turns on what matches; with a - before the pattern, off. */
+/*
+ * Turns on what matches; with a - before the pattern, off. The pattern "help"
+ * lists all events, and exits.
+ */
 void trace_enable(const char *pattern);
 /* Takes over fd, and closes the one before. */
 void trace_file_set(int fd);
 int trace_file(void); /* -1: none */
 bool trace_is_on(enum trace_event);
-/* Keeps errno. */
-void trace(enum trace_event, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+#define trace(event, ...) log_at(LOG_EVENT + (int)(event), __VA_ARGS__)
 
 #endif

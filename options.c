@@ -9,8 +9,6 @@
 #include "protocol.h"
 #include "start.h"
 
-#include <ctype.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -70,28 +68,15 @@ static void print(const char *text)
     exit(EXIT_SUCCESS);
 }
 
-/* A decimal number up to most, and nothing else. */
-static bool number_parse(const char *text, unsigned long most,
-                         unsigned long *value)
-{
-    char *end;
-
-    errno = 0;
-    *value = strtoul(text, &end, 10);
-    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0
-           && *value <= most;
-}
-
 /* The argument of an option: one from least to most; anything else is fatal. */
-static int64_t number(const char *option, unsigned long least,
-                      unsigned long most)
+static int64_t number(const char *option, int64_t least, int64_t most)
 {
-    unsigned long value;
+    int64_t value = number_of(optarg);
 
-    if (!number_parse(optarg, most, &value) || value < least)
-        fatal("--%s: '%s' is not a number from %lu to %lu", option, optarg,
-              least, most);
-    return (int64_t)value;
+    if (value < least || value > most)
+        fatal("--%s: '%s' is not a number from %d to %d", option, optarg,
+              (int)least, (int)most);
+    return value;
 }
 
 /* Reads a line without its end, as far as it fits. False: there is none. */
@@ -115,24 +100,23 @@ static bool line_read(int fd, const char *path, char *line, size_t size)
  */
 static unsigned id_find(const char *kind, const char *file)
 {
-    const char *name = optarg;
-    size_t length = strcspn(name, ":");
     int fd = open(file, O_RDONLY | O_CLOEXEC);
-    char line[256], *text;
-    unsigned long id;
+    char line[256], *rest;
+    int64_t id = -1;
 
-    while (fd >= 0 && line_read(fd, file, line, sizeof(line)))
-        if (name[length] == '\0' && strncmp(line, name, length) == 0
-            && line[length] == ':'
-            && (text = strchr(line + length + 1, ':')) != NULL) {
-            name = text + 1;
-            text[1 + strcspn(text + 1, ":")] = '\0';
-            break;
+    while (fd >= 0 && id < 0 && line_read(fd, file, line, sizeof(line))) {
+        rest = line;
+        if (strcmp(strsep(&rest, ":"), optarg) == 0) {
+            (void)strsep(&rest, ":"); /* the password */
+            id = number_of(strsep(&rest, ":"));
         }
+    }
     if (fd >= 0)
         close(fd);
-    if (!number_parse(name, (uid_t)-2, &id))
-        fatal("invalid %s '%s': no number, and not in %s", kind, name, file);
+    if (id < 0)
+        id = number_of(optarg);
+    if (id < 0 || id > (uid_t)-2)
+        fatal("invalid %s '%s': no number, and not in %s", kind, optarg, file);
     return (unsigned)id;
 }
 
@@ -159,34 +143,23 @@ static void trace_events(const char *path)
 
 static void trace_parse(char *argument)
 {
-    bool is_first = true;
-    char *word;
+    char *first = strtok(argument, ","), *word;
 
-    for (word = strtok(argument, ","); word != NULL;
-         word = strtok(NULL, ","), is_first = false) {
-        char *value = strchr(word, '=');
-        const char *key = word;
+    for (word = first; word != NULL; word = strtok(NULL, ",")) {
+        size_t key = strcspn(word, "=");
 
-        if (value != NULL)
-            *value++ = '\0';
-        if (value == NULL && is_first) {
-            value = word;
-            key = "enable";
-        }
-        if (value != NULL && strcmp(key, "events") == 0) {
-            trace_events(value);
-        } else if (value != NULL && strcmp(key, "file") == 0) {
+        if (strncmp(word, "events=", 7) == 0)
+            trace_events(word + 7);
+        else if (strncmp(word, "file=", 5) == 0)
             /* Without O_NONBLOCK this would wait for a FIFO's reader. */
-            trace_file_set(trace_open(value, O_WRONLY | O_CREAT | O_APPEND
-                                                 | O_NONBLOCK | O_NOCTTY));
-        } else if (value == NULL || strcmp(key, "enable") != 0) {
-            fatal("Invalid parameter '%s'", word);
-        } else if (strcmp(value, "help") == 0) {
-            trace_list();
-            exit(EXIT_SUCCESS);
-        } else {
-            trace_enable(value);
-        }
+            trace_file_set(trace_open(word + 5, O_WRONLY | O_CREAT | O_APPEND
+                                                    | O_NONBLOCK | O_NOCTTY));
+        else if (strncmp(word, "enable=", 7) == 0)
+            trace_enable(word + 7);
+        else if (word == first && word[key] == '\0')
+            trace_enable(word);
+        else
+            fatal("Invalid parameter '%.*s'", (int)key, word);
     }
 }
 
@@ -197,55 +170,49 @@ static const char *absolute(const char *path)
     return path;
 }
 
-static bool is_on(const char *option)
+static bool is_on(const char *argument)
 {
-    bool on = strcmp(optarg, "on") == 0;
-
-    if (!on && strcmp(optarg, "off") != 0)
-        fatal("--%s: '%s' is neither on nor off", option, optarg);
-    return on;
+    if (strcmp(argument, "on") != 0 && strcmp(argument, "off") != 0)
+        fatal("--sandbox: '%s' is neither on nor off", argument);
+    return argument[1] == 'n';
 }
 
 static const char letters[] = "hVdf:k:u:g:qvT:";
 
 /*
  * Each option: its letter (that of a long one alone is not in letters[]), its
- * name, and what it does; ALONE or with an ARGUMENT, which is in optarg then.
+ * name, if it has an argument, which is in optarg then, and what it does.
  */
-#define OPTIONS(ALONE, ARGUMENT)                                               \
-    ALONE('h', "help", print(usage))                                           \
-    ALONE('V', "version", print(PROGRAM " " VERSION " (prhelper)\n"))          \
-    ALONE('d', "daemon", options->background = true)                           \
-    ARGUMENT('f', "pidfile", options->pid_file = optarg)                       \
-    ARGUMENT('k', "socket", options->socket_path = absolute(optarg))           \
-    ARGUMENT('u', "user", options->uid = id_find("user", "/etc/passwd"))       \
-    ARGUMENT('g', "group", options->gid = id_find("group", "/etc/group"))      \
-    ALONE('q', "quiet", options->quiet = true)                                 \
-    ALONE('v', "verbose", options->verbosity++)                                \
-    ARGUMENT('T', "trace", (void)0 /* see below */)                            \
-    ALONE('P', "single-process", options->single_process = true)               \
-    ARGUMENT('M', "max-clients",                                               \
-             options->max_clients = (unsigned)number("max-clients", 1, 8192))  \
-    ARGUMENT('C', "client-timeout",                                            \
-             options->client_timeout = number("client-timeout", 1, 86400)      \
-                                       * SECOND)                               \
-    ARGUMENT('S', "stop-timeout",                                              \
-             options->stop_timeout = number("stop-timeout", 0, 86400)          \
-                                     * SECOND)                                 \
-    ARGUMENT('B', "sandbox", options->sandbox = is_on("sandbox"))
-#define LONG_ALONE(letter, name, action)                                       \
-    { (name), no_argument, NULL, (letter) },
-#define LONG_ARGUMENT(letter, name, action)                                    \
-    { (name), required_argument, NULL, (letter) },
-#define CASE(letter, name, action)                                             \
+#define OPTIONS(OPTION)                                                        \
+    OPTION('h', "help", 0, print(usage))                                       \
+    OPTION('V', "version", 0, print(PROGRAM " " VERSION " (prhelper)\n"))      \
+    OPTION('d', "daemon", 0, options->background = true)                       \
+    OPTION('f', "pidfile", 1, options->pid_file = optarg)                      \
+    OPTION('k', "socket", 1, options->socket_path = absolute(optarg))          \
+    OPTION('u', "user", 1, options->uid = id_find("user", "/etc/passwd"))      \
+    OPTION('g', "group", 1, options->gid = id_find("group", "/etc/group"))     \
+    OPTION('q', "quiet", 0, options->level = LOG_ERRORS)                       \
+    OPTION('v', "verbose", 0, options->level += options->level >= LOG_NORMAL)  \
+    OPTION('T', "trace", 1, (void)0 /* see below */)                           \
+    OPTION('P', "single-process", 0, options->single_process = true)           \
+    OPTION('M', "max-clients", 1,                                              \
+           options->max_clients = (unsigned)number("max-clients", 1, 8192))    \
+    OPTION('C', "client-timeout", 1,                                           \
+           options->client_timeout = SECOND                                    \
+                                     * number("client-timeout", 1, 86400))     \
+    OPTION('S', "stop-timeout", 1,                                             \
+           options->stop_timeout = SECOND * number("stop-timeout", 0, 86400))  \
+    OPTION('B', "sandbox", 1, options->sandbox = is_on(optarg))
+#define LONG(letter, name, has_argument, action)                               \
+    { (name), (has_argument), NULL, (letter) },
+#define CASE(letter, name, has_argument, action)                               \
     case letter:                                                               \
         (action);                                                              \
         break;
 
 void options_parse(struct options *options, int argc, char **argv)
 {
-    static const struct option long_options[32] = { OPTIONS(LONG_ALONE,
-                                                            LONG_ARGUMENT) };
+    static const struct option long_options[32] = { OPTIONS(LONG) };
     static char program[] = PROGRAM;
     int option;
 
@@ -255,14 +222,14 @@ void options_parse(struct options *options, int argc, char **argv)
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1) {
         switch (option) {
-            OPTIONS(CASE, CASE)
+            OPTIONS(CASE)
         default:
             fatal("Try `" PROGRAM " --help' for more information.");
         }
     }
     if (options->background && options->pid_file == NULL)
         options->pid_file = PID_FILE;
-    log_level_set(options->quiet ? LOG_ERRORS : options->verbosity);
+    log_level_set(options->level);
     /* -T is for another turn, as -q silences also what was said before it. */
     optind = 1;
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))

@@ -82,8 +82,8 @@ enum { NONE = -1 };
 /*
  * For calls without a condition Linux 5.11 and later do not run the filter,
  * so a session's with one come first. What libc does before an abort, as for
- * a stack that was smashed, comes last: it fails, so that the process dies of
- * the instruction that comes next, and not of the sandbox.
+ * a stack that was smashed, fails, so that the process dies of the instruction
+ * that comes next, and not of the sandbox.
  */
 static const struct permission permissions[] = {
     /* sg_io_execute(), client_busy(), is_open() */
@@ -115,9 +115,6 @@ static const struct permission permissions[] = {
 #ifdef SYS_setrlimit
     ANY(MAIN, setrlimit),
 #endif
-#ifdef SYS_newfstatat /* fstat() of some, and stat() */
-    ANY(SESSION, newfstatat),
-#endif
 #ifdef SYS_sigreturn
     ANY(SESSION, sigreturn),
 #endif
@@ -130,6 +127,9 @@ static const struct permission permissions[] = {
     ANY(SESSION, fstat64), ANY(SESSION, fstatat64), ANY(SESSION, stat64),
     ANY(MAIN, lstat64), ANY(SESSION, clock_gettime64),
     ANY(SESSION, clock_nanosleep_time64),
+    WITH(ABORTING, mmap2, 2, PROT_READ | PROT_WRITE),
+#else /* newfstatat: fstat() of some, and stat() */
+    ANY(SESSION, newfstatat), WITH(ABORTING, mmap, 2, PROT_READ | PROT_WRITE),
 #endif
 #ifdef SYS_socketcall /* how glibc makes some of the above: i386, s390x */
     WITH(SESSION, socketcall, 0, SYS_RECVMSG),
@@ -142,11 +142,6 @@ static const struct permission permissions[] = {
     WITH(WORKER, socketcall, 0, SYS_RECV),
     WITH(WORKER, socketcall, 0, SYS_RECVFROM),
     WITH(MAIN, socketcall, 0, SYS_ACCEPT4),
-#endif
-#ifdef SYS_mmap2
-    WITH(ABORTING, mmap2, 2, PROT_READ | PROT_WRITE),
-#else
-    WITH(ABORTING, mmap, 2, PROT_READ | PROT_WRITE),
 #endif
     WITH(ABORTING, tgkill, 2, SIGABRT), WITH(ABORTING, tkill, 1, SIGABRT),
     ANY(ABORTING, rt_sigprocmask), ANY(ABORTING, rt_sigaction),
@@ -242,27 +237,11 @@ int sandbox_enter(enum process process, int queue)
 #endif
 
 /*
- * Gives rights in and below that directory. One that is not there, or that we
- * can no longer reach with the capabilities that are left, needs no rule.
- */
-static int landlock_allow(int ruleset, const char *directory, uint64_t rights)
-{
-    struct landlock_path rule = { .rights = rights };
-    int result;
-
-    rule.directory = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (rule.directory < 0)
-        return errno == ENOENT || errno == EACCES ? 0 : -1;
-    result = (int)syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_PATH_BENEATH,
-                          &rule, 0);
-    close(rule.directory);
-    return result;
-}
-
-/*
- * For all processes: to read in /sys and /dev, and to remove the socket.
- * Returns -1 and errno if that is not to be had. (The filter knows which
- * ioctl there is, so the right to that, of the 5th version, is not asked for.)
+ * For all processes: to read in /sys and /dev, and to remove the socket. What
+ * is not there, or cannot be reached with the capabilities that are left, needs
+ * no rule. Returns -1 and errno if that is not to be had. (The filter knows
+ * which ioctl there is, so the right to that, of the 5th version, is not asked
+ * for.)
  */
 static int landlock_restrict(long version, const char *directory)
 {
@@ -271,16 +250,29 @@ static int landlock_restrict(long version, const char *directory)
         .network = version >= 4 ? LANDLOCK_BIND_AND_CONNECT_TCP : 0,
         .scopes = version >= 6 ? LANDLOCK_SIGNALS : 0,
     };
+    const uint64_t given[] = { LANDLOCK_READ_FILE | LANDLOCK_READ_DIR,
+                               LANDLOCK_READ_FILE, LANDLOCK_REMOVE_FILE };
+    const char *const in[COUNT(given)] = { "/sys/", "/dev/", directory };
     int ruleset = (int)syscall(SYS_landlock_create_ruleset, &refused,
                                sizeof(refused), 0);
-    int result = -1;
+    int result = 0;
+    size_t i;
 
     if (ruleset < 0)
         return -1;
-    if (landlock_allow(ruleset, "/sys/", LANDLOCK_READ_FILE | LANDLOCK_READ_DIR)
-            == 0
-        && landlock_allow(ruleset, "/dev/", LANDLOCK_READ_FILE) == 0
-        && landlock_allow(ruleset, directory, LANDLOCK_REMOVE_FILE) == 0)
+    for (i = 0; i < COUNT(given) && result == 0; i++) {
+        int fd = open(in[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
+        const struct landlock_path rule = { given[i], fd };
+
+        if (fd < 0 && errno != ENOENT && errno != EACCES)
+            result = -1;
+        if (fd < 0)
+            continue;
+        result = (int)syscall(SYS_landlock_add_rule, ruleset,
+                              LANDLOCK_PATH_BENEATH, &rule, 0);
+        close(fd);
+    }
+    if (result == 0)
         result = (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
     close(ruleset);
     return result;

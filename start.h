@@ -13,13 +13,24 @@
 
 #include <sys/stat.h>
 
+/* The decimal number that text is, and nothing else; -1: none, or no text. */
+static inline int64_t number_of(const char *text)
+{
+    char *end;
+    int64_t number;
+
+    if (text == NULL || text[0] < '0' || text[0] > '9')
+        return -1;
+    number = strtoll(text, &end, 10); /* one too large stays so */
+    return *end == '\0' ? number : -1;
+}
+
 /* options.c */
 struct options {
     const char *socket_path; /* NULL: none was given */
     const char *pid_file;    /* NULL: none is to be written */
     bool background;
-    bool quiet;
-    int verbosity;
+    int level; /* of messages: LOG_ERRORS, LOG_NORMAL, LOG_VERBOSE or more */
     bool single_process;
     bool sandbox;
     uid_t uid; /* (uid_t)-1: as started */

@@ -9,6 +9,7 @@
  */
 #include "sysfs.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -62,13 +63,11 @@ bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
     return strlen(line) == (size_t)length - 1;
 }
 
-/* struct linux_dirent64, include/linux/dirent.h in the kernel */
-enum { DIRENT_LENGTH = 16, DIRENT_NAME = 19 };
-
 bool sysfs_list(const char *directory,
                 bool (*found)(void *context, const char *name), void *context)
 {
     char entries[2048] __attribute__((aligned(8)));
+    const struct dirent *entry; /* that of 64 bits is the kernel's, too */
     long length = -1, at;
     bool more = true;
     int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -77,17 +76,13 @@ bool sysfs_list(const char *directory,
         return false;
     while (more
            && (length = syscall(SYS_getdents64, fd, entries, sizeof(entries)))
-                  > 0) {
-        for (at = 0; more && at < length;) {
-            const char *name = entries + at + DIRENT_NAME;
-            uint16_t size;
-
-            memcpy(&size, entries + at + DIRENT_LENGTH, sizeof(size));
-            if (strcmp(name, ".") != 0 && strcmp(name, "..") != 0)
-                more = found(context, name);
-            at += size;
+                  > 0)
+        for (at = 0; more && at < length; at += entry->d_reclen) {
+            entry = (const void *)(entries + at);
+            more = strcmp(entry->d_name, ".") == 0
+                   || strcmp(entry->d_name, "..") == 0
+                   || found(context, entry->d_name);
         }
-    }
     close(fd);
     return more && length == 0;
 }

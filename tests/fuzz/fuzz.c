@@ -58,13 +58,6 @@ void must_fail(const char *what, const char *file, int line)
     abort();
 }
 
-static void line_format(const char *format, va_list arguments)
-{
-    char line[512];
-
-    MUST(vsnprintf(line, sizeof(line), format, arguments) > 0);
-}
-
 void log_level_set(int level)
 {
     MUST(level >= LOG_ERRORS);
@@ -72,11 +65,12 @@ void log_level_set(int level)
 
 void log_at(int level, const char *format, ...)
 {
+    char line[512];
     va_list arguments;
 
-    MUST(level >= LOG_ERRORS && level <= LOG_VERBOSE);
+    MUST(level >= LOG_ERRORS && level < LOG_EVENT + TRACE_EVENTS);
     va_start(arguments, format);
-    line_format(format, arguments);
+    MUST(vsnprintf(line, sizeof(line), format, arguments) > 0);
     va_end(arguments);
 }
 
@@ -90,16 +84,6 @@ struct log_peer *log_about(void)
 bool trace_is_on(enum trace_event event)
 {
     return event < TRACE_EVENTS;
-}
-
-void trace(enum trace_event event, const char *format, ...)
-{
-    va_list arguments;
-
-    MUST(event < TRACE_EVENTS);
-    va_start(arguments, format);
-    line_format(format, arguments);
-    va_end(arguments);
 }
 
 void fuzz_exit(int status)

@@ -57,6 +57,7 @@ static struct {
     uint32_t found;    /* by the last lstat() */
     uint32_t made;     /* found by the first one after bind() */
     bool may_be_alive; /* what listens there */
+    bool connected;    /* the last socket to it */
     bool bound;
     bool is_shared;
 } place;
@@ -113,7 +114,10 @@ int fuzz_getsockopt(int fd, int level, int option, void *value, socklen_t *size)
     errno = ENOTSOCK;
     if (option == SO_PEERCRED) {
         MUST(fd >= FIRST_FD && *size == sizeof(peer));
-        place.may_be_alive = found == 0;
+        if (!place.connected)
+            peer = (struct ucred){ 0, (uid_t)-1, (gid_t)-1 };
+        else
+            place.may_be_alive = found == 0;
         memcpy(value, &peer, sizeof(peer));
         return found == 2 ? -1 : 0;
     }
@@ -197,6 +201,7 @@ int fuzz_connect(int fd, const struct sockaddr *address, socklen_t size)
     MUST(place.is_stream || place.notify[0] == '/' || place.notify[0] == '@');
     errno = errors[answer(5)];
     place.may_be_alive = errno == EAGAIN && !place.is_shared;
+    place.connected = errno == 0;
     return errno != 0 ? -1 : 0;
 }
 
@@ -300,17 +305,11 @@ ssize_t fuzz_send(int fd, const void *data, size_t size, int flags)
     return answer(4) == 1 ? -1 : (ssize_t)size;
 }
 
-/* A whole number in decimal, not beyond 1000; -1: none, or a negative one. */
-static int number_of(const char *text)
+/* A whole number in decimal, not beyond 1000; -1: it is none. */
+static int decimal(const char *text)
 {
     int number = 0;
-    bool is_negative;
 
-    while (isspace((unsigned char)*text))
-        text++;
-    is_negative = *text == '-';
-    if (*text == '-' || *text == '+')
-        text++;
     if (*text == '\0')
         return -1;
     for (; *text != '\0'; text++) {
@@ -320,7 +319,7 @@ static int number_of(const char *text)
         if (number > 1000)
             number = 1000;
     }
-    return is_negative && number > 0 ? -1 : number;
+    return number;
 }
 
 /* What the environment says: so many descriptors, 0: it is not for us. */
@@ -329,9 +328,9 @@ static int activation(void)
     int number;
 
     if (place.pid == NULL || place.fds == NULL || place.fds[0] == '\0'
-        || number_of(place.pid) != PID)
+        || decimal(place.pid) != PID)
         return 0;
-    number = number_of(place.fds);
+    number = decimal(place.fds);
     return number < 0 ? 0 : number;
 }
 
@@ -358,7 +357,7 @@ static void place_use(void)
     open_fds = place.open_fds;
     notify = notify_open();
     MUST(place.notify != NULL || notify == -1);
-    MUST(place.exec == NULL || number_of(place.exec) == PID || notify == -1);
+    MUST(place.exec == NULL || decimal(place.exec) == PID || notify == -1);
     MUST(place.open_fds == open_fds + (notify >= 0));
     notify_send(notify, "READY=1");
     listen_remove(&listener);

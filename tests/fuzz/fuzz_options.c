@@ -86,10 +86,6 @@ int fuzz_close(int fd)
     return 0;
 }
 
-void trace_list(void)
-{
-}
-
 void trace_enable(const char *pattern)
 {
     MUST(strstr(line.text, pattern) != NULL);

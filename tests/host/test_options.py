@@ -303,6 +303,14 @@ def test_trace_help_lists_the_events_and_exits(place, option):
     assert not os.path.exists(place.socket)
 
 
+def test_help_in_a_file_of_trace_events_lists_them_and_exits(place):
+    path = place.open_dir + '/events'
+    with open(path, 'w') as f:
+        f.write('pr_in\nhelp\n')
+    result = place.run('-T', 'events=' + path)
+    assert result.status == 0 and 'multipathd\n' in result.out, result
+
+
 @pytest.mark.parametrize('option', ['no-such', 'enable=no-such'])
 def test_an_unknown_trace_event_is_only_a_warning(place, option):
     place.begin('-T', option)

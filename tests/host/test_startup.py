@@ -393,7 +393,8 @@ def test_an_activated_daemon_serves_the_passed_socket(place):
 
 @pytest.mark.parametrize('fds, pid', [('0', 'self'), ('1', '1'), ('1', ''),
                                       ('', 'self'), ('2', '999999999'),
-                                      ('1', 'x')])
+                                      (' 1', 'self'), ('-1', 'self'),
+                                      ('9' * 30 + 'x', 'self'), ('1', 'x')])
 def test_variables_that_are_not_for_us_are_ignored(place, fds, pid):
     path = place.open_dir + '/own'
     with listener(place.socket) as passed:
