@@ -19,19 +19,34 @@
 
 /* ---- Commands --------------------------------------------------------- */
 
-enum { DEVICE_SIZE = 40, COMMAND_SIZE = 128 };
+enum { DEVICE_SIZE = 48, COMMAND_SIZE = 128 };
 
-/* The kind and number of a device: where it is in /sys/dev. */
+/* Name and number. Linux names disks sda to sdz, sdaa and so on. */
 static const char *device_name(char text[DEVICE_SIZE], int fd)
 {
-    struct stat st = { 0 };
+    char name[16] = "device", letters[8] = "", *letter = &letters[7];
+    unsigned family, number, index;
+    bool is_block;
+    struct stat st;
+    int row;
 
-    (void)fstat(fd, &st);
-    snprintf(text, DEVICE_SIZE, "%s %u:%u",
-             S_ISBLK(st.st_mode)   ? "block"
-             : S_ISCHR(st.st_mode) ? "char"
-                                   : "no device",
-             major(st.st_rdev), minor(st.st_rdev));
+    if (fstat(fd, &st) < 0 || (!S_ISBLK(st.st_mode) && !S_ISCHR(st.st_mode)))
+        return "no device";
+    is_block = S_ISBLK(st.st_mode);
+    family = major(st.st_rdev);
+    number = minor(st.st_rdev);
+    row = is_block ? sg_io_disk_row(family) : -1;
+    if (row >= 0) {
+        index = (number & 0xfff00) | (unsigned)row << 4 | (number >> 4 & 0xf);
+        for (index++; index > 0; index = (index - 1) / 26)
+            *--letter = (char)('a' + (index - 1) % 26);
+        snprintf(name, sizeof(name), "sd%s%.0u", letter,
+                 number % SCSI_DISK_MINORS);
+    } else if (is_block ? sysfs_has(st.st_rdev, "/dm")
+                        : family == SCSI_GENERIC_MAJOR) {
+        snprintf(name, sizeof(name), "%s%u", is_block ? "dm-" : "sg", number);
+    }
+    snprintf(text, DEVICE_SIZE, "%s (%u:%u)", name, family, number);
     return text;
 }
 
@@ -46,11 +61,11 @@ const char *report_result(const struct pr_command *command,
     if (command->status == RESERVATION_CONFLICT)
         return "RESERVATION CONFLICT";
     sense_get(command->sense, &key, &code);
-    if (command->status == CHECK_CONDITION)
-        snprintf(text, RESULT_SIZE, "CHECK CONDITION %X/%02X/%02X", key,
-                 code >> 8, code & 0xffU);
-    else
-        snprintf(text, RESULT_SIZE, "status %02Xh", command->status);
+    snprintf(text, RESULT_SIZE,
+             command->status == CHECK_CONDITION ? "CHECK CONDITION %X/%02X/%02X"
+                                                : "status %02Xh",
+             command->status == CHECK_CONDITION ? key : command->status,
+             code >> 8, code & 0xffU);
     return text;
 }
 

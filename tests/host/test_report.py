@@ -92,15 +92,15 @@ def test_each_command_that_changes_reservations_is_a_line(helper, disks, mode):
     pid, uid = map(str, US)
     lines = outs(main)
     assert [line[:-1] for line in lines] == [
-        (pid, uid, 'block 8:0', '06', 'REGISTER AND IGNORE EXISTING KEY', '0',
+        (pid, uid, 'sda (8:0)', '06', 'REGISTER AND IGNORE EXISTING KEY', '0',
          '0', 'a11ce', 'GOOD'),
-        (pid, uid, 'block 8:0', '01', 'RESERVE', '5', 'a11ce', '0', 'GOOD'),
-        (pid, uid, 'block 65:64', '04', 'PREEMPT', '8', 'b0b',
+        (pid, uid, 'sda (8:0)', '01', 'RESERVE', '5', 'a11ce', '0', 'GOOD'),
+        (pid, uid, 'sdu (65:64)', '04', 'PREEMPT', '8', 'b0b',
          'ffffffffffffffff', 'RESERVATION CONFLICT'),
-        (pid, uid, 'block 8:0', '09', '?', '0', '7', '8',
+        (pid, uid, 'sda (8:0)', '09', '?', '0', '7', '8',
          'CHECK CONDITION 5/24/00'),
         # A list that is too short for keys: what was there before is not told.
-        (pid, uid, 'block 8:0', '03', 'CLEAR', '0', '0', '0',
+        (pid, uid, 'sda (8:0)', '03', 'CLEAR', '0', '0', '0',
          'CHECK CONDITION 5/1A/00')]
     times = [when for when, _ in stamped(main.log())]
     assert times == sorted(times)
@@ -156,15 +156,29 @@ def test_the_time_is_that_of_the_clock(start, target, when):
     assert {begin for begin, _ in stamped(main.log())} == {moment + 0.000007}
 
 
+def name_of(major, minor):
+    """By counting: sixteen majors of sixteen disks each, then again."""
+    row = ([8] + list(range(65, 72)) + list(range(128, 136))).index(major)
+    disk = minor // 256 * 256 + row * 16 + minor % 256 // 16
+    return sim.disk_name(disk) + (str(minor % 16) if minor % 16 else '')
+
+
 @pytest.mark.parametrize('major, minor', [
-    (8, 0), (8, 15), (65, 160), (135, 240), (8, 0x100e1), (135, 0xffff0)])
-def test_a_disk_is_told_by_its_number(helper, tmp_path, major, minor):
+    (8, 0), (8, 1), (8, 15), (8, 240), (65, 144), (65, 160), (71, 255),
+    (128, 0), (135, 240), (8, 256), (8, 0x100e1), (135, 0xffff0)])
+def test_a_disk_has_the_kernels_name(helper, tmp_path, major, minor):
     main = helper('-v')
     fd = open_device(sim.device(tmp_path / 'd', major, minor))
     with main.client() as client:
         client.out(fd, CLEAR)
     os.close(fd)
-    assert outs(main)[0][2] == 'block %d:%d' % (major, minor)
+    assert outs(main)[0][2] == '%s (%d:%d)' % (name_of(major, minor), major,
+                                               minor)
+
+
+def test_names_that_everybody_knows():
+    assert [name_of(8, 0), name_of(65, 144), name_of(65, 160),
+            name_of(8, 17)] == ['sda', 'sdz', 'sdaa', 'sdb1']
 
 
 def test_what_is_no_disk_is_called_so(helper, tmp_path):
@@ -179,7 +193,8 @@ def test_what_is_no_disk_is_called_so(helper, tmp_path):
     for fd in fds + [read[0]]:
         os.close(fd)
     assert [line[2] for line in outs(main)] == [
-        'char 21:0', 'char 21:7', 'block 7:3', 'char 1:3', 'no device 0:0']
+        'sg0 (21:0)', 'sg7 (21:7)', 'device (7:3)', 'device (1:3)',
+        'no device']
 
 
 @pytest.mark.parametrize('options', [[], ['-q'], ['-q', '-v']])
@@ -210,12 +225,12 @@ def test_all_events_of_a_client_and_its_commands(helper, disks, tmp_path,
              for event, text in traced(path)]
     assert lines == [
         ('client_connect', head + 'connected'),
-        ('request', head + '5f060000000000001800 to block 8:0'),
-        ('pr_out', head + 'block 8:0: service action 06h (REGISTER AND IGNORE '
+        ('request', head + '5f060000000000001800 to sda (8:0)'),
+        ('pr_out', head + 'sda (8:0): service action 06h (REGISTER AND IGNORE '
          'EXISTING KEY), type 0, key 0, service action key a11ce: GOOD, '
          '0 bytes in N us'),
-        ('request', head + '5e000000000000001000 to block 8:0'),
-        ('pr_in', head + 'block 8:0: service action 00h: GOOD, 16 bytes in '
+        ('request', head + '5e000000000000001000 to sda (8:0)'),
+        ('pr_in', head + 'sda (8:0): service action 00h: GOOD, 16 bytes in '
          'N us'),
         ('client_end', head + 'disconnected')]
     assert main.stop() == 0
@@ -249,9 +264,9 @@ def test_a_command_on_a_map(tmp_path, mode):
     finally:
         lab.close()
     assert [line[2:-1] for line in log] == [
-        ('block 253:0', '06', 'REGISTER AND IGNORE EXISTING KEY', '0', '0',
+        ('dm-0 (253:0)', '06', 'REGISTER AND IGNORE EXISTING KEY', '0', '0',
          '%x' % KEY, 'GOOD'),
-        ('block 253:0', '02', 'RELEASE', '0', '%x' % (KEY + 1), '0',
+        ('dm-0 (253:0)', '02', 'RELEASE', '0', '%x' % (KEY + 1), '0',
          'RESERVATION CONFLICT')]
     assert 60000 <= int(log[0][-1]) <= took
     assert sorted(text for event, text in lines
