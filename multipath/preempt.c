@@ -95,14 +95,16 @@ static bool map_resume(struct map *map, bool is_last)
 {
     if (map->deadline < clock_us() + RESUMED_WITHIN)
         map->deadline = clock_us() + RESUMED_WITHIN;
-    while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE)
-        if (!map_wait(map, map->deadline)) {
-            map_fail(map,
-                     "it is suspended and multipathd does not resume it, "
-                     "trying again; by hand: dmsetup resume %s",
-                     map->alias);
-            return false;
-        }
+    while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE) {
+        /* It may have been renamed. */
+        sysfs_read(map->device, "/dm/name", map->alias, sizeof(map->alias));
+        if (!map_wait(map, map->deadline))
+            return map_fail(
+                map,
+                "it is suspended and multipathd does not resume it, "
+                "trying again; by hand: dmsetup resume %s",
+                map->alias);
+    }
     if (is_last)
         map->suspension->alias[0] = '\0';
     return true;
@@ -280,6 +282,9 @@ void multipath_recover(const char *socket_path, int lock,
             return;
         map.end += clock_us() - now;
     }
+    /* Who hung has ended, so that its place may be that of another map. */
+    if (suspension->alias[0] == '\0' || suspension->device != device)
+        return;
     map.deadline = clock_us() + SUSPENDED_WITHIN;
     has_key = map_list(&map) && multipathd_key_get(&map.multipathd, &map.key)
               && map.key.value != 0;

@@ -2188,14 +2188,22 @@ def test_path_that_returns_just_before_multipathd_would_register_it(run_one):
             assert lab.keys() == [KEY] * 3
 
 
-def test_alias_that_changes_while_suspended(run_one):
-    """What was suspended is resumed by the name it was suspended by."""
-    with run_one.scenario() as lab:
+@pytest.mark.parametrize('is_known', [False, True])
+def test_alias_that_changes_while_suspended(run_one, is_known):
+    """What was suspended is resumed by the name it was suspended by, as long
+    as multipathd knows no other."""
+    with run_one.scenario(is_known) as lab:
         action = prepare(lab, ACTIONS['preempt ourselves'])
-        while_at_the_disk(lab, action, lab.order[0], 1, lambda: lab.root.write(
-            lab.root.of_map(0, 'dm/name'), 'other\n'))
+
+        def change():
+            assert lab.known.suspended
+            lab.root.write(lab.root.of_map(0, 'dm/name'), 'other\n')
+            if is_known:
+                lab.known.alias = 'other'
+        assert while_at_the_disk(lab, action, lab.order[0], 5, change) == GOOD
         lab.wait_idle()
-        assert lab.mpd.texts('resume') == ['resume map mpatha']
+        assert lab.mpd.texts('resume') == ['resume map mpatha',
+                                           'resume map other'][:1 + is_known]
 
 
 # ---- Parameters -------------------------------------------------------------
@@ -2418,6 +2426,35 @@ def test_map_of_a_worker_that_hangs_is_resumed(lab_of):
         assert lab.known.suspended
         wait_until(lambda: not lab.known.suspended)
         assert 'has been suspended for too long' in lab.helper.log()
+
+
+def test_resumer_that_waits_leaves_the_place_of_another_map_alone(lab_of):
+    """Who hung has ended before the resumer has the lock; then his place in
+    the supervisor's book is that of somebody who suspends the other map."""
+    lab = lab_of(env={'SIM_SPEED': '5'})
+    action, nexus, skip = prepare_suspended(lab)
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        hung = lab.workers()
+        wait_until(lambda: not lab.known.suspended)
+        resumer, = lab.workers() - hung
+        os.kill(resumer, signal.SIGSTOP)
+    lab.client.reply()
+    wait_until(lambda: lab.workers() == {resumer})
+    other = lab.mpd.maps[1]
+    other.key, other.prflag = KEY, 'set'
+    for n in OTHERS:
+        lab.nexus(n).key = KEY
+
+    def behaviour(command):
+        os.kill(resumer, signal.SIGCONT)
+        wait_until(lambda: resumer not in lab.workers())
+        kill(command.pid)
+    lab.mpd.on('suspend map mpathb', behaviour, count=1)
+    send(lab.client, action, lab.other_map)
+    assert code(lab.client.reply()) == LOST
+    wait_until(lambda: other.suspensions and not other.suspended)
 
 
 def test_resumer_is_killed_too(lab_of):
