@@ -18,22 +18,29 @@
 
 /*
  * RELEASE of another type does nothing but for the holder, who is told so
- * (SPC-4 5.12.11.2.2). There the visit ends. LIO says CONFLICT, as to one who
- * is not registered: which of them it is the path has to tell.
+ * (SPC-4 5.12.11.2.2): INVALID RELEASE OF PERSISTENT RESERVATION. LIO says
+ * CONFLICT, as to one who is not registered: which of them it is the path has
+ * to tell. Another refusal is no answer to that (SPDK says INVALID FIELD IN
+ * CDB through each path).
  */
 static bool path_probe(struct map *map, struct path *path,
                        struct request *request)
 {
-    bool is_holder = false;
+    uint8_t key;
+    uint16_t code;
 
     path->verdict = path_send(map, path, request);
+    sense_get(map->answer.sense, &key, &code);
     if (path->verdict == CONFLICT) {
         path->verdict = path_prove(map, path);
-        is_holder = path->verdict == DONE;
+        if (path->verdict == DONE)
+            map->holder = path;
+    } else if (path->verdict == REFUSED && code == 0x2604) {
+        map->holder = path;
     }
     if (path->verdict == UNREADY)
         path->verdict = LOST;
-    return !is_holder && path->verdict != REFUSED;
+    return map->holder == NULL && path->verdict != REFUSED;
 }
 
 /*
@@ -45,8 +52,7 @@ enum holder holder_find(struct map *map)
 {
     enum multipathd_said hold;
     struct request probe;
-    uint8_t type, sense;
-    uint16_t code;
+    uint8_t type;
 
     map->holder = NULL;
     map_see(map); /* what dm has failed may hang: the others first */
@@ -60,13 +66,8 @@ enum holder holder_find(struct map *map)
                : WRITE_EXCLUSIVE;
     request_set(&probe, RELEASE, type, map->key.value, 0, 0);
     all_due(map);
-    if (!paths_visit(map, path_probe, &probe, map->deadline, NOT_IN_TIME)) {
-        sense_get(map->answer.sense, &sense, &code);
-        if (map->answer.status == RESERVATION_CONFLICT
-            || sense == ILLEGAL_REQUEST)
-            map->holder = map->at;
+    if (!paths_visit(map, path_probe, &probe, map->deadline, NOT_IN_TIME))
         return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
-    }
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
     hold = multipathd_tell(&map->multipathd, "getprhold");

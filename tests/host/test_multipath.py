@@ -1004,6 +1004,25 @@ def test_another_host_holds_with_our_key(run_one, version, hold):
                 assert not lab.mpd.texts('suspend')
 
 
+@pytest.mark.parametrize('answer', ['5/20/00', '5/24/00'])
+def test_a_path_that_refuses_release_does_not_hold_what_a_twin_holds(
+        run_one, answer):
+    """SPDK says 5/24/00 to a RELEASE of another type through each path."""
+    for hold, path in itertools.product(('set', 'unknown'), PATHS[:2]):
+        with run_one.scenario(hold, path) as lab:
+            prepare(lab, ACTIONS['reserve'])
+            lab.die(2)
+            lab.nexus(RIVALS).key = KEY     # the twin
+            lab.lun.type, lab.lun.holder = 1, RIVALS
+            lab.known.prhold = hold
+            lab.nexus(path).answer(
+                **sense_of(5, int(answer[2:4], 16), 0), count=EVER,
+                only=(0x5f, RELEASE))
+            assert lab.out(RESERVE, KEY, 0, 1) == answer
+            lab.wait_idle()
+            assert lab.known.prhold == hold
+
+
 def test_recovered_error_is_good(run_one):
     for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
         with run_one.scenario(name, path) as lab:
