@@ -131,7 +131,8 @@ static void map_release(struct map *map, struct request *request)
 
 /*
  * It is told afterwards, too, who holds, if that was not so before: somebody
- * may have reserved in between, whose reservation was taken over.
+ * may have reserved in between, whose reservation was taken over, also if an
+ * error came of it.
  */
 static void map_preempt(struct map *map, struct request *request)
 {
@@ -156,7 +157,7 @@ static void map_preempt(struct map *map, struct request *request)
     answer = map->answer;
     if (takes_over && (answer.status == GOOD || (!is_own && !map->is_lost)))
         hold_settle(map, answer.status == GOOD);
-    else if (answer.status == GOOD && !takes_over && !was_held
+    else if (answer.status != RESERVATION_CONFLICT && !takes_over && !was_held
              && holder_find(map) == HOLDER_PATH)
         hold_settle(map, true);
     map->answer = answer;

@@ -1274,6 +1274,22 @@ def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
             lab.wait_idle()
             assert (lab.known.prhold == 'set') == (
                 lab.holder() is not None and lab.holder()[0] in PATHS)
+        with run_one.scenario(step, other, 'and an error') as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.strangers_allowed, lab.is_consistent = True, False
+            lab.nexus(other).key = key
+            lab.target.act(RESERVE, other, step, argument=1)
+            if key == KEY:      # a path does not get its key back
+                lab.nexus(lab.order[2]).answer(
+                    status=0x08, count=EVER, only=(0x5f, REGISTER_AND_IGNORE))
+            else:               # the answer is lost
+                lab.nexus(lab.order[0]).answer(
+                    host_status=0x03, after=True, only=(0x5f, PREEMPT))
+            assert lab.out(PREEMPT, KEY, key, 1) == LOST
+            lab.wait_idle()
+            if lab.holder() and lab.holder()[0] in PATHS:
+                assert lab.known.prhold == 'set'
 
 
 def test_an_error_after_the_fact_leaves_us_the_holder(run_one):

@@ -993,7 +993,7 @@ class Case:
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well or self.is_killed \
             or self.was_hold == 'unset' and self.was_holder in PATHS \
-            or self.action in (*REGISTERS, *PREEMPTS) and self.answer not in (
+            or self.action in REGISTERS and self.answer not in (
                 GOOD, CONFLICT) \
             or not 0 < lun.type < 7 or lun.holder not in PATHS \
             or not self.nexus(lun.holder).key
