@@ -40,7 +40,12 @@ static bool path_probe(struct map *map, struct path *path,
     }
     if (path->verdict == UNREADY)
         path->verdict = LOST;
-    return map->holder == NULL && path->verdict != REFUSED;
+    if (path->verdict == REFUSED && map->holder == NULL)
+        return map_fail(map,
+                        "%s does not tell if it holds the reservation, but %s: "
+                        "release that first",
+                        path->name, path->why);
+    return map->holder == NULL;
 }
 
 /*

@@ -1018,9 +1018,12 @@ def test_a_path_that_refuses_release_does_not_hold_what_a_twin_holds(
             lab.nexus(path).answer(
                 **sense_of(5, int(answer[2:4], 16), 0), count=EVER,
                 only=(0x5f, RELEASE))
-            assert lab.out(RESERVE, KEY, 0, 1) == answer
+            begin = len(lab.helper.log())
+            assert lab.out(RESERVE, KEY, 0, 1) == LOST
             lab.wait_idle()
             assert lab.known.prhold == hold
+            assert '%s does not tell' % sim.disk_name(path) \
+                in lab.helper.log()[begin:]
 
 
 def test_recovered_error_is_good(run_one):
