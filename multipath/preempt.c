@@ -199,8 +199,9 @@ static bool paths_restore(struct map *map, bool is_last)
     bool is_whole = false;
 
     if (truth == DONE) {
-        memcpy(map->suspension->witness, map->witness->name,
-               sizeof(map->witness->name));
+        if (!is_last) /* or the place may be another map's by now */
+            memcpy(map->suspension->witness, map->witness->name,
+                   sizeof(map->witness->name));
         request_set(&request, REGISTER_AND_IGNORE, 0, 0, map->key.value,
                     map->key.aptpl ? APTPL : 0);
         all_due(map);
