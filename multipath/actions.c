@@ -175,12 +175,11 @@ static void map_out(struct map *map, struct request *request)
         [REGISTER_AND_IGNORE] = map_register,
     };
     unsigned action = request->cdb[1] &= 0x1f;
-    struct pr_command command = { .sense = map->answer.sense };
 
-    if (action > REGISTER_AND_IGNORE || request->length < LIST_SIZE) {
-        sense_set(&command, ILLEGAL_REQUEST,
-                  action > REGISTER_AND_IGNORE ? 0x24 : 0x1a, 0x00);
-        map->answer.status = command.status;
+    if (action > REGISTER_AND_IGNORE) {
+        map_check(map, ILLEGAL_REQUEST, 0x24);
+    } else if (request->length < LIST_SIZE) {
+        map_check(map, ILLEGAL_REQUEST, 0x1a);
     } else if (!multipathd_key_get(&map->multipathd, &map->key)) {
         map_fail(map, "multipathd does not say which key it has: is it "
                       "running, and are we root?");

@@ -22,13 +22,12 @@
 #define PAUSE_MOST (SECOND / 2)
 #define LOCK_PAUSE_NS 10000000
 
-/* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
-static void answer_fail(struct map *map)
+void map_check(struct map *map, uint8_t key, uint8_t asc)
 {
     struct pr_command command = { .sense = map->answer.sense };
 
     map_answer(map, CHECK_CONDITION);
-    sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
+    sense_set(&command, key, asc, 0x00);
 }
 
 bool map_fail(struct map *map, const char *format, ...)
@@ -40,7 +39,8 @@ bool map_fail(struct map *map, const char *format, ...)
     vsnprintf(reason, sizeof(reason), format, arguments);
     va_end(arguments);
     log_warning("%s (%s): %s", map->name, map->alias, reason);
-    answer_fail(map);
+    /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
+    map_check(map, ABORTED_COMMAND, 0x08);
     return false;
 }
 
@@ -191,7 +191,7 @@ enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
     char uuid[ALIAS_SIZE + 8];
 
     memset(map, 0, sizeof(*map));
-    answer_fail(map); /* until there is another one */
+    map_check(map, ABORTED_COMMAND, 0x08); /* until there is another one */
     map->suspension = suspension;
     map->device = device;
     map->deadline = clock_us() + COMMAND_WITHIN;

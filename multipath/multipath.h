@@ -147,6 +147,7 @@ bool map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* A status without sense data. */
 void map_answer(struct map *, uint8_t status);
+void map_check(struct map *, uint8_t key, uint8_t asc);
 /* Asks multipathd which paths it has failed, or seen fail. */
 void map_see(struct map *);
 /*
