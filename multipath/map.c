@@ -20,7 +20,6 @@
 #include <unistd.h>
 
 #define PAUSE_MOST (SECOND / 2)
-#define LOCK_PAUSE_NS 10000000
 
 void map_check(struct map *map, uint8_t key, uint8_t asc)
 {
@@ -64,11 +63,9 @@ bool map_lock(int lock, dev_t device, int64_t deadline)
     struct flock byte = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
 
     byte.l_start = minor(device);
-    while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0) {
-        if ((errno != EAGAIN && errno != EACCES) || clock_us() > deadline)
+    while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0)
+        if ((errno != EAGAIN && errno != EACCES) || !is_in_time(deadline))
             return false;
-        nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
-    }
     return true;
 }
 
