@@ -71,7 +71,7 @@ enum holder holder_find(struct map *map)
                : WRITE_EXCLUSIVE;
     request_set(&probe, RELEASE, type, map->key.value, 0, 0);
     all_due(map);
-    if (!paths_visit(map, path_probe, &probe, map->deadline, NOT_IN_TIME))
+    if (!paths_visit(map, path_probe, &probe))
         return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
