@@ -60,7 +60,6 @@ enum holder holder_find(struct map *map)
     uint8_t type;
 
     map->holder = NULL;
-    map_see(map); /* what dm has failed may hang: the others first */
     if (!reservation_read(map))
         return HOLDER_UNKNOWN;
     if (!map->reservation.is_held || map->reservation.key == 0

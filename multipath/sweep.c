@@ -139,6 +139,7 @@ bool reservation_read(struct map *map)
 {
     uint8_t data[LIST_SIZE] = { 0 };
 
+    map_see(map); /* what dm has failed may hang: the others first */
     if (!in_read(map, NULL, READ_RESERVATION, data, sizeof(data)))
         return false;
     /* SPC-4 6.15.3: ADDITIONAL LENGTH is 0 or 16. */
