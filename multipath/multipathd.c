@@ -101,9 +101,9 @@ static int name_connect(const char *name, int64_t deadline)
         error = connect(fd, (struct sockaddr *)&address, length) < 0 ? errno
                                                                      : 0;
     while (error == EAGAIN && is_in_time(deadline));
-    if (error == 0 && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
-        error = errno;
-    else if (error == 0 && peer.uid != 0)
+    if (error == 0
+        && (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0
+            || peer.uid != 0))
         error = EPERM; /* the directory may belong to virtual machines */
     if (error == 0)
         return fd;

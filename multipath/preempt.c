@@ -138,8 +138,7 @@ static bool map_suspend(struct map *map)
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE) {
-        if (map->deadline > clock_us() + SUSPENDED_WITHIN)
-            map->deadline = clock_us() + SUSPENDED_WITHIN;
+        map->deadline = sooner(map->deadline, clock_us() + SUSPENDED_WITHIN);
         return true;
     }
     if (said == MULTIPATHD_REFUSED)

@@ -59,11 +59,8 @@ static bool status_tell(struct map *map)
 static bool sweep_anyway(struct map *map, struct request *request)
 {
     request->cdb[1] = REGISTER_AND_IGNORE;
-    if (!sweep(map, request))
-        return false;
-    if (count_of(map, CONFLICT) == 0)
-        return true;
-    return answer_undone(map);
+    return sweep(map, request)
+           && (count_of(map, CONFLICT) == 0 || answer_undone(map));
 }
 
 /*

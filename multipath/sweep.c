@@ -124,11 +124,10 @@ struct path *any_send(struct map *map, struct request *request)
 static bool in_read(struct map *map, struct path *path, uint8_t action,
                     uint8_t *data, size_t length)
 {
-    struct request request = { .length = length };
+    struct request request = { .cdb = { PERSISTENT_RESERVE_IN, action },
+                               .length = length };
 
     request.data = data;
-    request.cdb[0] = PERSISTENT_RESERVE_IN;
-    request.cdb[1] = action;
     be16_put(request.cdb + 7, (uint16_t)length);
     if (path != NULL)
         return path_send(map, path, &request) == DONE;
