@@ -30,19 +30,18 @@ static bool hold_announce(struct map *map)
     return map_fail(map, "multipathd does not take note of the reservation");
 }
 
-/*
- * The disk has made it so; or has not, for sure: after another error than a
- * conflict it is asked. The answer stays.
- */
-static void hold_settle(struct map *map, bool holds)
+/* It is so; or is not, for sure: after another error the disk is asked. */
+static void hold_settle(struct map *map)
 {
     const struct answer answer = map->answer;
+    bool holds = answer.status == GOOD;
 
-    if ((holds ? map->hold < MULTIPATHD_SET : map->hold == MULTIPATHD_UNSET)
-        && (holds || answer.status == RESERVATION_CONFLICT
-            || !reservation_read(map) || !map->reservation.is_held
-            || (map->reservation.key != map->key.value
-                && map->reservation.key != 0)))
+    if (holds ? map->hold < MULTIPATHD_SET
+              : map->hold == MULTIPATHD_UNSET && !map->is_lost
+                    && (answer.status == RESERVATION_CONFLICT
+                        || !reservation_read(map) || !map->reservation.is_held
+                        || (map->reservation.key != map->key.value
+                            && map->reservation.key != 0)))
         multipathd_tell(&map->multipathd, holds ? "setprhold" : "unsetprhold");
     map->answer = answer;
 }
@@ -73,8 +72,7 @@ static void map_reserve(struct map *map, struct request *request)
         if (holder != HOLDER_OTHER)
             map_answer(map, GOOD);
     }
-    if (map->answer.status == GOOD || !map->is_lost)
-        hold_settle(map, map->answer.status == GOOD);
+    hold_settle(map);
 }
 
 /*
@@ -89,9 +87,7 @@ static void map_release(struct map *map, struct request *request)
     const struct reservation *reservation = &map->reservation;
     enum holder holder;
     struct path *path;
-    bool is_lost;
 
-    map_see(map); /* what dm has failed may hang: the others first */
     if (!reservation_read(map))
         return;
     if (reservation->is_held && reservation->key == map->key.value
@@ -105,10 +101,9 @@ static void map_release(struct map *map, struct request *request)
             map_answer(map, RESERVATION_CONFLICT);
     } else {
         any_send(map, request);
-        is_lost = map->is_lost;
-        if (is_lost && !reservation_read(map))
-            return;
-        if (is_lost && reservation->is_held && reservation->key == 0)
+        if (map->is_lost
+            && (!reservation_read(map)
+                || (reservation->is_held && reservation->key == 0)))
             map_fail(map, "a path has lost its answer, and whose the "
                           "reservation is now cannot be told");
     }
@@ -129,10 +124,7 @@ static void map_release(struct map *map, struct request *request)
         multipathd_tell(&map->multipathd, "unsetprhold");
 }
 
-/*
- * It is told afterwards, too, who holds, if that was not so before: somebody
- * may have reserved in between, whose reservation was taken over.
- */
+/* It takes over what somebody has reserved since we looked, too. */
 static void map_preempt(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
@@ -142,7 +134,6 @@ static void map_preempt(struct map *map, struct request *request)
     bool takes_over, was_held;
     struct answer answer;
 
-    map_see(map); /* what dm has failed may hang: the others first */
     if (!reservation_read(map))
         return;
     takes_over = reservation->is_held && reservation->key == preempted;
@@ -154,11 +145,11 @@ static void map_preempt(struct map *map, struct request *request)
     else
         any_send(map, request);
     answer = map->answer;
-    if (takes_over && (answer.status == GOOD || (!is_own && !map->is_lost)))
-        hold_settle(map, answer.status == GOOD);
-    else if (answer.status == GOOD && !takes_over && !was_held
+    if (takes_over && (answer.status == GOOD || !is_own))
+        hold_settle(map);
+    else if (answer.status != RESERVATION_CONFLICT && !was_held
              && holder_find(map) == HOLDER_PATH)
-        hold_settle(map, true);
+        multipathd_tell(&map->multipathd, "setprhold");
     map->answer = answer;
 }
 
@@ -174,12 +165,11 @@ static void map_out(struct map *map, struct request *request)
         [REGISTER_AND_IGNORE] = map_register,
     };
     unsigned action = request->cdb[1] &= 0x1f;
-    struct pr_command command = { .sense = map->answer.sense };
 
-    if (action > REGISTER_AND_IGNORE || request->length < LIST_SIZE) {
-        sense_set(&command, ILLEGAL_REQUEST,
-                  action > REGISTER_AND_IGNORE ? 0x24 : 0x1a, 0x00);
-        map->answer.status = command.status;
+    if (action > REGISTER_AND_IGNORE) {
+        map_check(map, ILLEGAL_REQUEST, 0x24);
+    } else if (request->length < LIST_SIZE) {
+        map_check(map, ILLEGAL_REQUEST, 0x1a);
     } else if (!multipathd_key_get(&map->multipathd, &map->key)) {
         map_fail(map, "multipathd does not say which key it has: is it "
                       "running, and are we root?");

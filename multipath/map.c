@@ -23,15 +23,13 @@
 #include <unistd.h>
 
 #define PAUSE_MOST (SECOND / 2)
-#define LOCK_PAUSE_NS 10000000
 
-/* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
-static void answer_fail(struct map *map)
+void map_check(struct map *map, uint8_t key, uint8_t asc)
 {
     struct pr_command command = { .sense = map->answer.sense };
 
     map_answer(map, CHECK_CONDITION);
-    sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
+    sense_set(&command, key, asc, 0x00);
 }
 
 bool map_fail(struct map *map, const char *format, ...)
@@ -43,7 +41,8 @@ bool map_fail(struct map *map, const char *format, ...)
     vsnprintf(reason, sizeof(reason), format, arguments);
     va_end(arguments);
     log_warning("%s (%s): %s", map->name, map->alias, reason);
-    answer_fail(map);
+    /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
+    map_check(map, ABORTED_COMMAND, 0x08);
     return false;
 }
 
@@ -67,11 +66,9 @@ bool map_lock(int lock, dev_t device, int64_t deadline)
     struct flock byte = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
 
     byte.l_start = minor(device);
-    while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0) {
-        if ((errno != EAGAIN && errno != EACCES) || clock_us() > deadline)
+    while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0)
+        if ((errno != EAGAIN && errno != EACCES) || !is_in_time(deadline))
             return false;
-        nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
-    }
     return true;
 }
 
@@ -194,7 +191,7 @@ enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
     char uuid[ALIAS_SIZE + 8];
 
     memset(map, 0, sizeof(*map));
-    answer_fail(map); /* until there is another one */
+    map_check(map, ABORTED_COMMAND, 0x08); /* until there is another one */
     map->suspension = suspension;
     map->device = device;
     map->deadline = clock_us() + COMMAND_WITHIN;

@@ -34,7 +34,7 @@
 
 /* How long a command may take, and parts of it. */
 #define COMMAND_WITHIN (40 * SECOND)
-#define SETTLE_WITHIN (30 * SECOND) /* before anything is changed */
+#define CHANGE_WITHIN (10 * SECOND) /* of it, once no path is blocked */
 /* Between two tries; see map_wait(). */
 #define PAUSE_LEAST (SECOND / 100)
 #define SUSPENDED_WITHIN (8 * SECOND)   /* while all I/O waits for us, */
@@ -100,8 +100,8 @@ struct map {
     struct answer answer;
     struct path paths[PATHS_MOST];
     unsigned count;
-    struct path *at;       /* see paths_visit() */
-    struct answer unready; /* of any_send(), if no path has a better one */
+    struct path *answered; /* the last command for any path; or NULL */
+    struct answer unready; /* if no path has a better one */
     bool is_lost;          /* an answer to the last command for any path */
     struct path *last;     /* whose key is changed last, if any is to be */
     struct path *witness;  /* the first that got the key, and must keep it */
@@ -154,8 +154,9 @@ bool map_wait(struct map *, int64_t deadline);
 /* Says why in the log. False, as what has failed returns that. */
 bool map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* A status without sense data. */
+/* A status without sense data; or CHECK CONDITION. */
 void map_answer(struct map *, uint8_t status);
+void map_check(struct map *, uint8_t key, uint8_t asc);
 /* Asks multipathd which paths it has failed, or seen fail. */
 void map_see(struct map *);
 /*
@@ -193,14 +194,10 @@ typedef bool visit(struct map *, struct path *, struct request *);
  * Visits all paths that are due, also those that come meanwhile, turn by turn
  * until none is. What is left out is tried once more in the end, as it may
  * have come back without multipathd's notice; but it must not be the first
- * that is registered, or settled. False: map->at is where a visit has ended it;
- * or NULL, and the answer is why not. What late says is said with the name of a
- * path that is still due in the end, and why it is.
+ * that is registered, or settled. False: a visit has ended it, or the answer is
+ * why not.
  */
-bool paths_visit(struct map *map, visit *how, struct request *request,
-                 int64_t deadline, const char *late);
-/* Time is up for one that is left: for most commands that is late. */
-#define NOT_IN_TIME "%s does not take the command in time: it %s"
+bool paths_visit(struct map *map, visit *how, struct request *request);
 /* The answer if no path has done it; false likewise. */
 bool answer_undone(struct map *);
 /*

@@ -36,7 +36,7 @@ enum {
     COMMAND_SIZE = 512,    /* multipathd's own limit, MAX_CMD_LEN + NUL */
     REPLY_SIZE = 64,       /* as much as we look at */
     REPLY_MOST = 16 << 20, /* more is no reply */
-    RETRY_NS = 50000000    /* while its backlog is full, or it is busy */
+    RETRY_NS = 10000000    /* while its backlog is full, or it is busy */
 };
 
 /* Even when the caller's time is up it may still be told something. */
@@ -74,8 +74,7 @@ static bool receive(int fd, void *data, size_t size, int64_t deadline)
     return true;
 }
 
-/* Waits a little, if there is still time. */
-static bool is_in_time(int64_t deadline)
+bool is_in_time(int64_t deadline)
 {
     if (clock_us() >= deadline)
         return false;
@@ -102,9 +101,9 @@ static int name_connect(const char *name, int64_t deadline)
         error = connect(fd, (struct sockaddr *)&address, length) < 0 ? errno
                                                                      : 0;
     while (error == EAGAIN && is_in_time(deadline));
-    if (error == 0 && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
-        error = errno;
-    else if (error == 0 && peer.uid != 0)
+    if (error == 0
+        && (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0
+            || peer.uid != 0))
         error = EPERM; /* the directory may belong to virtual machines */
     if (error == 0)
         return fd;

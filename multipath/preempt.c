@@ -18,22 +18,34 @@
 
 /*
  * RELEASE of another type does nothing but for the holder, who is told so
- * (SPC-4 5.12.11.2.2). There the visit ends. LIO says CONFLICT, as to one who
- * is not registered: which of them it is the path has to tell.
+ * (SPC-4 5.12.11.2.2): INVALID RELEASE OF PERSISTENT RESERVATION. LIO says
+ * CONFLICT, as to one who is not registered: which of them it is the path has
+ * to tell. Another refusal is no answer to that (SPDK says INVALID FIELD IN
+ * CDB through each path).
  */
 static bool path_probe(struct map *map, struct path *path,
                        struct request *request)
 {
-    bool is_holder = false;
+    uint8_t key;
+    uint16_t code;
 
     path->verdict = path_send(map, path, request);
+    sense_get(map->answer.sense, &key, &code);
     if (path->verdict == CONFLICT) {
         path->verdict = path_prove(map, path);
-        is_holder = path->verdict == DONE;
+        if (path->verdict == DONE)
+            map->holder = path;
+    } else if (path->verdict == REFUSED && code == 0x2604) {
+        map->holder = path;
     }
     if (path->verdict == UNREADY)
         path->verdict = LOST;
-    return !is_holder && path->verdict != REFUSED;
+    if (path->verdict == REFUSED && map->holder == NULL)
+        return map_fail(map,
+                        "%s does not tell if it holds the reservation, but %s: "
+                        "release that first",
+                        path->name, path->why);
+    return map->holder == NULL;
 }
 
 /*
@@ -45,11 +57,9 @@ enum holder holder_find(struct map *map)
 {
     enum multipathd_said hold;
     struct request probe;
-    uint8_t type, sense;
-    uint16_t code;
+    uint8_t type;
 
     map->holder = NULL;
-    map_see(map); /* what dm has failed may hang: the others first */
     if (!reservation_read(map))
         return HOLDER_UNKNOWN;
     if (!map->reservation.is_held || map->reservation.key == 0
@@ -60,13 +70,8 @@ enum holder holder_find(struct map *map)
                : WRITE_EXCLUSIVE;
     request_set(&probe, RELEASE, type, map->key.value, 0, 0);
     all_due(map);
-    if (!paths_visit(map, path_probe, &probe, map->deadline, NOT_IN_TIME)) {
-        sense_get(map->answer.sense, &sense, &code);
-        if (map->answer.status == RESERVATION_CONFLICT
-            || sense == ILLEGAL_REQUEST)
-            map->holder = map->at;
+    if (!paths_visit(map, path_probe, &probe))
         return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
-    }
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
     hold = multipathd_tell(&map->multipathd, "getprhold");
@@ -95,14 +100,16 @@ static bool map_resume(struct map *map, bool is_last)
 {
     if (map->deadline < clock_us() + RESUMED_WITHIN)
         map->deadline = clock_us() + RESUMED_WITHIN;
-    while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE)
-        if (!map_wait(map, map->deadline)) {
-            map_fail(map,
-                     "it is suspended and multipathd does not resume it, "
-                     "trying again; by hand: dmsetup resume %s",
-                     map->alias);
-            return false;
-        }
+    while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE) {
+        /* It may have been renamed. */
+        sysfs_read(map->device, "/dm/name", map->alias, sizeof(map->alias));
+        if (!map_wait(map, map->deadline))
+            return map_fail(
+                map,
+                "it is suspended and multipathd does not resume it, "
+                "trying again; by hand: dmsetup resume %s",
+                map->alias);
+    }
     if (is_last)
         map->suspension->alias[0] = '\0';
     return true;
@@ -131,8 +138,7 @@ static bool map_suspend(struct map *map)
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE) {
-        if (map->deadline > clock_us() + SUSPENDED_WITHIN)
-            map->deadline = clock_us() + SUSPENDED_WITHIN;
+        map->deadline = sooner(map->deadline, clock_us() + SUSPENDED_WITHIN);
         return true;
     }
     if (said == MULTIPATHD_REFUSED)
@@ -191,8 +197,9 @@ static bool paths_restore(struct map *map, bool is_last)
     bool is_whole = false;
 
     if (truth == DONE) {
-        memcpy(map->suspension->witness, map->witness->name,
-               sizeof(map->witness->name));
+        if (!is_last) /* or the place may be another map's by now */
+            memcpy(map->suspension->witness, map->witness->name,
+                   sizeof(map->witness->name));
         request_set(&request, REGISTER_AND_IGNORE, 0, 0, map->key.value,
                     map->key.aptpl ? APTPL : 0);
         all_due(map);
@@ -280,6 +287,9 @@ void multipath_recover(const char *socket_path, int lock,
             return;
         map.end += clock_us() - now;
     }
+    /* Who hung has ended, so that its place may be that of another map. */
+    if (suspension->alias[0] == '\0' || suspension->device != device)
+        return;
     map.deadline = clock_us() + SUSPENDED_WITHIN;
     has_key = map_list(&map) && multipathd_key_get(&map.multipathd, &map.key)
               && map.key.value != 0;

@@ -16,10 +16,7 @@ static const struct multipathd_key none = { 0, false };
 
 /* ---- What multipathd is told ------------------------------------------ */
 
-/*
- * The key, or (0) that there is none; whether it has that now, is asked. That
- * of its configuration it cannot forget; need not, either.
- */
+/* Or (0) that there is none: one of its configuration it need not forget. */
 static bool key_tell(struct map *map)
 {
     const struct multipathd_key *key = &map->key;
@@ -62,11 +59,8 @@ static bool status_tell(struct map *map)
 static bool sweep_anyway(struct map *map, struct request *request)
 {
     request->cdb[1] = REGISTER_AND_IGNORE;
-    if (!sweep(map, request))
-        return false;
-    if (count_of(map, CONFLICT) == 0)
-        return true;
-    return answer_undone(map);
+    return sweep(map, request)
+           && (count_of(map, CONFLICT) == 0 || answer_undone(map));
 }
 
 /*
@@ -78,7 +72,7 @@ static bool sweep_anyway(struct map *map, struct request *request)
 static bool paths_change(struct map *map, struct request *request)
 {
     bool is_new = map->key.value != 0;
-    unsigned taken = 0, conflicts = 0;
+    unsigned taken = 0;
     struct path *path;
 
     all_due(map);
@@ -90,19 +84,18 @@ static bool paths_change(struct map *map, struct request *request)
     }
     if (!sweep(map, request))
         return false;
-    for (path = map->paths; path < map->paths + map->count; path++) {
-        conflicts += is_new && path->verdict == CONFLICT;
-        taken += path->verdict == DONE /* or perhaps, and is gone */
-                 || (!is_new && path->verdict == ASIDE && path->is_changed);
-    }
     if (map->last != NULL && map->last->verdict == ASIDE
-        && (map->last == map->holder || conflicts > 0)) {
+        && (map->last == map->holder
+            || (is_new && count_of(map, CONFLICT) > 0))) {
         map->last->verdict = LOST;
         return map_fail(map, "%s has gone before its key was changed",
                         map->last->name);
     }
     map->is_doubtful = is_new && map->last != NULL
                        && map->last->verdict == CONFLICT;
+    for (path = map->paths; path < map->paths + map->count; path++)
+        taken += path->verdict == DONE /* or perhaps, and is gone */
+                 || (!is_new && path->verdict == ASIDE && path->is_changed);
     if (map->is_doubtful || taken == 0)
         return answer_undone(map);
     for (path = map->paths; path < map->paths + map->count; path++)

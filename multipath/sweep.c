@@ -41,27 +41,23 @@ bool answer_undone(struct map *map)
     return false;
 }
 
-bool paths_visit(struct map *map, visit *how, struct request *request,
-                 int64_t deadline, const char *late)
+bool paths_visit(struct map *map, visit *how, struct request *request)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
+    int64_t deadline = map->deadline - (is_settling ? CHANGE_WITHIN : 0);
     struct path *path, *waits;
 
     map->pause = PAUSE_LEAST;
     do {
-        map->at = waits = NULL;
+        waits = NULL;
         if (!map_list(map))
             return false;
         for (path = map->paths; path < map->paths + map->count; path++) {
             if (is_last && path->verdict == ASIDE && !is_settling
                 && (!is_registration(request) || map->witness != NULL))
                 path->verdict = DUE;
-            if (path->verdict >= ASIDE)
-                continue;
-            if (!how(map, path, request)) {
-                map->at = path;
+            if (path->verdict < ASIDE && !how(map, path, request))
                 return false;
-            }
         }
         for (path = map->paths; path < map->paths + map->count; path++) {
             if (path->verdict < ASIDE && path_is_left_out(map, path))
@@ -73,18 +69,14 @@ bool paths_visit(struct map *map, visit *how, struct request *request,
             return true;
         is_last = waits == NULL;
     } while (waits == NULL || map_wait(map, deadline));
-    return map_fail(map, late, waits->name, waits->why);
+    return map_fail(map,
+                    is_settling ? "nothing was done, as %s %s, and multipathd "
+                                  "has not failed it"
+                                : "%s does not take the command in time: it %s",
+                    waits->name, waits->why);
 }
 
 /* ---- Any path --------------------------------------------------------- */
-
-/* Is what the path has answered what the disk has? */
-static bool is_answer(const struct path *path, const struct request *request)
-{
-    return path->verdict == DONE || path->verdict == REFUSED
-           || (path->verdict == CONFLICT
-               && request->cdb[0] != PERSISTENT_RESERVE_OUT);
-}
 
 /*
  * What one path may have done another cannot tell from what somebody else
@@ -94,13 +86,16 @@ static bool is_answer(const struct path *path, const struct request *request)
 static bool path_try(struct map *map, struct path *path,
                      struct request *request)
 {
+    bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT;
+
     path->verdict = path_send(map, path, request);
     if (path->verdict == UNREADY)
         map->unready = map->answer;
-    if (is_answer(path, request))
+    if (path->verdict >= DONE && (path->verdict != CONFLICT || !is_out)) {
+        map->answered = path;
         return false;
-    return !map->is_lost || request->cdb[0] != PERSISTENT_RESERVE_OUT
-           || request->cdb[1] == RESERVE
+    }
+    return !map->is_lost || !is_out || request->cdb[1] == RESERVE
            || (request->cdb[1] != RELEASE
                && count_of(map, CONFLICT) + count_of(map, UNREADY) == 0);
 }
@@ -110,11 +105,11 @@ struct path *any_send(struct map *map, struct request *request)
     if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
     map->is_lost = false;
+    map->answered = NULL;
     all_due(map);
-    if (!paths_visit(map, path_try, request, map->deadline,
-                     "no path takes the command in time: %s %s")
-        && (map->at == NULL || is_answer(map->at, request)))
-        return map->at;
+    if (!paths_visit(map, path_try, request)
+        && (map->answered != NULL || !map->is_lost))
+        return map->answered;
     if (map->is_lost)
         map_fail(map, "a path has lost its answer, and the others have not "
                       "done it");
@@ -129,11 +124,10 @@ struct path *any_send(struct map *map, struct request *request)
 static bool in_read(struct map *map, struct path *path, uint8_t action,
                     uint8_t *data, size_t length)
 {
-    struct request request = { .length = length };
+    struct request request = { .cdb = { PERSISTENT_RESERVE_IN, action },
+                               .length = length };
 
     request.data = data;
-    request.cdb[0] = PERSISTENT_RESERVE_IN;
-    request.cdb[1] = action;
     be16_put(request.cdb + 7, (uint16_t)length);
     if (path != NULL)
         return path_send(map, path, &request) == DONE;
@@ -144,6 +138,7 @@ bool reservation_read(struct map *map)
 {
     uint8_t data[LIST_SIZE] = { 0 };
 
+    map_see(map); /* what dm has failed may hang: the others first */
     if (!in_read(map, NULL, READ_RESERVATION, data, sizeof(data)))
         return false;
     /* SPC-4 6.15.3: ADDITIONAL LENGTH is 0 or 16. */
@@ -186,13 +181,10 @@ static bool path_settle(struct map *map, struct path *path,
 bool settle(struct map *map)
 {
     struct request test = { .cdb = { TEST_UNIT_READY } };
-    int64_t deadline = sooner(clock_us() + SETTLE_WITHIN, map->deadline);
 
     do {
         all_due(map);
-        if (!paths_visit(map, path_settle, &test, deadline,
-                         "nothing was done, as %s %s, and multipathd has not "
-                         "failed it"))
+        if (!paths_visit(map, path_settle, &test))
             return false;
     } while (map->pause != PAUSE_LEAST); /* it was waited for one */
     return true;
@@ -259,8 +251,8 @@ static bool path_sweep(struct map *map, struct path *path,
     if (path->verdict == CONFLICT)
         path->verdict = path_send(map, path, request);
     is_lost = path->verdict == LOST || path->verdict == UNREADY;
-    path->is_changed = path->is_changed || is_lost || path->verdict == DONE
-                       || (registers && path->verdict == REFUSED);
+    path->is_changed |= is_lost || path->verdict == DONE
+                        || (registers && path->verdict == REFUSED);
     /* Who says that it is not ready, and is not used, has not taken it. */
     if (is_lost && registers && map->witness == NULL
         && !(path->verdict == UNREADY && path_is_left_out(map, path))
@@ -286,7 +278,7 @@ static bool path_sweep(struct map *map, struct path *path,
 
 bool sweep(struct map *map, struct request *request)
 {
-    return paths_visit(map, path_sweep, request, map->deadline, NOT_IN_TIME);
+    return paths_visit(map, path_sweep, request);
 }
 
 enum verdict witness_ask(struct map *map)

@@ -159,7 +159,6 @@ EXPECTED = {
     'setrlimit descriptors_seal': {CLOSED: (e.EPERM, e.EINVAL)},
     'fstat multipath_execute': {'5/20/00': (e.EIO,)},
     'fcntl map_lock': {SAME: (e.EAGAIN, e.EACCES), LOST: (e.ENOLCK,)},
-    'nanosleep map_lock': {SAME: (e.EINTR,)},
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
     'madvise worker_start 1': {AGAIN: (e.ENOMEM,)},

@@ -1004,6 +1004,28 @@ def test_another_host_holds_with_our_key(run_one, version, hold):
                 assert not lab.mpd.texts('suspend')
 
 
+@pytest.mark.parametrize('answer', ['5/20/00', '5/24/00'])
+def test_a_path_that_refuses_release_does_not_hold_what_a_twin_holds(
+        run_one, answer):
+    """SPDK says 5/24/00 to a RELEASE of another type through each path."""
+    for hold, path in itertools.product(('set', 'unknown'), PATHS[:2]):
+        with run_one.scenario(hold, path) as lab:
+            prepare(lab, ACTIONS['reserve'])
+            lab.die(2)
+            lab.nexus(RIVALS).key = KEY     # the twin
+            lab.lun.type, lab.lun.holder = 1, RIVALS
+            lab.known.prhold = hold
+            lab.nexus(path).answer(
+                **sense_of(5, int(answer[2:4], 16), 0), count=EVER,
+                only=(0x5f, RELEASE))
+            begin = len(lab.helper.log())
+            assert lab.out(RESERVE, KEY, 0, 1) == LOST
+            lab.wait_idle()
+            assert lab.known.prhold == hold
+            assert '%s does not tell' % sim.disk_name(path) \
+                in lab.helper.log()[begin:]
+
+
 def test_recovered_error_is_good(run_one):
     for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
         with run_one.scenario(name, path) as lab:
@@ -1255,6 +1277,22 @@ def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
             lab.wait_idle()
             assert (lab.known.prhold == 'set') == (
                 lab.holder() is not None and lab.holder()[0] in PATHS)
+        with run_one.scenario(step, other, 'and an error') as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.strangers_allowed, lab.is_consistent = True, False
+            lab.nexus(other).key = key
+            lab.target.act(RESERVE, other, step, argument=1)
+            if key == KEY:      # a path does not get its key back
+                lab.nexus(lab.order[2]).answer(
+                    status=0x08, count=EVER, only=(0x5f, REGISTER_AND_IGNORE))
+            else:               # the answer is lost
+                lab.nexus(lab.order[0]).answer(
+                    host_status=0x03, after=True, only=(0x5f, PREEMPT))
+            assert lab.out(PREEMPT, KEY, key, 1) == LOST
+            lab.wait_idle()
+            if lab.holder() and lab.holder()[0] in PATHS:
+                assert lab.known.prhold == 'set'
 
 
 def test_an_error_after_the_fact_leaves_us_the_holder(run_one):
@@ -2188,14 +2226,22 @@ def test_path_that_returns_just_before_multipathd_would_register_it(run_one):
             assert lab.keys() == [KEY] * 3
 
 
-def test_alias_that_changes_while_suspended(run_one):
-    """What was suspended is resumed by the name it was suspended by."""
-    with run_one.scenario() as lab:
+@pytest.mark.parametrize('is_known', [False, True])
+def test_alias_that_changes_while_suspended(run_one, is_known):
+    """What was suspended is resumed by the name it was suspended by, as long
+    as multipathd knows no other."""
+    with run_one.scenario(is_known) as lab:
         action = prepare(lab, ACTIONS['preempt ourselves'])
-        while_at_the_disk(lab, action, lab.order[0], 1, lambda: lab.root.write(
-            lab.root.of_map(0, 'dm/name'), 'other\n'))
+
+        def change():
+            assert lab.known.suspended
+            lab.root.write(lab.root.of_map(0, 'dm/name'), 'other\n')
+            if is_known:
+                lab.known.alias = 'other'
+        assert while_at_the_disk(lab, action, lab.order[0], 5, change) == GOOD
         lab.wait_idle()
-        assert lab.mpd.texts('resume') == ['resume map mpatha']
+        assert lab.mpd.texts('resume') == ['resume map mpatha',
+                                           'resume map other'][:1 + is_known]
 
 
 # ---- Parameters -------------------------------------------------------------
@@ -2418,6 +2464,35 @@ def test_map_of_a_worker_that_hangs_is_resumed(lab_of):
         assert lab.known.suspended
         wait_until(lambda: not lab.known.suspended)
         assert 'has been suspended for too long' in lab.helper.log()
+
+
+def test_resumer_that_waits_leaves_the_place_of_another_map_alone(lab_of):
+    """Who hung has ended before the resumer has the lock; then his place in
+    the supervisor's book is that of somebody who suspends the other map."""
+    lab = lab_of(env={'SIM_SPEED': '5'})
+    action, nexus, skip = prepare_suspended(lab)
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        hung = lab.workers()
+        wait_until(lambda: not lab.known.suspended)
+        resumer, = lab.workers() - hung
+        os.kill(resumer, signal.SIGSTOP)
+    lab.client.reply()
+    wait_until(lambda: lab.workers() == {resumer})
+    other = lab.mpd.maps[1]
+    other.key, other.prflag = KEY, 'set'
+    for n in OTHERS:
+        lab.nexus(n).key = KEY
+
+    def behaviour(command):
+        os.kill(resumer, signal.SIGCONT)
+        wait_until(lambda: resumer not in lab.workers())
+        kill(command.pid)
+    lab.mpd.on('suspend map mpathb', behaviour, count=1)
+    send(lab.client, action, lab.other_map)
+    assert code(lab.client.reply()) == LOST
+    wait_until(lambda: other.suspensions and not other.suspended)
 
 
 def test_resumer_is_killed_too(lab_of):

@@ -951,7 +951,7 @@ class Case:
         """Who had lost his keys has got one on one path from multipathd, which
         is enough for what concerns one path, and leaves the others alone."""
         return is_as_before and self.action not in (*REGISTERS, CLEAR) \
-            and not self.disk.keys[US] \
+            and (not self.disk.keys[US] or self.hits()) \
             and any(self.is_multipathds(path) for path in PATHS)
 
     def is_left_behind(self, seen, keys, live):
@@ -984,7 +984,9 @@ class Case:
             return known.prflag == 'unset' or not known.key \
                 or self.is_restarted and known.fixed    # a twin has it, too
         return self.action not in REGISTERS or (
-            known.key == self.sa_key and known.prflag == 'set')
+            known.key == self.sa_key and (
+                known.prflag == 'set'       # or it has found no key there
+                or self.is_restarted and self.is_fenced))
 
     def is_remembered(self):
         """Rule 3, if the path is gone by the time of the next command; which,
@@ -993,8 +995,6 @@ class Case:
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well or self.is_killed \
             or self.was_hold == 'unset' and self.was_holder in PATHS \
-            or self.action in (*REGISTERS, *PREEMPTS) and self.answer not in (
-                GOOD, CONFLICT) \
             or not 0 < lun.type < 7 or lun.holder not in PATHS \
             or not self.nexus(lun.holder).key
 
