@@ -9,6 +9,7 @@
  * may have removed the key meanwhile: the path that sent the command keeps
  * it all the time, and is the witness. Without one the keys stay off.
  */
+#include "../sysfs.h"
 #include "multipath.h"
 
 #include <ctype.h>
