@@ -31,9 +31,9 @@ enum { ACTIVATION_FD = 3 }; /* SD_LISTEN_FDS_START, sd-daemon.h */
 enum { BACKLOG = 16 };
 
 /*
- * The number that a variable of the environment is; -1: it is none. One for
- * another process may have come down to us: a pid has to be compared by the
- * process that was started, before it forks.
+ * Returns the number that a variable of the environment is, or -1. It may have
+ * come down to us and be meant for another process: so a pid has to be compared
+ * by the process that was started, before it forks.
  */
 static long number_of(const char *variable)
 {
@@ -152,7 +152,7 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
         if (!is_shared)
             fatal("cannot bind socket to %s: it exists and is no socket", path);
         snprintf(aside, sizeof(aside), "%s.%lld", path, (long long)clock_us());
-        /* Said first, as whoever made it may make the next one at once. */
+        /* This is said first, as who made it may make the next one at once. */
         log_warning("%s is no socket: renaming it to %s", path, aside);
         if (rename(path, aside) < 0 && errno != ENOENT)
             fatal("cannot rename %s, which is no socket:", path);
@@ -184,7 +184,7 @@ void listen_open(struct listener *listener, const char *path)
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
         if (errno != EADDRINUSE || !is_shared || --tries == 0)
             fatal("cannot bind socket to %s:", path);
-        place_clear(path, &address, length, is_shared); /* it is back */
+        place_clear(path, &address, length, is_shared); /* one is back */
     }
     /* Whoever could connect may have put another in its place already. */
     (void)lstat(path, &listener->made); /* 0 if it is gone, as no file is */
