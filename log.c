@@ -36,7 +36,7 @@
 static const char names[TRACE_EVENTS][15] = { TRACES(NAME) };
 enum { VERBOSE_EVENTS = 0 TRACES(VERBOSE) };
 
-/* How many warnings may a client cause in a second, and how many clients? */
+/* So many warnings may a client cause in a second, and so many clients. */
 enum { WARNINGS_MOST = 10, WINDOWS = 32 };
 
 enum { TEXT_SIZE = 512 }; /* what is longer is cut */
@@ -55,9 +55,9 @@ static struct {
     int level;
     bool is_journal;
     bool may_block;
-    long syslog_pid; /* main's, as sessions may not ask; 0: stderr is not it */
+    long syslog_pid; /* main's, as sessions may not ask; 0: without syslogd */
     struct log_peer peer;
-    unsigned told;   /* how many were lost then, in vain */
+    unsigned told;   /* how many were lost when it was last said */
     int64_t tell_by; /* 0, or when to say it */
     struct shared *shared;
     unsigned traced; /* a bit for each event */
