@@ -54,7 +54,7 @@ static const char usage[] =
     "      --sandbox=on|off     refuse what the helper does not need\n"
     "                           (default on)\n";
 
-/* As usage[] says. */
+/* They are those of usage[]. */
 static const struct options defaults = {
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,
@@ -70,7 +70,7 @@ static void print(const char *text)
     exit(EXIT_SUCCESS);
 }
 
-/* A decimal number up to most, and nothing else. */
+/* Takes a decimal number up to most, and nothing else. */
 static bool number_parse(const char *text, unsigned long most,
                          unsigned long *value)
 {
@@ -82,7 +82,7 @@ static bool number_parse(const char *text, unsigned long most,
            && *value <= most;
 }
 
-/* The argument of an option: one from least to most; anything else is fatal. */
+/* Returns optarg, which must be a number from least to most. */
 static int64_t number(const char *option, unsigned long least,
                       unsigned long most)
 {
@@ -109,9 +109,9 @@ static bool line_read(int fd, const char *path, char *line, size_t size)
 }
 
 /*
- * The id that optarg has in passwd(5) or group(5), where it is the third field
- * of a line; or else is itself. (libc's functions would load libraries into us,
- * or allocate memory, which nothing else here does.)
+ * Returns the id that optarg has in passwd(5) or group(5), where it is a line's
+ * third field; or else is itself. (libc's functions would load libraries into
+ * us, or allocate memory, which nothing else here does.)
  */
 static unsigned id_find(const char *kind, const char *file)
 {
@@ -209,8 +209,8 @@ static bool is_on(const char *option)
 static const char letters[] = "hVdf:k:u:g:qvT:";
 
 /*
- * Each option: its letter (that of a long one alone is not in letters[]), its
- * name, and what it does; ALONE or with an ARGUMENT, which is in optarg then.
+ * Each option has a letter (that of a long one alone is not in letters[]), a
+ * name, and something that it does; ALONE or with an ARGUMENT, then in optarg.
  */
 #define OPTIONS(ALONE, ARGUMENT)                                               \
     ALONE('h', "help", print(usage))                                           \
