@@ -28,7 +28,7 @@
 
 /* ---- The loop --------------------------------------------------------- */
 
-/* A client is waiting at the listener. */
+/* Takes in the client that waits at the listener. */
 static void client_accept(struct server *server, int64_t now)
 {
     struct roster *roster = &server->roster;
@@ -93,8 +93,8 @@ static int64_t map_recover(struct service *service, int64_t now, int64_t *wake)
 }
 
 /*
- * Serves the clients of the listener until a signal says stop; without one,
- * the one client that there is, until it has gone. That is not closed then: an
+ * Serves the clients of the listener until a signal says stop; or, where there
+ * is no listener, the one client until it has gone. That is not closed then: an
  * exiting process does not linger in close(), whatever a client has queued.
  */
 static void serve(struct server *server)
@@ -185,7 +185,7 @@ static void server_set_up(struct server *server, const struct options *options,
     server->service.timeout = options->client_timeout;
     server->service.socket_path = server->listener.path;
     server->service.queue = -1;
-    /* One behind the other: in a session both begin on one page. */
+    /* They lie side by side, so that in a session both begin on one page. */
     server->fds = table((clients + 1) * sizeof(struct pollfd)
                             + clients * sizeof(struct client),
                         MAP_PRIVATE);
