@@ -29,7 +29,7 @@ unsigned signals_take(void);
  */
 void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake);
 
-/* descriptors.c: allows most descriptors, or returns how many there can be. */
+/* descriptors.c: allows most descriptors; returns how many there can be. */
 int descriptors_limit(rlim_t most);
 /* Duplicates fd, with one of the two highest numbers that there can be. */
 int descriptor_high(int fd);
@@ -119,7 +119,7 @@ struct roster {
     unsigned status_slot; /* where report_status() goes on */
     int64_t status_by;    /* and when; NEVER: nobody has asked */
 };
-/* The place with that pid; 0: a free one. From .used on it has nobody. */
+/* Returns the place with that pid; 0: a free one. From .used on: nobody's. */
 unsigned roster_find(const struct roster *, pid_t);
 /* Who comes to that place has no client yet: it is pending. */
 void roster_enter(struct roster *, unsigned place, pid_t);
