@@ -19,7 +19,7 @@
 bool sysfs_has(dev_t, const char *file);
 /* Is this file of it ("/slaves/sda") the device that has the other number? */
 bool sysfs_is(dev_t, const char *file, dev_t other);
-/* One line, without its end. False if it is missing or does not fit. */
+/* Reads a line, without its end. False if it is missing or does not fit. */
 bool sysfs_read(dev_t, const char *file, char *line, size_t size);
 /*
  * Calls found() with each name in a directory, until it returns false. Returns
@@ -28,7 +28,7 @@ bool sysfs_read(dev_t, const char *file, char *line, size_t size);
  */
 bool sysfs_list(const char *directory,
                 bool (*found)(void *context, const char *name), void *context);
-/* The same with the name of each device that this one is made of. */
+/* Does the same with the name of each device that this one is made of. */
 bool sysfs_slaves(dev_t, bool (*found)(void *context, const char *name),
                   void *context);
 
@@ -99,14 +99,14 @@ enum vet sg_io_vet(struct pr_command *);
 void sg_io_execute(struct pr_command *, unsigned timeout, unsigned attentions);
 /* Is this the block device of a whole SCSI disk? */
 bool sg_io_is_disk(const struct stat *);
-/* A character major, and how many minors a disk has: its own, partitions. */
+/* A character major; how many minors a disk has, its partitions' included. */
 enum { SCSI_GENERIC_MAJOR = 21, SCSI_DISK_MINORS = 16 };
 /*
  * Which of the sixteen block majors of SCSI disks this is; -1: none. (Source:
  * Documentation/admin-guide/devices.txt in the kernel.)
  */
 int sg_io_disk_row(unsigned number);
-/* INVALID COMMAND OPERATION CODE: this descriptor cannot do that. */
+/* Answers INVALID COMMAND OPERATION CODE: the descriptor cannot do that. */
 enum vet sg_io_refuse(struct pr_command *, enum refusal);
 void status_set(struct pr_command *, uint8_t status);
 /* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
@@ -116,7 +116,7 @@ void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
 /* report.c, for multipath/map.c: what came of a command, in words. */
 enum { RESULT_SIZE = 32 };
-/* What came of it; text is room for that. */
+/* Returns it, or text, which is room for it. */
 const char *report_result(const struct pr_command *, char text[RESULT_SIZE]);
 
 #endif
