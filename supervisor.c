@@ -118,7 +118,7 @@ static int64_t sessions_check(struct roster *roster, int64_t now)
     return next;
 }
 
-/* Commands in flight have had their time. */
+/* Kills all of them: commands in flight have had their time. */
 static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
@@ -238,8 +238,8 @@ static void worker_start(struct supervisor *supervisor,
     unsigned place = workers_place(workers, suspension);
     pid_t pid = -1;
 
-    if (place < workers->slots) { /* or else when one has ended */
-        /* A session is forked without them. */
+    if (place < workers->slots) { /* else again when one ends */
+        /* They are for workers; a session is forked without them. */
         if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
             pid = process_fork();
         if (pid == 0)
@@ -310,7 +310,7 @@ bool supervise(struct supervisor *supervisor)
             return false;
         }
         wake = sooner(wake, workers_check(workers, now, &due));
-        /* One: what is due is for the workers to say, who may lie. */
+        /* But one each time: workers say what is due, and may lie. */
         if (due != NULL)
             worker_start(supervisor, due, now);
         wake = sooner(wake, sessions_check(roster, now));
