@@ -20,7 +20,7 @@ int sandbox_enter(enum process, int queue);
 
 enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
 
-/* For another process: fork() works; a client was told to go; it has gone. */
+/* Is there room to fork? Yes; a client was told to go for it; it has gone. */
 enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
 
 struct supervisor {
