@@ -11,12 +11,12 @@
 #include "../sg_io.h"
 #include "multipathd.h"
 
-/* Of a multipath map, as long as somebody must resume it. */
+/* This is known of a multipath map as long as somebody must resume it. */
 struct suspension {
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
-    char witness[32];       /* the path that has kept its key; likewise */
-    int64_t resume_by;      /* or another worker does it */
+    char witness[32];       /* the path that has kept its key; empty: none */
+    int64_t resume_by;      /* then another worker does it */
 };
 /*
  * Carries out what sg_io_vet() has found to be for a device-mapper device.
@@ -61,8 +61,8 @@ struct workers {
     int64_t retry; /* when to fork the next, or kill the pending one */
 };
 /*
- * A free place, or that of the dead one whose map is to be resumed; slots:
- * there is none.
+ * Returns a free place, or that of the dead one whose map is to be resumed; or
+ * slots, if there is none.
  */
 unsigned workers_place(const struct workers *, const struct suspension *);
 /*
@@ -71,7 +71,7 @@ unsigned workers_place(const struct workers *, const struct suspension *);
  */
 void workers_started(struct workers *, unsigned place, pid_t,
                      struct suspension *, int64_t now);
-void workers_reported(struct workers *);
+void workers_reported(struct workers *); /* the pending one has a command */
 void workers_ended(struct workers *, pid_t, int status, int64_t now);
 /*
  * Kills who hangs in taking its command. *due is a map that somebody has to
@@ -79,7 +79,7 @@ void workers_ended(struct workers *, pid_t, int status, int64_t now);
  * look again.
  */
 int64_t workers_check(struct workers *, int64_t now, struct suspension **due);
-/* Those that are to be forked for a map, too. */
+/* Counts those that are still to be forked to resume a map, too. */
 unsigned workers_count(const struct workers *);
 
 #endif
