@@ -28,7 +28,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { MAP, ANSWER, DESCRIPTORS }; /* that come with a command */
+enum { MAP, ANSWER, DESCRIPTORS }; /* what comes with a command */
 
 /*
  * A command on the queue. There is room for as many descriptors as there can
@@ -161,7 +161,7 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
         .data = work->data,
         .sense = work->sense,
     };
-    /* What the session has found out already; but it is not to be trusted. */
+    /* The session has found this out already, but is not to be trusted. */
     enum vet vet = sg_io_vet(&command);
     size_t size = ANSWER_HEAD;
 
@@ -179,8 +179,8 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
 }
 
 /*
- * The child's side of the supervisor's fork, stage 6 of privdrop.c. Somebody's
- * map is still suspended, or else there is a command on the queue.
+ * The child's side of the supervisor's fork, stage 6 of privdrop.c: a resumer
+ * is for a map that is still suspended, another one for a command on the queue.
  */
 void worker_run(const struct supervisor *supervisor,
                 struct suspension *suspension, bool is_resumer)
