@@ -13,14 +13,14 @@
 #include <sys/wait.h>
 
 #define RETRY_AFTER (SECOND / 10) /* after fork has failed */
-#define RESUME_AGAIN (2 * SECOND) /* after one could not */
+#define RESUME_AGAIN (2 * SECOND) /* after a worker could not */
 #define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
 #define LOOK_AGAIN SECOND         /* what a worker has suspended meanwhile */
 
-/* In place of a pid: it is dead, and has left a map suspended. */
+/* It stands for a pid: the worker is dead, and has left a map suspended. */
 #define DEAD ((pid_t)-1)
 
-/* Not to be asked of a place that is free: a look takes memory for it. */
+/* It is not to be asked of a place that is free: a look takes memory. */
 static bool is_suspender(const struct suspension *suspension)
 {
     return suspension->alias[0] != '\0';
@@ -90,7 +90,7 @@ int64_t workers_check(struct workers *workers, int64_t now,
         next = sooner(next, now + LOOK_AGAIN);
         if (!is_suspender(suspension))
             continue;
-        /* No worker takes longer; or its place would be lost. */
+        /* No worker takes longer: who says so would have its place for ever. */
         suspension->resume_by = sooner(suspension->resume_by,
                                        now + COMMAND_WITHIN);
         next = sooner(next, suspension->resume_by);
@@ -121,7 +121,7 @@ void workers_ended(struct workers *workers, pid_t pid, int status, int64_t now)
                           ALIAS_SIZE - 1, suspension->alias);
         }
         if (workers->pids[i] == DEAD && !is_suspender(suspension))
-            workers->pids[i] = 0; /* whoever it was that has resumed it */
+            workers->pids[i] = 0; /* whoever has resumed it */
     }
 }
 
