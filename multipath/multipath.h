@@ -44,11 +44,10 @@
 
 enum { PATHS_MOST = 256 };
 
-enum { /* of a worker's answer, before the payload */
-       ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE
-};
+/* So much of a worker's answer comes before the payload. */
+enum { ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE };
 
-/* What a path makes of a command. */
+/* What a path has made of a command. */
 enum verdict {
     DUE,       /* it has not been sent, or shall be once more */
     NOT_TAKEN, /* nothing was done; that may change */
@@ -65,7 +64,7 @@ enum verdict {
 struct path {
     char name[32];        /* sdX */
     enum verdict verdict; /* of the command that goes to all, or any */
-    bool is_changed;      /* by it; or perhaps, or it was refused too late */
+    bool is_changed;      /* by it; or perhaps: its answer leaves that open */
     bool is_reported;     /* as left out */
     bool had_key;         /* before the command that registers it; or perhaps */
     struct multipathd_path seen; /* by map_see() */
@@ -94,14 +93,14 @@ struct map {
     struct multipathd multipathd;
     struct multipathd_key key; /* that our paths have, or are given */
     int64_t deadline;
-    int64_t end;   /* the last one, for what has to be put right */
+    int64_t end;   /* the last deadline, for what has to be put right */
     int64_t pause; /* us, the next one in map_wait() */
     struct answer answer;
     struct path paths[PATHS_MOST];
     unsigned count;
     struct path *at;       /* see paths_visit() */
     struct answer unready; /* of any_send(), if no path has a better one */
-    bool is_lost;          /* an answer to the last command for any path */
+    bool is_lost;          /* a path gave no answer in the last any_send() */
     struct path *last;     /* whose key is changed last, if any is to be */
     struct path *witness;  /* the first that got the key, and must keep it */
     bool is_doubtful;      /* somebody may have removed it */
@@ -130,9 +129,9 @@ enum holder {
 
 /* map.c: the map, its paths, and which of them may be left out. */
 /*
- * One command that may change something on a map at a time: a lock on the byte
- * of a file that has the map's number. Who dies gives it back. False: it was
- * not to be had in time.
+ * Lets one command at a time change something on a map: it locks the byte of a
+ * file that has the map's number. Who dies gives that back. False: it was not
+ * to be had in time.
  */
 bool map_lock(int lock, dev_t, int64_t deadline);
 /* Returns why the device is refused, if it is. Its paths are not listed yet. */
@@ -145,7 +144,7 @@ bool map_wait(struct map *, int64_t deadline);
 /* Says why in the log. False, as what has failed returns that. */
 bool map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* A status without sense data. */
+/* Makes it a status without sense data. */
 void map_answer(struct map *, uint8_t status);
 /* Asks multipathd which paths it has failed, or seen fail. */
 void map_see(struct map *);
@@ -158,11 +157,11 @@ bool path_is_left_out(struct map *, struct path *);
 
 void request_set(struct request *, unsigned action, uint8_t scope_type,
                  uint64_t key, uint64_t action_key, uint8_t flags);
-bool is_register(const struct request *);
+bool is_register(const struct request *); /* either of the two */
 /*
- * Once, but for unit attentions; the answer is in the map. A target may want a
- * registration for ALL_TG_PT to be changed in that way only (LIO does), which
- * is tried, too; but of the client's own commands that is for it to know.
+ * Sends it once, but for unit attentions; the answer is in the map. A target
+ * may want a registration for ALL_TG_PT to be changed in that way only (LIO
+ * does), which is tried; but of the client's commands that is for it to know.
  */
 enum verdict path_send(struct map *, struct path *, struct request *);
 /*
@@ -173,12 +172,12 @@ enum verdict path_prove(struct map *, struct path *);
 
 /* sweep.c: a command on any path, or on all. */
 /*
- * Every path is to be sent the command; but what is left out so far, or may
- * hang as dm has failed it, when the others have had their turn.
+ * Makes all paths due for a command; but what is left out so far, or may hang
+ * as dm has failed it, only when the others have had their turn.
  */
 void all_due(struct map *);
-unsigned count_of(const struct map *, enum verdict);
-/* Gives a path that is due its verdict. False: that is the end of it. */
+unsigned count_of(const struct map *, enum verdict); /* of its paths */
+/* Gives a path that is due its verdict. False: no other path is visited. */
 typedef bool visit(struct map *, struct path *, struct request *);
 /*
  * Visits all paths that are due, also those that come meanwhile, turn by turn
@@ -190,23 +189,23 @@ typedef bool visit(struct map *, struct path *, struct request *);
  */
 bool paths_visit(struct map *map, visit *how, struct request *request,
                  int64_t deadline, const char *late);
-/* Time is up for one that is left: for most commands that is late. */
+/* For most commands this is what is said late. */
 #define NOT_IN_TIME "%s does not take the command in time: it %s"
-/* The answer if no path has done it; false likewise. */
+/* Sets the answer if no path has done it. Returns false. */
 bool answer_undone(struct map *);
 /*
- * The path that has answered; or NULL, and the answer is CONFLICT or NOT READY,
+ * Returns who has answered; or NULL, and the answer is CONFLICT or NOT READY,
  * of all paths that are not left out, or that it has failed. A conflict is not
  * the answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was
  * done, and the path may have come back without having been registered yet. Nor
  * is NOT READY, for which others may be (LIO says it for some conflicts).
  */
 struct path *any_send(struct map *, struct request *);
-/* False: nobody answered, or with an error, which is now the answer. */
+/* Reads it. False: nobody answered, or with an error: that is the answer. */
 bool reservation_read(struct map *);
 /*
- * How many registrations have the key; and map.generation. Of that path or of
- * any (NULL). -1: as above.
+ * Returns how many registrations have the key, and sets map.generation, as that
+ * path says or any one (NULL). -1: nobody does, and the answer is why.
  */
 int keys_read(struct map *, struct path *, uint64_t key);
 /*
@@ -251,8 +250,8 @@ struct path *take_over(struct map *);
 /* register.c */
 void map_register(struct map *, struct request *);
 /*
- * Also if all answers are lost, but the key is gone. Nothing of ours may be
- * left, not even on a path that multipathd has registered meanwhile.
+ * It is GOOD also if all answers are lost, but the key is gone. Nothing of ours
+ * may be left, not even on a path that multipathd has registered meanwhile.
  */
 void map_clear(struct map *, struct request *);
 
