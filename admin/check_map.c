@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check.c - what `qemu-pr-client check` says of a multipath map, beyond what
- * it says of every disk: is multipathd there, does it know a key, which paths
- * are registered with it, and who holds the reservation.
+ * check_map.c - what `qemu-pr-client check` says of a multipath map, beyond
+ * what it says of every disk: is multipathd there, does it know a key, which
+ * paths are registered with it, and who holds the reservation.
  *
  * It only looks: at sysfs, at what the helper has read from the disk, and at
  * multipathd, which tells the keys to root alone. It must never change

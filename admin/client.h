@@ -14,39 +14,41 @@
 
 #include <sys/socket.h>
 
-enum { /* exit status; most of those above 2 and below 41 are sg_persist's */
-       EXIT_GOOD = 0,
-       EXIT_USAGE = 1,
-       EXIT_NO_HELPER = 2,
-       EXIT_ILLEGAL_REQUEST = 5,
-       EXIT_UNIT_ATTENTION = 6,
-       EXIT_INVALID_OPCODE = 9,
-       EXIT_ABORTED_COMMAND = 11,
-       EXIT_NO_DEVICE = 15,
-       EXIT_RESERVATION_CONFLICT = 24,
-       EXIT_BUSY = 26,
-       EXIT_NO_ANSWER = 33,
-       EXIT_FINDING = 36, /* what check finds */
-       EXIT_RESERVED = 41,
-       EXIT_PARTITION = 42,
-       EXIT_NO_RESERVATION_KEY = 43,
-       EXIT_NOT_VISIBLE = 44,
-       EXIT_NO_RAWIO = 45,
-       EXIT_MALFORMED = 97,
-       EXIT_OTHER = 98
+/* The exit status; most of those above 2 and below 41 are sg_persist's. */
+enum {
+    EXIT_GOOD = 0,
+    EXIT_USAGE = 1,
+    EXIT_NO_HELPER = 2,
+    EXIT_ILLEGAL_REQUEST = 5,
+    EXIT_UNIT_ATTENTION = 6,
+    EXIT_INVALID_OPCODE = 9,
+    EXIT_ABORTED_COMMAND = 11,
+    EXIT_NO_DEVICE = 15,
+    EXIT_RESERVATION_CONFLICT = 24,
+    EXIT_BUSY = 26,
+    EXIT_NO_ANSWER = 33,
+    EXIT_FINDING = 36, /* what check finds */
+    EXIT_RESERVED = 41,
+    EXIT_PARTITION = 42,
+    EXIT_NO_RESERVATION_KEY = 43,
+    EXIT_NOT_VISIBLE = 44,
+    EXIT_NO_RAWIO = 45,
+    EXIT_MALFORMED = 97,
+    EXIT_OTHER = 98
 };
 
 /* arguments.c */
-enum { /* what a command needs, or may be given */
-       KEY = 1,
-       NEW_KEY = 2,
-       VICTIM = 4,
-       TYPE = 8,
-       POWER_LOSS = 16,
-       INITIATOR = 32,
-       PORT = 64,
-       UNREGISTER = 128,
-       JSON = 256
+/* A bit for each option that a command needs, or may be given. */
+enum {
+    KEY = 1,
+    NEW_KEY = 2,
+    VICTIM = 4,
+    TYPE = 8,
+    POWER_LOSS = 16,
+    INITIATOR = 32,
+    PORT = 64,
+    UNREGISTER = 128,
+    JSON = 256
 };
 
 enum verb { VERB_READ, VERB_WRITE, VERB_STATUS, VERB_CHECK, VERB_WATCH };
