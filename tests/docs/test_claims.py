@@ -324,8 +324,23 @@ def test_the_messages_in_the_manual_are_the_helper_s():
     assert len(items) > 30
     for item in items:
         for part in re.split(r'\.\.\.|\bsdX\b|\bK\b|\bN\b|\bNAME\b|\bPATH\b|'
-                             r'\b31\b|command refused: ', item):
+                             r'\b31\b|\bCOMMAND\b|command refused: ', item):
             assert part.strip(' ;:,') in said, item
+
+
+def test_each_message_about_maps_is_in_the_manual():
+    """Of each the words up to a colon, a comma, or what is filled in."""
+    manual = ' '.join(read(MANUAL).split())
+    code = re.sub(r'"\s+"', '', sources('multipath/*.c'))
+    messages = [text for call in re.findall(
+        r'\b(?:log_(?:warning|error)|map_fail|paths_visit)\(([^;]*);', code)
+        for text in re.findall(r'"((?:[^"\\]|\\.)*)"', call)]
+    assert len(messages) > 30
+    for message in messages:
+        for part in re.split(r'[,:]|%[-.*\d]*l*[a-z]', message)[:3]:
+            if len(part.split()) > 2:
+                assert re.sub(" '?$| 0x$", '', part.strip()) in manual, message
+                break
 
 
 # Licences. ------------------------------------------------------------------
