@@ -14,29 +14,10 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <string.h>
 
 /* What it does not let pass as a time for one command. */
 #define SLOW (5 * SECOND)
-
-void finding(struct check *check, int exit_status, const char *cure,
-             const char *format, ...)
-{
-    struct finding *found = &check->findings[check->count];
-    va_list arguments;
-
-    if (check->count == FINDINGS_MOST)
-        return;
-    check->count++;
-    found->exit_status = exit_status;
-    va_start(arguments, format);
-    vsnprintf(found->text, sizeof(found->text), format, arguments);
-    va_end(arguments);
-    snprintf(found->cure, sizeof(found->cure), "%s", cure);
-    say("%s", found->text);
-    say("  %s", found->cure);
-}
 
 static void helper_show(struct check *check)
 {
@@ -271,24 +252,6 @@ static int device_check(struct check *check)
         words(&check->output, "Nothing is wrong so far; no command was tried "
                               "that changes anything.\n");
     return exit_status;
-}
-
-static void findings_show(struct check *check, int exit_status)
-{
-    struct output *output = &check->output;
-    unsigned i;
-
-    json_begin(output, "findings", '[');
-    for (i = 0; i < check->count; i++) {
-        json_begin(output, NULL, '{');
-        json_number(output, "exit_status",
-                    (uint64_t)check->findings[i].exit_status);
-        json_text(output, "text", check->findings[i].text);
-        json_text(output, "cure", check->findings[i].cure);
-        json_end(output, '}');
-    }
-    json_end(output, ']');
-    json_number(output, "exit_status", (uint64_t)exit_status);
 }
 
 int check(struct helper *helper, const struct arguments *arguments)

@@ -21,25 +21,6 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-/* multipathd.c's words, for whoever asked. */
-void log_at(int level, const char *format, ...)
-{
-    char text[512];
-    va_list arguments;
-
-    (void)level;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof(text), format, arguments);
-    va_end(arguments);
-    say("%s", text);
-}
-
-void trace(enum trace_event event, const char *format, ...)
-{
-    (void)event;
-    (void)format;
-}
-
 /*
  * How many registrations have this key, at this target port (0: at any). A
  * registration for all ports counts at each.

@@ -99,16 +99,21 @@ struct reply {
     int64_t took; /* the helper and the disk, in microseconds */
 };
 
-/* Connects, and says hello: no feature is requested. Ends the program if not.
- */
+/* Connects, and says hello: no feature is requested. Or ends the program. */
 void helper_open(struct helper *, const char *path);
 /*
- * One command: the CDB with the descriptor, list unless NULL, the reply.
+ * Sends the CDB with the descriptor, and list unless NULL; takes the reply.
  * Returns EXIT_GOOD if there is one; or an exit status, having said why, after
  * which the helper can be asked no more.
  */
 int helper_ask(struct helper *, int fd, const uint8_t *cdb, const uint8_t *list,
                size_t list_size, struct reply *);
+/*
+ * Sends a PERSISTENT RESERVE IN. A unit attention tells of something that
+ * happened before, and the command was not carried out: it is reported, and the
+ * command sent again. Returns the exit status.
+ */
+int read_in(struct helper *, const struct command *, int fd, struct reply *);
 
 /* outcome.c */
 /* Says how a command ended, unless well. Returns the exit status. */
@@ -117,12 +122,6 @@ int outcome_print(const struct command *, int fd, const uint8_t *cdb,
 
 /* commands.c */
 int device_open(const char *path, int mode);
-/*
- * A PERSISTENT RESERVE IN. A unit attention tells of something that happened
- * before, and the command was not carried out: it is reported, and the command
- * sent again. Returns the exit status.
- */
-int read_in(struct helper *, const struct command *, int fd, struct reply *);
 /* Returns the exit status: EXIT_MALFORMED if it makes no sense. */
 int payload_print(struct output *, const struct command *,
                   const struct reply *);

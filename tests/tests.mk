@@ -198,8 +198,9 @@ check-release:
 LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(wildcard tests/*/*.c)
 CONTRIB_SCRIPTS = contrib/openrc/qemu-pr-helper \
 	$(wildcard contrib/runit/*/* contrib/s6/*/run contrib/s6/*/data/check)
-check-lint: $(OBJECTS)
+check-lint: $(OBJECTS) $(CLIENT_OBJECTS)
 	tests/lib/order.sh $(OBJECTS)
+	tests/lib/order.sh $(CLIENT_OBJECTS)
 	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)

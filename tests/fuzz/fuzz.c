@@ -70,7 +70,8 @@ void log_level_set(int level)
     MUST(level >= LOG_ERRORS);
 }
 
-void log_at(int level, const char *format, ...)
+/* These two are weak, as admin/output.c has its own. */
+__attribute__((weak)) void log_at(int level, const char *format, ...)
 {
     va_list arguments;
 
@@ -92,7 +93,8 @@ bool trace_is_on(enum trace_event event)
     return event < TRACE_EVENTS;
 }
 
-void trace(enum trace_event event, const char *format, ...)
+__attribute__((weak)) void trace(enum trace_event event, const char *format,
+                                 ...)
 {
     va_list arguments;
 

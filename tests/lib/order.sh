@@ -1,14 +1,16 @@
 #!/bin/sh
 # order.sh OBJECT...
 #
-# The order of the daemon's files: each may call those that stand behind it,
-# and no other, so that there is no cycle. Must fail if a file is not in the
-# order.
+# The order of the files of a program, the client or the helper: each may call
+# those that stand behind it, and no other, so that there is no cycle. Must fail
+# if a file is not in the order.
 set -eu
 
-order='prhelper supervisor workers client worker actions register
+client='qemu-pr-client watch check check_map findings status commands state
+    arguments show transport outcome surroundings identity decode'
+order="$client"' prhelper supervisor workers client worker actions register
     preempt sweep map multipathd report sandbox roster descriptors events options
-    listen daemon privdrop sg_io sysfs protocol log'
+    listen daemon privdrop sg_io sysfs protocol log output'
 
 for object; do
     name=${object##*/}
