@@ -290,9 +290,15 @@ def test_the_files_that_documents_name_are_there():
 def test_every_source_has_its_row():
     named = set(re.findall(r'`([\w./-]+\.[ch])`', read('CONTRIBUTING.md')))
     named |= {'multipath/' + name for name in named}
-    sources_c = [path for path in files() if re.match(
-        r'(multipath/|admin/)?[\w-]+\.c$', path)]
-    assert [path for path in sources_c if path not in named] == []
+    kept = [path for path in files() if re.match(
+        r'(multipath/|admin/)?[\w-]+\.c$|(multipath/)?[\w-]+\.h$', path)]
+    assert [path for path in kept if path not in named] == []
+
+
+def test_every_helper_of_tests_has_its_row():
+    rows = set(re.findall(r'^\| `([\w.-]+)` \|', read('tests/README.md'), re.M))
+    names = {name for name in os.listdir(TOP + '/tests/lib') if '.' in name}
+    assert names - {'__pycache__'} == rows & names
 
 
 # Messages. ------------------------------------------------------------------
