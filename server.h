@@ -125,7 +125,7 @@ unsigned roster_find(const struct roster *, pid_t);
 void roster_enter(struct roster *, unsigned place, pid_t);
 /* The pending one has its client now. */
 void roster_greet(struct roster *);
-void roster_remove(struct roster *, unsigned place);
+void roster_remove(struct roster *, unsigned place); /* its client has gone */
 /* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);
 /*
