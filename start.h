@@ -58,7 +58,7 @@ void listen_remove(const struct listener *);
  * that. It must be called before the first fork.
  */
 int notify_open(void);
-void notify_send(int fd, const char *state);
+void notify_send(int fd, const char *state); /* fd -1: nobody is told */
 
 /* daemon.c */
 /* Opens those that are closed, lest a socket or a disk becomes stdout. */
