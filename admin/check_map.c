@@ -53,7 +53,7 @@ static bool ports_are_named(const struct reply *full)
     return true;
 }
 
-/* Of how many paths to its port, of those in use, how many are registered. */
+/* Counts the paths to its port that are used, and those that are registered. */
 static bool path_show(struct output *output, const struct identity *identity,
                       const struct path *path, unsigned there)
 {

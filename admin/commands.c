@@ -76,7 +76,7 @@ static size_t list_set(uint8_t *list, const struct arguments *arguments)
     return LIST_SIZE + arguments->initiator_size;
 }
 
-/* What the state says of how the command ended. */
+/* Says what the state has to do with how the command ended. */
 static void explain(const struct arguments *arguments, int status,
                     const struct state *state)
 {

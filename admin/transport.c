@@ -150,7 +150,7 @@ static void helper_trust(struct helper *helper, const char *path)
             path, (long)helper->maker.pid, (unsigned long)helper->maker.uid);
 }
 
-/* Connects to who may have the device. */
+/* Connects, unless who listens there must not have the device. */
 static void helper_connect(struct helper *helper, const char *path)
 {
     const struct timeval patience = { .tv_sec = (time_t)(HELLO_WITHIN
@@ -164,10 +164,10 @@ static void helper_connect(struct helper *helper, const char *path)
     helper->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (helper->socket < 0)
         die(EXIT_OTHER, "cannot make a socket: %s", strerror(errno));
-    /* Who speaks to us, from the first byte on. */
+    /* With each message comes who has sent it, from the first byte on. */
     setsockopt(helper->socket, SOL_SOCKET, SO_PASSCRED, &(int){ 1 },
                sizeof(int));
-    /* That of connect() is this one, too. */
+    /* This is the time for connect(), too. */
     setsockopt(helper->socket, SOL_SOCKET, SO_SNDTIMEO, &patience,
                sizeof(patience));
     if (connect(helper->socket, (struct sockaddr *)&address, length) < 0) {
