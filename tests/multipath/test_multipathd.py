@@ -573,8 +573,8 @@ def test_a_path_is_waited_for_whose_access_changes(
     if before:
         assert us.out(pr.REGISTER, 0, before) == GOOD
         assert us.out(pr.RESERVE, before, type_=pr.WRITE_EXCLUSIVE_RO) == GOOD
+    fd = pr.open_device('/dev/sda')     # later it might wait for the disk
     access(15)
-    fd = pr.open_device('/dev/sda')
     codes = [pr.sense_code(direct.read_in(fd, pr.READ_KEYS).sense)
              for _ in range(4)]     # after some unit attentions
     os.close(fd)
