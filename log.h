@@ -97,7 +97,7 @@ void log_at(int level, const char *format, ...)
     EVENT(TRACE_MULTIPATHD, "multipathd", 1)
 #define TRACE_EVENT(event, name, is_verbose) event,
 enum trace_event { TRACES(TRACE_EVENT) TRACE_EVENTS };
-/* For -T help. */
+/* Prints their names, for -T help. */
 void trace_list(void);
 /* Turns on what matches; with a - before the pattern, off. */
 void trace_enable(const char *pattern);
