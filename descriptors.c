@@ -21,7 +21,7 @@
  */
 enum { HIGHEST_NUMBER = 512 };
 
-/* Of what the supervisor has opened; who started it may have left others. */
+/* The supervisor has opened none above; who started it may have left some. */
 static int highest;
 
 int descriptors_limit(rlim_t most)

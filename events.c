@@ -44,7 +44,7 @@ void events_wait(struct pollfd *fds, nfds_t count, int64_t now, int64_t wake)
                                 .tv_nsec = (long)(us % SECOND) * 1000 };
     bool interrupted = false;
 
-    /* With something ready ppoll() lets no signal in, so now and then: */
+    /* While something is ready ppoll() lets no signal in, but this one does. */
     if (now >= signals_by) {
         signals_by = now + SIGNALS_WITHIN;
         interrupted = ppoll(NULL, 0, &(struct timespec){ 0 }, &none) < 0;

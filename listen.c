@@ -120,7 +120,7 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
         if (!is_shared)
             fatal("cannot bind socket to %s: it exists and is no socket", path);
         snprintf(aside, sizeof(aside), "%s.%lld", path, (long long)clock_us());
-        /* Said first, as whoever made it may make the next one at once. */
+        /* This is said first, as who made it may make the next one at once. */
         log_warning("%s is no socket: renaming it to %s", path, aside);
         if (rename(path, aside) < 0 && errno != ENOENT)
             fatal("cannot rename %s, which is no socket:", path);

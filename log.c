@@ -37,7 +37,7 @@
 static const char names[TRACE_EVENTS][15] = { TRACES(NAME) };
 enum { VERBOSE_EVENTS = 0 TRACES(VERBOSE) };
 
-/* How many warnings may a client cause in a second, and how many clients? */
+/* So many warnings may a client cause in a second, and so many clients. */
 enum { WARNINGS_MOST = 10, WINDOWS = 32 };
 
 /* A line that is longer is cut. */
@@ -59,7 +59,7 @@ static struct {
     char pid[11]; /* for syslogd, main's, as sessions may not ask */
     bool may_block;
     struct log_peer peer;
-    unsigned told;   /* how many were lost then, in vain */
+    unsigned told;   /* how many were lost when it was last said */
     int64_t tell_by; /* 0, or when to say it */
     struct shared *shared;
     unsigned traced; /* a bit for each event */

@@ -60,7 +60,7 @@ int log_syslog_open(void);
  */
 void log_syslog_renew(void);
 void log_level_set(int level);
-/* Before the first fork: a page that all processes share, for their counts. */
+/* Gives it a page that all processes share, before the first is forked. */
 void log_share(void *page);
 /* The caller sets it to whom the warnings that follow are about. */
 struct log_peer {

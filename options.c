@@ -52,7 +52,7 @@ static const char usage[] =
     "      --sandbox=on|off     refuse what the helper does not need\n"
     "                           (default on)\n";
 
-/* As usage[] says. */
+/* They are those of usage[]. */
 static const struct options defaults = {
     .uid = (uid_t)-1,
     .gid = (gid_t)-1,
@@ -94,9 +94,9 @@ static bool line_read(int fd, const char *path, char *line, size_t size)
 }
 
 /*
- * The id that optarg has in passwd(5) or group(5), where it is the third field
- * of a line; or else is itself. (libc's functions would load libraries into us,
- * or allocate memory, which nothing else here does.)
+ * Returns the id that optarg has in passwd(5) or group(5), where it is a line's
+ * third field; or else is itself. (libc's functions would load libraries into
+ * us, or allocate memory, which nothing else here does.)
  */
 static unsigned id_find(const char *kind, const char *file)
 {

@@ -6,12 +6,13 @@
  *   1 main()            nothing                 all that who started it may:
  *                                               open log, trace and PID file,
  *                                               bind the socket
- *   2 descriptor_high() numbers from 511 on for the same
- *                       queue and trace file
+ *   2 descriptor_high() the two highest numbers the same
+ *                       of descriptors
  *   3 privdrop()        all capabilities but    open what its user may open,
  *                       CAP_SYS_RAWIO; groups,  send SCSI commands
  *                       with -u and -g the ids;
- *                       core dumps, ptrace
+ *                       core dumps, ptrace, and
+ *                       what an exec would give
  *   4 sandbox_main()    calls that no process   fork the others, signal them,
  *                       makes; files but those  remove its socket
  *                       in /sys and /dev
@@ -22,8 +23,7 @@
  *   6 worker_run()      the listener, calls but open devices and talk to
  *                       a session's and some 10 multipathd, for one command
  *
- * 5 and 6 come after 4, each in a child; with --single-process there is
- * neither, and 4 is the last.
+ * 5 and 6 come after 4, each in a child; --single-process has neither, nor 2.
  *
  * SG_IO lets PERSISTENT RESERVE OUT pass for no less than CAP_SYS_RAWIO
  * (drivers/scsi/scsi_ioctl.c in the kernel, scsi_cmd_allowed()).
@@ -48,7 +48,7 @@
  */
 #define FIRST_USER_NAMESPACE 0xeffffffd
 
-/* SYS_capget or SYS_capset */
+/* The number is SYS_capget or SYS_capset. */
 static void capabilities(long number, const char *what,
                          struct __user_cap_data_struct data[2])
 {
@@ -83,7 +83,7 @@ static void step_failed(const char *step, bool must)
     log_at(geteuid() == 0 ? LOG_NORMAL : LOG_VERBOSE, "cannot %s:", step);
 }
 
-/* (uid_t)-1 and (gid_t)-1 leave the id as it is. */
+/* The id stays as it is for (uid_t)-1 and (gid_t)-1. */
 void privdrop(uid_t uid, gid_t gid)
 {
     bool must = uid != (uid_t)-1 || gid != (gid_t)-1;

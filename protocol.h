@@ -76,10 +76,10 @@ struct conversation {
     uint8_t frame[PROTOCOL_STATUS_SIZE + PROTOCOL_DATA_MAX + 64];
 };
 
-void protocol_begin(struct conversation *);
+void protocol_begin(struct conversation *); /* with the hello */
 /* Between two requests: the client may stay silent for as long as it likes. */
 bool protocol_is_idle(const struct conversation *);
-bool protocol_is_sending(const struct conversation *);
+bool protocol_is_sending(const struct conversation *); /* or does it read? */
 /* Where the rest of the current frame is to be read to or written from. */
 uint8_t *protocol_rest(struct conversation *, size_t *size);
 /*

@@ -21,7 +21,7 @@
 
 enum { DEVICE_SIZE = 48, COMMAND_SIZE = 128 };
 
-/* Name and number. Linux names disks sda to sdz, sdaa and so on. */
+/* Writes name and number. Linux names disks sda to sdz, sdaa and so on. */
 static const char *device_name(char text[DEVICE_SIZE], int fd)
 {
     char name[16] = "device", letters[8] = "", *letter = &letters[7];
@@ -81,7 +81,7 @@ void report_request(const struct record *record,
               be16_get(command->cdb + 8), device_name(device, command->fd));
 }
 
-/* What the command is; text is room for that. */
+/* Says what the command is; text is room for that. */
 static const char *command_name(const struct pr_command *command,
                                 char text[COMMAND_SIZE])
 {
@@ -128,7 +128,7 @@ void report_reply(const struct record *record, const struct pr_command *command,
 
 /* ---- Clients ---------------------------------------------------------- */
 
-/* By enum protocol_state: what a client waits for, or is waited for. */
+/* What a client waits for, or is waited for, by enum protocol_state. */
 static const char states[6][10] = { "greeting", "greeting",  "idle",
                                     "sending",  "executing", "receiving" };
 

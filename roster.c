@@ -69,9 +69,9 @@ static unsigned peer_connections(const struct roster *roster, unsigned i)
 }
 
 /*
- * Of two clients whose peers have as many connections, does a go first? Not who
- * came, or sent a command, since there have been too many; nor who has a
- * command at a device; else who has been idle for longer.
+ * Of two clients whose peers have as many connections, does a go first? Not if
+ * it has come, or sent a command, since there have been too many; nor if it has
+ * a command at a device; else it is who has been idle for longer that goes.
  */
 static bool goes_before(const struct roster *roster, const struct record *a,
                         const struct record *b)

@@ -57,7 +57,7 @@
 
 #ifdef ARCHITECTURE
 
-/* A system call that may be made, perhaps only with one value. */
+/* This system call may be made, perhaps only with one value. */
 struct permission {
     enum process from; /* and those that follow in the enumeration */
     uint32_t number;
@@ -283,7 +283,7 @@ bool sandbox_main(const char *directory, int queue)
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
                            LANDLOCK_VERSION);
 
-    /* What glibc does but once: 2.41's strerror() allocates memory, */
+    /* glibc does this but once: 2.41's strerror() allocates memory, */
     (void)strerror(ENOSYS);
     (void)gmtime(&(time_t){ 0 }); /* and this one looks for a time zone. */
     if (version < 1)

@@ -52,7 +52,7 @@ struct listener {
  * Uses the socket that a service manager has passed to us, instead of one at
  * path; fd is -1 if there is none. What it may have been told to attach to each
  * message would take the place of a client's descriptor. Takes the variables
- * out of the environment. Before the first fork.
+ * out of the environment. It must be called before the first fork.
  */
 void listen_activated(struct listener *, const char *path);
 /*
@@ -63,16 +63,16 @@ void listen_open(struct listener *, const char *path);
 /* Removes the name if it is still the one that listen_open() made. */
 void listen_remove(const struct listener *);
 /*
- * A socket to who waits for our messages, or -1 if nobody does: libvirtd, for
- * one, hands its own NOTIFY_SOCKET down, but systemd says in SYSTEMD_EXEC_PID
- * (since version 248) whose it is. Other managers do not set that. Before the
- * first fork.
+ * Returns a socket to who waits for our messages, or -1 if nobody does:
+ * libvirtd, for one, hands its own NOTIFY_SOCKET down, but systemd says in
+ * SYSTEMD_EXEC_PID (since version 248) whose it is. Other managers do not set
+ * that. It must be called before the first fork.
  */
 int notify_open(void);
-void notify_send(int fd, const char *state);
+void notify_send(int fd, const char *state); /* fd -1: nobody is told */
 
 /* daemon.c */
-/* So that a socket or a disk never becomes somebody's stdout. */
+/* Opens those that are closed, lest a socket or a disk becomes stdout. */
 void daemon_open_standard_fds(void);
 /*
  * Goes on in a child. The caller's process stays in here until the child
@@ -80,7 +80,7 @@ void daemon_open_standard_fds(void);
  * with status 0; or until the child has died, and leaves with its status.
  */
 int daemon_background(void);
-/* From here on, messages go to this socket of syslogd's; -1: nowhere. */
+/* Takes both; messages go to this socket of syslogd's then, -1: nowhere. */
 void daemon_background_ready(int report, int syslog);
 /*
  * Writes the PID file and locks it for as long as this process lives (such
@@ -89,7 +89,7 @@ void daemon_background_ready(int report, int syslog);
  */
 void daemon_pid_file(const char *path);
 
-/* privdrop.c */
+/* privdrop.c: stage 3 there; exits if that fails. An id of -1 stays. */
 void privdrop(uid_t uid, gid_t gid);
 
 #endif

@@ -86,7 +86,7 @@ static const struct option options[] = {
     { NULL, 0, NULL, 0 },
 };
 
-/* Of those that a command needs or takes: which they are, and what they say. */
+/* How help writes the options that a command needs or takes, and its words. */
 static const struct {
     unsigned option;
     const char *name, *text;
@@ -162,7 +162,7 @@ static void command_help(const struct command *command)
     options_print(command->takes);
 }
 
-/* The number that text is, from least to most; what says so in words. */
+/* Returns the number that text is, from least to most; what is its kind. */
 static uint64_t number(const char *option, const char *text, const char *what,
                        int base, uint64_t least, uint64_t most)
 {
@@ -187,7 +187,7 @@ static uint64_t key_parse(const char *option, const char *text)
     return number(option, text, what, 16, 0, UINT64_MAX);
 }
 
-/* By its number, its name, or what only one name begins with. */
+/* Takes its number, its name, or what only one name begins with. */
 static uint8_t type_parse(const char *text)
 {
     static const char what[] = "a type of reservation";
@@ -227,7 +227,7 @@ static void arguments_check(struct arguments *arguments)
     const struct command *command = arguments->command;
     size_t i;
 
-    /* Both are the SERVICE ACTION RESERVATION KEY. */
+    /* --new-key will do: both are the SERVICE ACTION RESERVATION KEY. */
     if ((command->needs & ~arguments->given & VICTIM) != 0
         && (arguments->given & NEW_KEY) != 0)
         arguments->given ^= NEW_KEY | VICTIM;
@@ -244,7 +244,7 @@ static void arguments_check(struct arguments *arguments)
     }
 }
 
-/* One that only some commands take. */
+/* Takes an option that only some commands have. */
 static void option_take(struct arguments *arguments, int option)
 {
     switch (option) {
@@ -277,7 +277,7 @@ static void option_take(struct arguments *arguments, int option)
     arguments->given |= (unsigned)option;
 }
 
-/* The words behind the options: help, or a command and a device. */
+/* Takes the words behind the options: help, or a command and a device. */
 static void words_parse(struct arguments *arguments, int count, char **word)
 {
     if (count >= 1 && count <= 2 && strcmp(word[0], "help") == 0) {

@@ -14,29 +14,10 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <string.h>
 
-/* What it does not let pass as a time for one command. */
+/* A command that takes longer is a finding. */
 #define SLOW (5 * SECOND)
-
-void finding(struct check *check, int exit_status, const char *cure,
-             const char *format, ...)
-{
-    struct finding *found = &check->findings[check->count];
-    va_list arguments;
-
-    if (check->count == FINDINGS_MOST)
-        return;
-    check->count++;
-    found->exit_status = exit_status;
-    va_start(arguments, format);
-    vsnprintf(found->text, sizeof(found->text), format, arguments);
-    va_end(arguments);
-    snprintf(found->cure, sizeof(found->cure), "%s", cure);
-    say("%s", found->text);
-    say("  %s", found->cure);
-}
 
 static void helper_show(struct check *check)
 {
@@ -60,7 +41,7 @@ static void helper_show(struct check *check)
     json_end(&check->output, '}');
 }
 
-/* It opens the paths of a map by itself, and has to see them. */
+/* The helper opens the paths of a map by itself, and has to see them. */
 static void paths_are_seen(struct check *check)
 {
     pid_t pid = check->helper->sender.pid;
@@ -87,7 +68,7 @@ static void paths_are_seen(struct check *check)
     }
 }
 
-/* Why the helper could not have a command carried out, if that is its fault. */
+/* Finds why the helper had no command carried out, if that is its fault. */
 static void helper_judge(struct check *check, int exit_status)
 {
     const char *why = NULL;
@@ -103,7 +84,7 @@ static void helper_judge(struct check *check, int exit_status)
         paths_are_seen(check);
 }
 
-/* What a cluster cannot do without. */
+/* Finds what is missing that a cluster cannot do without. */
 static void capabilities_judge(struct check *check, const struct reply *reply)
 {
     unsigned supported = decode_types_supported(reply->payload, reply->size);
@@ -145,7 +126,7 @@ static void ours_find(struct check *check)
     }
 }
 
-/* What the reservation keeps a virtual machine of this host from. */
+/* Says what the reservation keeps a virtual machine of this host from. */
 static void reservation_judge(struct check *check)
 {
     static const char *const kept_from[TYPE_MOST + 1] = {
@@ -172,7 +153,7 @@ static void reservation_judge(struct check *check)
         return;
     snprintf(client, sizeof(client), CLIENT "%s%s", is_usual ? "" : " -k ",
              is_usual ? "" : socket_path);
-    /* Takes away what that one has left, and nothing else. */
+    /* The cure takes away what that cluster has left, and nothing else. */
     snprintf(cure, sizeof(cure),
              "if its cluster is dead: %s register-ignore --new-key=1 %s && "
              "%s preempt --key=1 --victim=%" PRIx64 " --type=%u %s && "
@@ -189,7 +170,7 @@ static void reservation_judge(struct check *check)
                 : ", unless it is one of them, which cannot be known here");
 }
 
-/* One PERSISTENT RESERVE IN, shown as a member of its own. */
+/* Sends a PERSISTENT RESERVE IN, and shows it as a member of its own. */
 static int member_read(struct check *check, const char *name, int fd,
                        struct reply *reply)
 {
@@ -208,7 +189,7 @@ static int member_read(struct check *check, const char *name, int fd,
 }
 
 /*
- * All that the disk says. Ends at the first command that fails, and returns
+ * Asks the disk for all. Ends at the first command that fails, and returns
  * the exit status.
  */
 static int disk_check(struct check *check, int fd)
@@ -271,24 +252,6 @@ static int device_check(struct check *check)
         words(&check->output, "Nothing is wrong so far; no command was tried "
                               "that changes anything.\n");
     return exit_status;
-}
-
-static void findings_show(struct check *check, int exit_status)
-{
-    struct output *output = &check->output;
-    unsigned i;
-
-    json_begin(output, "findings", '[');
-    for (i = 0; i < check->count; i++) {
-        json_begin(output, NULL, '{');
-        json_number(output, "exit_status",
-                    (uint64_t)check->findings[i].exit_status);
-        json_text(output, "text", check->findings[i].text);
-        json_text(output, "cure", check->findings[i].cure);
-        json_end(output, '}');
-    }
-    json_end(output, ']');
-    json_number(output, "exit_status", (uint64_t)exit_status);
 }
 
 int check(struct helper *helper, const struct arguments *arguments)

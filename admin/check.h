@@ -30,11 +30,13 @@ struct check {
     struct finding findings[FINDINGS_MOST];
 };
 
-/* Something is wrong: cure says what to do about it. */
+/* findings.c: something is wrong, and cure says what to do about it. */
 __attribute__((format(printf, 4, 5))) void finding(struct check *,
                                                    int exit_status,
                                                    const char *cure,
                                                    const char *format, ...);
+
+void findings_show(struct check *, int exit_status);
 
 /* check_map.c: of a multipath map; who holds the reservation of it. */
 void check_map(struct check *);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check.c - what `qemu-pr-client check` says of a multipath map, beyond what
- * it says of every disk: is multipathd there, does it know a key, which paths
- * are registered with it, and who holds the reservation.
+ * check_map.c - what `qemu-pr-client check` says of a multipath map, beyond
+ * what it says of every disk: is multipathd there, does it know a key, which
+ * paths are registered with it, and who holds the reservation.
  *
  * It only looks: at sysfs, at what the helper has read from the disk, and at
  * multipathd, which tells the keys to root alone. It must never change
@@ -66,7 +66,7 @@ static bool ports_are_named(const struct reply *full)
     return true;
 }
 
-/* Of how many paths to its port, of those in use, how many are registered. */
+/* Counts the paths to its port that are used, and those that are registered. */
 static bool path_show(struct output *output, const struct identity *identity,
                       const struct path *path, unsigned there)
 {

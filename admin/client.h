@@ -14,39 +14,41 @@
 
 #include <sys/socket.h>
 
-enum { /* exit status; most of those above 2 and below 41 are sg_persist's */
-       EXIT_GOOD = 0,
-       EXIT_USAGE = 1,
-       EXIT_NO_HELPER = 2,
-       EXIT_ILLEGAL_REQUEST = 5,
-       EXIT_UNIT_ATTENTION = 6,
-       EXIT_INVALID_OPCODE = 9,
-       EXIT_ABORTED_COMMAND = 11,
-       EXIT_NO_DEVICE = 15,
-       EXIT_RESERVATION_CONFLICT = 24,
-       EXIT_BUSY = 26,
-       EXIT_NO_ANSWER = 33,
-       EXIT_FINDING = 36, /* what check finds */
-       EXIT_RESERVED = 41,
-       EXIT_PARTITION = 42,
-       EXIT_NO_RESERVATION_KEY = 43,
-       EXIT_NOT_VISIBLE = 44,
-       EXIT_NO_RAWIO = 45,
-       EXIT_MALFORMED = 97,
-       EXIT_OTHER = 98
+/* The exit status; most of those above 2 and below 41 are sg_persist's. */
+enum {
+    EXIT_GOOD = 0,
+    EXIT_USAGE = 1,
+    EXIT_NO_HELPER = 2,
+    EXIT_ILLEGAL_REQUEST = 5,
+    EXIT_UNIT_ATTENTION = 6,
+    EXIT_INVALID_OPCODE = 9,
+    EXIT_ABORTED_COMMAND = 11,
+    EXIT_NO_DEVICE = 15,
+    EXIT_RESERVATION_CONFLICT = 24,
+    EXIT_BUSY = 26,
+    EXIT_NO_ANSWER = 33,
+    EXIT_FINDING = 36, /* what check finds */
+    EXIT_RESERVED = 41,
+    EXIT_PARTITION = 42,
+    EXIT_NO_RESERVATION_KEY = 43,
+    EXIT_NOT_VISIBLE = 44,
+    EXIT_NO_RAWIO = 45,
+    EXIT_MALFORMED = 97,
+    EXIT_OTHER = 98
 };
 
 /* arguments.c */
-enum { /* what a command needs, or may be given */
-       KEY = 1,
-       NEW_KEY = 2,
-       VICTIM = 4,
-       TYPE = 8,
-       POWER_LOSS = 16,
-       INITIATOR = 32,
-       PORT = 64,
-       UNREGISTER = 128,
-       JSON = 256
+/* A bit for each option that a command needs, or may be given. */
+enum {
+    KEY = 1,
+    NEW_KEY = 2,
+    VICTIM = 4,
+    TYPE = 8,
+    POWER_LOSS = 16,
+    INITIATOR = 32,
+    PORT = 64,
+    UNREGISTER = 128,
+    JSON = 256
 };
 
 enum verb { VERB_READ, VERB_WRITE, VERB_STATUS, VERB_CHECK, VERB_WATCH };
@@ -97,16 +99,21 @@ struct reply {
     int64_t took; /* the helper and the disk, in microseconds */
 };
 
-/* Connects, and says hello: no feature is requested. Ends the program if not.
- */
+/* Connects, and says hello: no feature is requested. Or ends the program. */
 void helper_open(struct helper *, const char *path);
 /*
- * One command: the CDB with the descriptor, list unless NULL, the reply.
+ * Sends the CDB with the descriptor, and list unless NULL; takes the reply.
  * Returns EXIT_GOOD if there is one; or an exit status, having said why, after
  * which the helper can be asked no more.
  */
 int helper_ask(struct helper *, int fd, const uint8_t *cdb, const uint8_t *list,
                size_t list_size, struct reply *);
+/*
+ * Sends a PERSISTENT RESERVE IN. A unit attention tells of something that
+ * happened before, and the command was not carried out: it is reported, and the
+ * command sent again. Returns the exit status.
+ */
+int read_in(struct helper *, const struct command *, int fd, struct reply *);
 
 /* outcome.c */
 /* Says how a command ended, unless well. Returns the exit status. */
@@ -115,12 +122,6 @@ int outcome_print(const struct command *, int fd, const uint8_t *cdb,
 
 /* commands.c */
 int device_open(const char *path, int mode);
-/*
- * A PERSISTENT RESERVE IN. A unit attention tells of something that happened
- * before, and the command was not carried out: it is reported, and the command
- * sent again. Returns the exit status.
- */
-int read_in(struct helper *, const struct command *, int fd, struct reply *);
 /* Returns the exit status: EXIT_MALFORMED if it makes no sense. */
 int payload_print(struct output *, const struct command *,
                   const struct reply *);

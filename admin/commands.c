@@ -15,9 +15,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* A read meets unit attentions that are older; so many are passed over. */
-enum { ATTENTIONS_MOST = 8 };
-
 /* How long it may take to see what a command has left behind. */
 #define STATE_WITHIN (10 * SECOND)
 
@@ -28,22 +25,6 @@ int device_open(const char *path, int mode)
     if (fd < 0)
         die(EXIT_NO_DEVICE, "cannot open %s: %s", path, strerror(errno));
     return fd;
-}
-
-int read_in(struct helper *helper, const struct command *command, int fd,
-            struct reply *reply)
-{
-    uint8_t cdb[PROTOCOL_CDB_SIZE] = { PERSISTENT_RESERVE_IN, command->action };
-    unsigned tries = 0;
-    int status;
-
-    be16_put(cdb + 7, PROTOCOL_DATA_MAX);
-    do {
-        status = helper_ask(helper, fd, cdb, NULL, 0, reply);
-        if (status == EXIT_GOOD)
-            status = outcome_print(command, fd, cdb, reply);
-    } while (status == EXIT_UNIT_ATTENTION && ++tries <= ATTENTIONS_MOST);
-    return status;
 }
 
 int payload_print(struct output *output, const struct command *command,
@@ -95,7 +76,7 @@ static size_t list_set(uint8_t *list, const struct arguments *arguments)
     return LIST_SIZE + arguments->initiator_size;
 }
 
-/* What the state says of how the command ended. */
+/* Says what the state has to do with how the command ended. */
 static void explain(const struct arguments *arguments, int status,
                     const struct state *state)
 {

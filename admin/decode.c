@@ -35,29 +35,27 @@ static const struct {
             "hold it" },
 };
 
+/* SAM-5 5.3.1 */
 static const struct {
     uint8_t status;
     const char *name;
-} statuses[] = { /* SAM-5 5.3.1 */
-                 { GOOD, "GOOD" },
-                 { CHECK_CONDITION, "CHECK CONDITION" },
-                 { 0x04, "CONDITION MET" },
-                 { BUSY, "BUSY" },
-                 { RESERVATION_CONFLICT, "RESERVATION CONFLICT" },
-                 { TASK_SET_FULL, "TASK SET FULL" },
-                 { 0x30, "ACA ACTIVE" },
-                 { 0x40, "TASK ABORTED" }
+} statuses[] = {
+    { GOOD, "GOOD" },
+    { CHECK_CONDITION, "CHECK CONDITION" },
+    { 0x04, "CONDITION MET" },
+    { BUSY, "BUSY" },
+    { RESERVATION_CONFLICT, "RESERVATION CONFLICT" },
+    { TASK_SET_FULL, "TASK SET FULL" },
+    { 0x30, "ACA ACTIVE" },
+    { 0x40, "TASK ABORTED" },
 };
 
-static const char *const keys[16] = { /* SPC-4 4.5.6 */
-                                      "NO SENSE",       "RECOVERED ERROR",
-                                      "NOT READY",      "MEDIUM ERROR",
-                                      "HARDWARE ERROR", "ILLEGAL REQUEST",
-                                      "UNIT ATTENTION", "DATA PROTECT",
-                                      "BLANK CHECK",    "VENDOR SPECIFIC",
-                                      "COPY ABORTED",   "ABORTED COMMAND",
-                                      "reserved key",   "VOLUME OVERFLOW",
-                                      "MISCOMPARE",     "COMPLETED"
+/* SPC-4 4.5.6 */
+static const char *const keys[16] = {
+    "NO SENSE",       "RECOVERED ERROR", "NOT READY",      "MEDIUM ERROR",
+    "HARDWARE ERROR", "ILLEGAL REQUEST", "UNIT ATTENTION", "DATA PROTECT",
+    "BLANK CHECK",    "VENDOR SPECIFIC", "COPY ABORTED",   "ABORTED COMMAND",
+    "reserved key",   "VOLUME OVERFLOW", "MISCOMPARE",     "COMPLETED",
 };
 
 /*

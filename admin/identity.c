@@ -20,7 +20,7 @@
 
 enum { NAME_SIZE = 512, VPD_SIZE = 1024 };
 
-/* A file of sysfs, as far as it fits; returns its size. */
+/* Reads a file of sysfs, as far as it fits; returns its size. */
 static size_t file_read(const char *name, void *data, size_t size)
 {
     int fd = open(name, O_RDONLY | O_CLOEXEC);
@@ -33,7 +33,7 @@ static size_t file_read(const char *name, void *data, size_t size)
     return length > 0 ? (size_t)length : 0;
 }
 
-/* Without blanks around it, or a character that might act on a terminal. */
+/* Leaves out blanks around it, and what might act on a terminal. */
 static void text_set(char *text, size_t size, const void *from, size_t length)
 {
     const char *at = from;
@@ -59,13 +59,13 @@ static void line_read(const char *name, char *text, size_t size)
     text_set(text, size, line, file_read(name, line, sizeof(line)));
 }
 
-/* Where sysfs has a SCSI disk, or a generic SCSI device. */
+/* Returns where sysfs has a SCSI disk, or a generic SCSI device. */
 static const char *directory(const char *name)
 {
     return strncmp(name, "sg", 2) == 0 ? "class/scsi_generic" : "block";
 }
 
-/* A file of a path's SCSI device. */
+/* Reads a file of a path's SCSI device. */
 static size_t device_read(const struct path *path, const char *file, void *data,
                           size_t size)
 {
@@ -108,7 +108,7 @@ static void port_name_read(struct path *path, const char *protocol,
                  text + 2);
 }
 
-/* The number behind such a component of a path in sysfs, -1: there is none. */
+/* Returns the number behind that component of a path in sysfs; -1: none. */
 static long component_number(const char *link, const char *component)
 {
     const char *at = strstr(link, component);
@@ -116,7 +116,7 @@ static long component_number(const char *link, const char *component)
     return at != NULL ? strtol(at + strlen(component), NULL, 10) : -1;
 }
 
-/* The initiator port, by the transport class that the adapter's driver has. */
+/* Finds the initiator port, by the adapter's transport class. */
 static void initiator_find(struct path *path)
 {
     char name[NAME_SIZE], link[NAME_SIZE], text[224];
@@ -162,7 +162,7 @@ static dev_t number_find(const struct path *path)
                : 0;
 }
 
-/* One more path, unless it is known. */
+/* Adds a path, unless it is known. */
 static struct path *path_add(struct identity *identity, const char *name)
 {
     struct path *path = &identity->paths[identity->count];
@@ -214,7 +214,7 @@ static bool disk_found(void *context, const char *name)
     return true;
 }
 
-/* The last component of where sysfs has a device with this number. */
+/* Finds the last component of where sysfs has a device with this number. */
 static void name_find(char *name, size_t size, mode_t mode, dev_t number)
 {
     char path[NAME_SIZE], link[NAME_SIZE];
@@ -350,7 +350,7 @@ void identity_whole(int fd, char whole[WHOLE_SIZE])
         snprintf(whole, WHOLE_SIZE, "/dev/%.*s", ALIAS_SIZE, last + 1);
 }
 
-/* As text that has no ISID behind an iSCSI name: sysfs often has none. */
+/* Compares without the ISID behind an iSCSI name: sysfs often has none. */
 bool path_is_initiator(const struct path *path,
                        const struct registration *registration)
 {

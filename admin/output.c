@@ -141,6 +141,23 @@ void say(const char *format, ...)
     va_end(arguments);
 }
 
+/* multipath/multipathd.c, which the helper has too, speaks by these two. */
+void log_at(int level, const char *format, ...)
+{
+    va_list arguments;
+
+    (void)level;
+    va_start(arguments, format);
+    message_print(format, arguments);
+    va_end(arguments);
+}
+
+void trace(enum trace_event event, const char *format, ...)
+{
+    (void)event;
+    (void)format;
+}
+
 void die(int status, const char *format, ...)
 {
     va_list arguments;

@@ -20,7 +20,7 @@ struct registrants {
     const struct reply *full;
 };
 
-/* What there is of the same kind as one registration. */
+/* How much there is of the same kind as one registration. */
 struct alike {
     unsigned keys;     /* registrations of its key */
     unsigned sessions; /* of its initiator at its port */
@@ -47,7 +47,7 @@ static struct alike alike_count(const struct registrants *of,
     return alike;
 }
 
-/* The path that it comes from, or would; and how sure that is. */
+/* Finds the path that it comes from, or would; and how sure that is. */
 static enum whose whose_find(const struct identity *identity,
                              const struct registration *shown,
                              const struct path **path, bool *is_initiator)

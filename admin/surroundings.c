@@ -18,7 +18,7 @@
 
 enum { SYS_RAWIO = 17, NAME_SIZE = 128 };
 
-/* As text, empty if it cannot be read. */
+/* Reads a file of the process; the text is empty if it cannot be read. */
 static void proc_read(pid_t pid, const char *file, char *text, size_t size)
 {
     char name[NAME_SIZE];
@@ -42,8 +42,7 @@ static bool namespace_read(const char *name, char link[NAME_SIZE])
     return length > 0;
 }
 
-/* The initial one, which has a number of its own, maps all ids to themselves.
- */
+/* The initial one maps all ids to themselves, and has a number of its own. */
 static bool is_in_user_namespace(pid_t pid)
 {
     char name[NAME_SIZE], link[NAME_SIZE], map[NAME_SIZE];

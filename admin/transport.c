@@ -17,10 +17,13 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+/* A read meets unit attentions that are older; so many are passed over. */
+enum { ATTENTIONS_MOST = 8 };
+
 /* How long a helper may take to say hello. */
 #define HELLO_WITHIN (5 * SECOND)
 
-/* Once. Nothing else than who sent it can come along. */
+/* Reads once. Nothing else than who sent it can come along. */
 static ssize_t helper_receive(struct helper *helper, void *to, size_t size)
 {
     struct iovec vector = { .iov_base = to, .iov_len = size };
@@ -147,7 +150,7 @@ static void helper_trust(struct helper *helper, const char *path)
             path, (long)helper->maker.pid, (unsigned long)helper->maker.uid);
 }
 
-/* Connects to who may have the device. */
+/* Connects, unless who listens there must not have the device. */
 static void helper_connect(struct helper *helper, const char *path)
 {
     const struct timeval patience = { .tv_sec = (time_t)(HELLO_WITHIN
@@ -161,10 +164,10 @@ static void helper_connect(struct helper *helper, const char *path)
     helper->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (helper->socket < 0)
         die(EXIT_OTHER, "cannot make a socket: %s", strerror(errno));
-    /* Who speaks to us, from the first byte on. */
+    /* With each message comes who has sent it, from the first byte on. */
     setsockopt(helper->socket, SOL_SOCKET, SO_PASSCRED, &(int){ 1 },
                sizeof(int));
-    /* That of connect() is this one, too. */
+    /* This is the time for connect(), too. */
     setsockopt(helper->socket, SOL_SOCKET, SO_SNDTIMEO, &patience,
                sizeof(patience));
     if (connect(helper->socket, (struct sockaddr *)&address, length) < 0) {
@@ -193,8 +196,7 @@ void helper_open(struct helper *helper, const char *path)
     helper->took = clock_us() - begin;
 }
 
-/* Is the head of a reply as QEMU wants it, with at most so many bytes to come?
- */
+/* Is the head of a reply as QEMU wants it, with at most so much to come? */
 static int head_check(uint32_t status, uint32_t size, size_t most)
 {
     if (status > UINT8_MAX)
@@ -234,5 +236,21 @@ int helper_ask(struct helper *helper, int fd, const uint8_t *cdb,
     reply->size = size;
     status = helper_read(helper, reply->payload, size, by, EXIT_NO_ANSWER);
     reply->took = clock_us() - begin;
+    return status;
+}
+
+int read_in(struct helper *helper, const struct command *command, int fd,
+            struct reply *reply)
+{
+    uint8_t cdb[PROTOCOL_CDB_SIZE] = { PERSISTENT_RESERVE_IN, command->action };
+    unsigned tries = 0;
+    int status;
+
+    be16_put(cdb + 7, PROTOCOL_DATA_MAX);
+    do {
+        status = helper_ask(helper, fd, cdb, NULL, 0, reply);
+        if (status == EXIT_GOOD)
+            status = outcome_print(command, fd, cdb, reply);
+    } while (status == EXIT_UNIT_ATTENTION && ++tries <= ATTENTIONS_MOST);
     return status;
 }

@@ -27,7 +27,7 @@ static void time_print(void)
     printf("%s ", text);
 }
 
-/* Which keys have come, or with the states the other way round have gone. */
+/* Says which keys have come; with the states the other way round, gone. */
 static unsigned keys_print(const struct state *before, const struct state *now,
                            const char *what)
 {

@@ -75,6 +75,9 @@ headers() {
 # ready: has this machine all that it takes? Says all that is missing at once.
 ready() {
     missing=
+    case $top in
+    *[[:space:]]*) fail "musl cannot be built in a path with a blank: $top" ;;
+    esac
     for machine in $MACHINES; do
         what "$machine"
         if ! command -v "$compiler-gcc" >/dev/null; then

@@ -16,9 +16,9 @@
 /* ---- What multipathd is to think of the reservation ------------------- */
 
 /*
- * That this host holds it multipathd is told before the disk makes it so: if a
- * path dies with it, it is known. If it thinks nothing, because it was started
- * anew, it is told afterwards only, as nobody could make it forget again.
+ * Tells multipathd that this host holds before the disk makes it so: it knows
+ * then, if the path that holds dies at once. One that was started anew, and has
+ * no idea, is told afterwards only, as nobody could make it forget again.
  */
 static bool hold_announce(struct map *map)
 {
@@ -49,8 +49,8 @@ static void hold_settle(struct map *map)
 /* ---- The service actions ---------------------------------------------- */
 
 /*
- * To one path; but a conflict there is not the answer yet, as another one
- * may be the holder, who may repeat RESERVE; and that may be gone.
+ * RESERVE goes to one path; but a conflict there is not the answer yet, as
+ * another one may be the holder, who may repeat it, and may be gone.
  */
 static void map_reserve(struct map *map, struct request *request)
 {
@@ -176,7 +176,7 @@ static void map_out(struct map *map, struct request *request)
     } else if (!is_register(request)
                && (map->key.value == 0
                    || map->key.value != be64_get(request->data))) {
-        /* Who is not registered, or with another key, any disk tells so. */
+        /* So says any disk to who is not registered, or with another key. */
         map_answer(map, RESERVATION_CONFLICT);
     } else {
         actions[action](map, request);

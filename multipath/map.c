@@ -215,7 +215,7 @@ enum refusal map_begin(struct map *map, dev_t device, const char *socket_path,
 
 /* ---- A command on a path ---------------------------------------------- */
 
-/* In milliseconds. A block device has no less (BLK_MIN_SG_TIMEOUT). */
+/* In milliseconds, of which a block device has 7000 (BLK_MIN_SG_TIMEOUT). */
 enum { TIMEOUT_LEAST = 7000, SUSPENDED_LEAST = 1000 };
 
 void request_set(struct request *request, unsigned action, uint8_t scope_type,
@@ -277,7 +277,7 @@ static enum verdict verdict_of(const struct pr_command *command)
         return UNREADY;
     if (command->is_lost)
         return LOST;
-    /* Or a deferred error, of something earlier: SPC-4 4.5.7. */
+    /* It may be a deferred error, of something earlier: SPC-4 4.5.7. */
     if (command->unreached || (command->sense[0] & 1) != 0)
         return NOT_TAKEN;
     sense_get(command->sense, &key, &code);
@@ -289,9 +289,9 @@ static enum verdict verdict_of(const struct pr_command *command)
 }
 
 /*
- * Half of the time that is left: if this path hangs, there is some for the
- * next. The least is enough for what changes nothing, and for a path that dm
- * has failed. In milliseconds.
+ * Returns half of the time that is left, in milliseconds: if this path hangs,
+ * there is some for the next. The least is enough for what changes nothing, and
+ * for a path that dm has failed.
  */
 static unsigned timeout_of(const struct map *map, const struct path *path,
                            const struct request *request)

@@ -45,11 +45,10 @@
 
 enum { PATHS_MOST = 256 };
 
-enum { /* of a worker's answer, before the payload */
-       ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE
-};
+/* So much of a worker's answer comes before the payload. */
+enum { ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE };
 
-/* What a path makes of a command. */
+/* What a path has made of a command. */
 enum verdict {
     DUE,       /* it has not been sent, or shall be once more */
     NOT_TAKEN, /* nothing was done; that may change */
@@ -66,7 +65,7 @@ enum verdict {
 struct path {
     char name[32];        /* sdX */
     enum verdict verdict; /* of the command that goes to all, or any */
-    bool is_changed;      /* by it; or perhaps, or it was refused too late */
+    bool is_changed;      /* by it; or perhaps: its answer leaves that open */
     bool is_reported;     /* as left out */
     bool had_key;         /* before the command that registers it; or perhaps */
     struct multipathd_path seen; /* by map_see() */
@@ -95,7 +94,7 @@ struct map {
     struct multipathd multipathd;
     struct multipathd_key key; /* that our paths have, or are given */
     int64_t deadline;
-    int64_t end;   /* the last one, for what has to be put right */
+    int64_t end;   /* the last deadline, for what has to be put right */
     int64_t pause; /* us, the next one in map_wait() */
     struct answer answer;
     struct path paths[PATHS_MOST];
@@ -139,9 +138,9 @@ void multipath_execute(struct pr_command *, const char *socket_path, int lock,
 
 /* map.c: the map, its paths, and which of them may be left out. */
 /*
- * One command that may change something on a map at a time: a lock on the byte
- * of a file that has the map's number. Who dies gives it back. False: it was
- * not to be had in time.
+ * Lets one command at a time change something on a map: it locks the byte of a
+ * file that has the map's number. Who dies gives that back. False: it was not
+ * to be had in time.
  */
 bool map_lock(int lock, dev_t, int64_t deadline);
 /* Returns why the device is refused, if it is. Its paths are not listed yet. */
@@ -168,11 +167,11 @@ bool path_is_left_out(struct map *, struct path *);
 
 void request_set(struct request *, unsigned action, uint8_t scope_type,
                  uint64_t key, uint64_t action_key, uint8_t flags);
-bool is_register(const struct request *);
+bool is_register(const struct request *); /* either of the two */
 /*
- * Once, but for unit attentions; the answer is in the map. A target may want a
- * registration for ALL_TG_PT to be changed in that way only (LIO does), which
- * is tried, too; but of the client's own commands that is for it to know.
+ * Sends it once, but for unit attentions; the answer is in the map. A target
+ * may want a registration for ALL_TG_PT to be changed in that way only (LIO
+ * does), which is tried; but of the client's commands that is for it to know.
  */
 enum verdict path_send(struct map *, struct path *, struct request *);
 /*
@@ -183,12 +182,12 @@ enum verdict path_prove(struct map *, struct path *);
 
 /* sweep.c: a command on any path, or on all. */
 /*
- * Every path is to be sent the command; but what is left out so far, or may
- * hang as dm has failed it, when the others have had their turn.
+ * Makes all paths due for a command; but what is left out so far, or may hang
+ * as dm has failed it, only when the others have had their turn.
  */
 void all_due(struct map *);
-unsigned count_of(const struct map *, enum verdict);
-/* Gives a path that is due its verdict. False: that is the end of it. */
+unsigned count_of(const struct map *, enum verdict); /* of its paths */
+/* Gives a path that is due its verdict. False: no other path is visited. */
 typedef bool visit(struct map *, struct path *, struct request *);
 /*
  * Visits all paths that are due, also those that come meanwhile, turn by turn
@@ -201,18 +200,18 @@ bool paths_visit(struct map *map, visit *how, struct request *request);
 /* The answer if no path has done it; false likewise. */
 bool answer_undone(struct map *);
 /*
- * The path that has answered; or NULL, and the answer is CONFLICT or NOT READY,
+ * Returns who has answered; or NULL, and the answer is CONFLICT or NOT READY,
  * of all paths that are not left out, or that it has failed. A conflict is not
  * the answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was
  * done, and the path may have come back without having been registered yet. Nor
  * is NOT READY, for which others may be (LIO says it for some conflicts).
  */
 struct path *any_send(struct map *, struct request *);
-/* False: nobody answered, or with an error, which is now the answer. */
+/* Reads it. False: nobody answered, or with an error: that is the answer. */
 bool reservation_read(struct map *);
 /*
- * How many registrations have the key; and map.generation. Of that path or of
- * any (NULL). -1: as above.
+ * Returns how many registrations have the key, and sets map.generation, as that
+ * path says or any one (NULL). -1: nobody does, and the answer is why.
  */
 int keys_read(struct map *, struct path *, uint64_t key);
 /*
@@ -278,8 +277,8 @@ void workers_started(struct workers *, unsigned place, pid_t,
 /* register.c */
 void map_register(struct map *, struct request *);
 /*
- * Also if all answers are lost, but the key is gone. Nothing of ours may be
- * left, not even on a path that multipathd has registered meanwhile.
+ * It is GOOD also if all answers are lost, but the key is gone. Nothing of ours
+ * may be left, not even on a path that multipathd has registered meanwhile.
  */
 void map_clear(struct map *, struct request *);
 

@@ -39,7 +39,7 @@ enum {
     RETRY_NS = 10000000    /* while its backlog is full, or it is busy */
 };
 
-/* Even when the caller's time is up it may still be told something. */
+/* It may still be told something when the caller's time is up. */
 #define LEAST SECOND
 
 struct packet {
@@ -47,7 +47,7 @@ struct packet {
     char text[COMMAND_SIZE];
 };
 
-/* All of it; returns false and errno if that does not come in time. */
+/* Takes all of it; returns false and errno if that does not come in time. */
 static bool receive(int fd, void *data, size_t size, int64_t deadline)
 {
     struct pollfd ready = { .fd = fd, .events = POLLIN };
@@ -113,8 +113,8 @@ static int name_connect(const char *name, int64_t deadline)
 }
 
 /*
- * $MULTIPATH_SOCKET_NAME; or the name that multipathd has since 0.12; or one
- * beside our own socket, where KubeVirt puts it; or the name before 0.12.
+ * It is at $MULTIPATH_SOCKET_NAME; or at its name since 0.12; or beside our own
+ * socket, where KubeVirt puts it; or at its name before 0.12.
  */
 static int multipathd_connect(const struct multipathd *multipathd,
                               int64_t deadline)
@@ -167,11 +167,11 @@ static int exchange(const struct multipathd *multipathd,
         error = errno;
     close(fd);
     if (error != 0)
-        reply[0] = '\0'; /* what there is of it */
+        reply[0] = '\0'; /* it is not whole */
     return error;
 }
 
-/* How a reply begins that says something. */
+/* So begins a reply that says something. */
 static const struct {
     char text[16];
     enum multipathd_said said;
@@ -182,8 +182,8 @@ static const struct {
 };
 
 /*
- * MULTIPATHD_SILENT: there is no reply, which has been logged, or none of
- * those, but a usage text, or an answer. That is in *reply.
+ * Returns MULTIPATHD_SILENT if there is no reply, which has been logged, or it
+ * is none of those, but a usage text, or an answer. That is in *reply.
  */
 __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     const struct multipathd *multipathd, char *reply, size_t room,

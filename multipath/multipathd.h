@@ -52,7 +52,7 @@ enum multipathd_said multipathd_tell(const struct multipathd *,
                                      const char *command);
 enum { MULTIPATHD_TEXT = 1 << 16 }; /* a table of some 3,000 paths */
 #define MULTIPATHD_PATHS "show paths raw format \"/%d %t %T\""
-/* What it says to a command that takes no map; empty: it is silent. */
+/* Gets its answer to a command that takes no map; empty: it is silent. */
 void multipathd_show(const struct multipathd *, const char *command,
                      char text[MULTIPATHD_TEXT]);
 /*

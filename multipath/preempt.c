@@ -50,8 +50,8 @@ static bool path_probe(struct map *map, struct path *path,
 }
 
 /*
- * If a path of ours is gone, multipathd's word counts. That it is us it may
- * have guessed from the key, when it was started anew: so it counts only if
+ * If a path of ours is gone, multipathd's word counts. When it was started
+ * anew, it may have guessed from the key that it is us: so it counts only if
  * there are no more registrations with that key than paths.
  */
 enum holder holder_find(struct map *map)
@@ -94,8 +94,8 @@ enum holder holder_find(struct map *map)
 /* ---- Suspended -------------------------------------------------------- */
 
 /*
- * Until it works. Returns whether it did, in time. If nothing is left to do
- * then (is_last), nobody has to recover the map.
+ * Has it resumed, until that works. Returns whether it did, in time. If nothing
+ * is left to do then (is_last), nobody has to recover the map.
  */
 static bool map_resume(struct map *map, bool is_last)
 {
@@ -151,7 +151,7 @@ static bool map_suspend(struct map *map)
 
 /* ---- Registered again ------------------------------------------------- */
 
-/* The path of that name, or any (""), if it has our key. */
+/* Takes the path of that name, or any (""), if it has our key. */
 static void witness_find(struct map *map, const char *name)
 {
     unsigned i;
@@ -166,8 +166,8 @@ static void witness_find(struct map *map, const char *name)
 }
 
 /*
- * Who preempts his own key and holds nothing has unregistered the sender as
- * well. It may be registered again if nobody else has done anything since
+ * To preempt our own key while we hold nothing has unregistered the sender as
+ * well. That may be registered again if nobody else has done anything since
  * map.generation was read: two commands of ours count one each (SPC-4
  * 6.15.2). Or else the key goes again, if need be after the map is resumed.
  */
@@ -216,7 +216,7 @@ static bool paths_restore(struct map *map, bool is_last)
     return is_whole && truth == DONE;
 }
 
-/* What follows to a map that is suspended. False: the answer says why. */
+/* Does the rest, on a map that is suspended. False: the answer says why. */
 static bool map_restore(struct map *map, bool is_preempted)
 {
     bool is_whole = !is_preempted, is_resumed;

@@ -39,7 +39,7 @@ static bool key_tell(struct map *map)
         (unsigned long long)now.value, now.aptpl ? ":aptpl" : "");
 }
 
-/* That the map is registered with the key now, or is not any more. */
+/* Tells it that the map is registered with the key, or is not any more. */
 static bool status_tell(struct map *map)
 {
     const struct multipathd *multipathd = &map->multipathd;
@@ -55,7 +55,7 @@ static bool status_tell(struct map *map)
 
 /* ---- All paths -------------------------------------------------------- */
 
-/* Whatever key a path has: one that says CONFLICT even so has not taken it. */
+/* Goes by no old key: a path that says CONFLICT even so has not taken it. */
 static bool sweep_anyway(struct map *map, struct request *request)
 {
     request->cdb[1] = REGISTER_AND_IGNORE;
@@ -64,10 +64,10 @@ static bool sweep_anyway(struct map *map, struct request *request)
 }
 
 /*
- * The key on all paths is changed to map->key, or taken away (0); first where
- * it is the one that the command says. Once one path has the new key, the
- * others need not have had the same before: unless the last one, which shows
- * if anybody has preempted the older key, has lost that.
+ * Changes the key on all paths to map->key, or takes it away (0); first where
+ * it is the one that the command says. Once one path has the new key, others
+ * need not have had the same before: unless the last one, which shows if
+ * anybody has preempted the older key, has lost that.
  */
 static bool paths_change(struct map *map, struct request *request)
 {
@@ -111,7 +111,7 @@ static bool paths_change(struct map *map, struct request *request)
     /* multipathd may have registered one meanwhile, with the key it had. */
     if (!is_new)
         all_due(map);
-    /* Or else those that were left out, or have come, before it knew. */
+    /* If it is new: those that were left out, or have come, before it knew. */
     return sweep_anyway(map, request) && (!is_new || witness_ask(map) == DONE);
 }
 
@@ -147,8 +147,8 @@ static bool last_find(struct map *map, uint64_t told, bool is_ignored)
 }
 
 /*
- * Back to what was, as far as nothing can come back with it. multipathd is the
- * first to be told, or it could register what is taken off.
+ * Goes back to what was, as far as no key that a rival has removed can come
+ * back. multipathd is told first, or it could register what is taken off.
  */
 static void map_undo(struct map *map, const struct multipathd_key *told,
                      uint64_t previous, uint8_t flags)
@@ -160,7 +160,7 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
 
     for (i = 0; i < map->count; i++)
         changed += map->paths[i].is_changed;
-    /* It was done, but for what multipathd has to know: to be repeated. */
+    /* It is done, but multipathd does not know: it has to be repeated. */
     if (changed > 0 && !map->is_doubtful
         && (key == 0 || (is_whole && previous != 0))) {
         map_fail(map, "some paths have lost the key or got it: repeat it");
@@ -203,7 +203,7 @@ void map_register(struct map *map, struct request *request)
         map->key.value = 0;
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
-    /* From here on it is the new one, of which nothing was said so far. */
+    /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
     map->key.value = key;
     map->key.aptpl = key != 0 && (flags & APTPL) != 0;

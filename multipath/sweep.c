@@ -10,7 +10,7 @@
  */
 #include "multipath.h"
 
-/* Of a key, and not the contrary. */
+/* Does it register a key, rather than take one off? */
 static bool is_registration(const struct request *request)
 {
     return is_register(request) && be64_get(request->data + 8) != 0;
@@ -79,8 +79,8 @@ bool paths_visit(struct map *map, visit *how, struct request *request)
 /* ---- Any path --------------------------------------------------------- */
 
 /*
- * What one path may have done another cannot tell from what somebody else
- * has; but RESERVE may be repeated. What was released somebody may have
+ * If a path may have done it, another cannot tell that from what somebody else
+ * has done; but RESERVE may be repeated. What was released somebody may have
  * reserved since.
  */
 static bool path_try(struct map *map, struct path *path,
@@ -120,7 +120,7 @@ struct path *any_send(struct map *map, struct request *request)
     return NULL;
 }
 
-/* PERSISTENT RESERVE IN, on that path or on any (NULL). */
+/* Sends PERSISTENT RESERVE IN to that path, or to any (NULL). */
 static bool in_read(struct map *map, struct path *path, uint8_t action,
                     uint8_t *data, size_t length)
 {
@@ -190,7 +190,7 @@ bool settle(struct map *map)
     return true;
 }
 
-/* The initiators that SPEC_I_PT names are registered: not twice. */
+/* The initiators that SPEC_I_PT names are registered now: once is enough. */
 static void request_cut(struct request *request)
 {
     if (!is_register(request) || (request->data[LIST_FLAGS] & SPEC_I_PT) == 0)
@@ -202,9 +202,9 @@ static void request_cut(struct request *request)
 }
 
 /*
- * A registration whose answer was lost, when no other path has the key yet
- * that could be the witness. It was done if the path has the key now, and had
- * it not before; it was not done if nothing has happened at all (PRGENERATION,
+ * Finds out about a registration whose answer was lost, when no other path has
+ * the key yet that could be the witness. It was done if the path has it now and
+ * had it not before; it was not if nothing has happened at all (PRGENERATION,
  * SPC-4 6.15.2), and then it is sent once more. In between a rival may have
  * removed the key, which must not come back.
  */
@@ -242,8 +242,8 @@ static bool path_sweep(struct map *map, struct path *path,
                    && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
 
     /*
-     * The witness would get its key back with that of a path of the same
-     * initiator; but then this has had it as long as the witness.
+     * To register this path would give a witness of the same initiator a key
+     * back that it has lost; but such a path has had it as long as the witness.
      */
     path->verdict = is_wide ? path_prove(map, path) : CONFLICT;
     if (path->verdict == CONFLICT && is_wide && witness_ask(map) != DONE)

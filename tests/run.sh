@@ -128,7 +128,8 @@ suite() {
     name=$1
     seconds=900
     case $name in
-    kernel | multipath | reference | supervisors) seconds=540 ;;
+    kernel | supervisors) seconds=540 ;;
+    multipath | reference) seconds=720 ;;
     transport | foreign) seconds=600 ;;
     esac
     # shellcheck disable=SC2046 # a list of words
@@ -139,7 +140,7 @@ suite() {
     case $name in
     kernel | supervisors) set -- UML_TIMEOUT=550 tests/lib/uml.sh "$@" ;;
     multipath | reference)
-        set -- UML_TIMEOUT=550 UML_NEXUSES=3 tests/lib/uml.sh \
+        set -- UML_TIMEOUT=730 UML_NEXUSES=3 tests/lib/uml.sh \
             tests/lib/multipath.sh "$@"
         ;;
     transport | foreign)

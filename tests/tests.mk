@@ -116,8 +116,8 @@ check-foreign: $(HELPER) $(THROUGH)
 
 ## check-qemu: a guest's reservations through QEMU, on disk and map
 check-qemu: $(HELPER)
-	tests/qemu/qemu.sh
-	tests/qemu/qemu.sh multipath
+	tests/qemu/chain.sh
+	tests/qemu/chain.sh multipath
 
 ## check-libvirt: libvirt's managed='yes', beside QEMU's helper
 check-libvirt: $(HELPER)
@@ -191,15 +191,16 @@ check-reproducible:
 
 ## check-release: make release, twice; and that it can be verified
 check-release:
-	tests/packages/release.sh
+	tests/packages/check-release.sh
 
 ## Tests of another kind
 ## check-lint: clang-format, -tidy, cppcheck, shellcheck, mandoc
 LINTED = $(sort $(SOURCES) $(CLIENT_SOURCES)) $(wildcard tests/*/*.c)
 CONTRIB_SCRIPTS = contrib/openrc/qemu-pr-helper \
 	$(wildcard contrib/runit/*/* contrib/s6/*/run contrib/s6/*/data/check)
-check-lint: $(OBJECTS)
+check-lint: $(OBJECTS) $(CLIENT_OBJECTS)
 	tests/lib/order.sh $(OBJECTS)
+	tests/lib/order.sh $(CLIENT_OBJECTS)
 	clang-format --dry-run -Werror $(LINTED) $(HEADERS) tests/fuzz/fuzz.h
 	cppcheck --quiet --std=c99 --enable=warning,performance,portability \
 		--error-exitcode=1 -D_GNU_SOURCE $(LINTED)
@@ -209,8 +210,8 @@ check-lint: $(OBJECTS)
 	shellcheck .ci/run contrib/*.sh contrib/examples/*.sh contrib/bash-completion/* \
 		contrib/debian/prhelper.p* tests/*.sh tests/*/*.sh $(CONTRIB_SCRIPTS)
 	mandoc -Tlint man/*.[18]
-	! find tests -name '*.[cs]*' -o -name '*.py' | sed 's|.*/||' | sort | \
-		uniq -d | grep . # two files of one name, which pytest cannot tell
+	! find *.[ch] admin contrib multipath tests -name '*.[chs]*' -o -name '*.py' | \
+		sed 's|.*/||' | sort | uniq -d | grep . # two files of one name
 
 ## check-fuzz: the corpus, then FUZZ_SECONDS=60 of new inputs
 FUZZ_ENGINE = libfuzzer

@@ -128,7 +128,7 @@ goes straight to the disk. (Here one helper serves both; hosts have one each.)
     client('A', 'keys', lacks=KEYS)
     print()
     say('All was as it should be. Next: give a virtual machine such a disk '
-        '(README.md, "Use it"), or run all the tests: make check')
+        '(README.md, "Use it"), or run the tests: make check')
 
 
 def inside(pidfile):

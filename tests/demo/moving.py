@@ -3,7 +3,7 @@ from host to host, while a rival tries to write all the time.
 
 Without an argument it starts itself in Debian sid, whose QEMU takes
 reservations along, and shows what comes of it (see story.py). There,
-tests/qemu/qemu.sh runs it in User-mode Linux, with what migration.py gets as
+tests/qemu/chain.sh runs it in User-mode Linux, with what migration.py gets as
 arguments: /dev/sda is host a's nexus onto the one LUN, /dev/sdb is host b's,
 and /dev/sdc the rival's.
 
@@ -157,7 +157,7 @@ chmod 755 build/helper
 HELPER=$PWD/build/helper UML_NEXUSES=3
 export HELPER UML_NEXUSES
 exec tests/lib/fetch.sh python3 -- sh -c '
-    QEMU_RUN="$PYTHON -B $PWD/tests/demo/moving.py" exec tests/qemu/qemu.sh'
+    QEMU_RUN="$PYTHON -B $PWD/tests/demo/moving.py" exec tests/qemu/chain.sh'
 '''
 
 if __name__ == '__main__':

@@ -290,9 +290,15 @@ def test_the_files_that_documents_name_are_there():
 def test_every_source_has_its_row():
     named = set(re.findall(r'`([\w./-]+\.[ch])`', read('CONTRIBUTING.md')))
     named |= {'multipath/' + name for name in named}
-    sources_c = [path for path in files() if re.match(
-        r'(multipath/|admin/)?[\w-]+\.c$', path)]
-    assert [path for path in sources_c if path not in named] == []
+    kept = [path for path in files() if re.match(
+        r'(multipath/|admin/)?[\w-]+\.c$|(multipath/)?[\w-]+\.h$', path)]
+    assert [path for path in kept if path not in named] == []
+
+
+def test_every_helper_of_tests_has_its_row():
+    rows = set(re.findall(r'^\| `([\w.-]+)` \|', read('tests/README.md'), re.M))
+    names = {name for name in os.listdir(TOP + '/tests/lib') if '.' in name}
+    assert names - {'__pycache__'} == rows & names
 
 
 # Messages. ------------------------------------------------------------------
@@ -324,8 +330,23 @@ def test_the_messages_in_the_manual_are_the_helper_s():
     assert len(items) > 30
     for item in items:
         for part in re.split(r'\.\.\.|\bsdX\b|\bK\b|\bN\b|\bNAME\b|\bPATH\b|'
-                             r'\b31\b|command refused: ', item):
+                             r'\b31\b|\bCOMMAND\b|command refused: ', item):
             assert part.strip(' ;:,') in said, item
+
+
+def test_each_message_about_maps_is_in_the_manual():
+    """Of each the words up to a colon, a comma, or what is filled in."""
+    manual = ' '.join(read(MANUAL).split())
+    code = re.sub(r'"\s+"', '', sources('multipath/*.c'))
+    messages = [text for call in re.findall(
+        r'\b(?:log_(?:warning|error)|map_fail|paths_visit)\(([^;]*);', code)
+        for text in re.findall(r'"((?:[^"\\]|\\.)*)"', call)]
+    assert len(messages) > 30
+    for message in messages:
+        for part in re.split(r'[,:]|%[-.*\d]*l*[a-z]', message)[:3]:
+            if len(part.split()) > 2:
+                assert re.sub(" '?$| 0x$", '', part.strip()) in manual, message
+                break
 
 
 # Licences. ------------------------------------------------------------------

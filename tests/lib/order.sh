@@ -1,14 +1,14 @@
 #!/bin/sh
 # order.sh OBJECT...
 #
-# The order of the daemon's files: each may call those that stand behind it,
-# and no other, so that there is no cycle. Must fail if a file is not in the
-# order.
+# The order of the files of a program, the client or the helper: each may call
+# those that stand behind it, and no other, so that there is no cycle. Must fail
+# if a file is not in the order.
 set -eu
 
 order='prhelper supervisor client worker workers actions register
     preempt sweep map multipathd report sandbox roster descriptors events options
-    listen daemon privdrop sg_io sysfs protocol log'
+    listen daemon privdrop sg_io sysfs protocol log output'
 
 for object; do
     name=${object##*/}

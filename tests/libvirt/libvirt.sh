@@ -5,7 +5,7 @@
 # User-mode Linux with a SCSI target, libvirtd and, started by it, a virtual
 # machine with <reservations managed='yes'/>; see libvirt/life.py for what is
 # tested.  All of it with the helper under test (HELPER, ./qemu-pr-helper) and
-# then with QEMU's.  libvirt and what qemu.sh needs is fetched if it is not
+# then with QEMU's.  libvirt and what chain.sh needs is fetched if it is not
 # installed.
 #
 # Must work for any user and without KVM, and must write nothing outside the
@@ -21,4 +21,4 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 QEMU_RUN="$top/tests/lib/multipath.sh $PYTHON $top/tests/libvirt/life.py"
 UML_NEXUSES=3
 export QEMU_RUN UML_NEXUSES
-exec "$top/tests/qemu/qemu.sh"
+exec "$top/tests/qemu/chain.sh"

@@ -3,7 +3,7 @@
 libvirtd starts one for a virtual machine whose disk has <reservations
 managed='yes'/>, as in contrib/examples/libvirt.xml, with its own environment,
 as a daemon, and with a PID file of which it lets the helper inherit the
-descriptor that is locked. The machine is the one of qemu.sh, and so are the
+descriptor that is locked. The machine is the one of chain.sh, and so are the
 initiators: what its guest did is judged by what the rival's nexus, /dev/sdb,
 reads from the target.
 

@@ -14,6 +14,8 @@ import pwd
 import re
 import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -481,6 +483,115 @@ def test_a_new_path_is_registered_and_used(us, multipathd, nexus):
     wait_until(lambda: multipathd.path('sdd') is None, 'sdd goes')
     assert us.out(pr.REGISTER, A2, 0) == GOOD
     assert view() == EMPTY
+
+
+# What a rival does meanwhile, or with the same key. -------------------------
+
+@pytest.mark.parametrize('is_new', [False, True], ids=['knows', 'started-anew'])
+def test_a_reservation_of_another_host_with_our_key_stays(us, multipathd,
+                                                          rival, is_new):
+    """As after a live migration. All paths are there, so the disk knows who
+    holds; a multipathd since 0.13 that is started anew takes it for ours."""
+    type_ = pr.WRITE_EXCLUSIVE_RO
+    assert us.out(pr.REGISTER, 0, A) == GOOD
+    assert rival.out(pr.REGISTER, 0, A) == GOOD
+    assert rival.out(pr.RESERVE, A, type_=type_) == GOOD
+    if is_new:
+        multipathd.stop()
+        multipathd.start()
+    theirs = (A, type_), {'rival'}
+    assert us.out(pr.RELEASE, A, type_=type_) == GOOD
+    assert view() == View({**BOTH, 'sdc': A}, *theirs)
+    assert us.out(pr.REGISTER, A, A2) == GOOD
+    assert view() == View({**dict.fromkeys(PATHS, A2), 'sdc': A}, *theirs)
+    assert us.out(pr.REGISTER, A2, 0) == GOOD
+    assert view() == View({'sdc': A}, *theirs)
+
+
+def test_an_unregistration_is_not_undone(multipathd, serve, relay, tmp_path,
+                                         rival):
+    """multipathd does not answer when it is told, and meanwhile a rival
+    reserves and releases: to be registered again would be to break in."""
+    def silent(command, pid):
+        if command.startswith('unsetprstatus') and not strikes:
+            strikes.append(command)
+            assert rival.out(pr.RESERVE, B, type_=type_) == GOOD
+            assert rival.out(pr.RELEASE, B, type_=type_) == GOOD
+            raise EOFError
+        return None
+
+    strikes, type_ = [], pr.WRITE_EXCLUSIVE
+    helper, us = serve(env=through(relay(str(tmp_path / 'm'),
+                                         answer=silent).path))
+    assert rival.out(pr.REGISTER, 0, B) == GOOD
+    assert us.out(pr.REGISTER, 0, A) == GOOD
+    assert us.out(pr.RESERVE, A, type_=type_) == GOOD
+    assert us.out(pr.REGISTER, A, 0) == FAILED
+    assert strikes and view() == View({'sdc': B}, None, set())
+    assert us.out(pr.REGISTER_AND_IGNORE, 0, 0) == GOOD
+    assert (view(), multipathd.key(), multipathd.registers()) == (
+        View({'sdc': B}, None, set()), 'none', False)
+
+
+# A path between two states of asymmetric access. ----------------------------
+
+@pytest.fixture
+def access():
+    """A function that sets /dev/sda's (0: active; 15: in transition)."""
+    group = TARGET + '/core/fileio_0/disk0/alua/between'
+    member = (TARGET + '/loopback/naa.5001405000000001/tpgt_1/lun/lun_0'
+              '/alua_tg_pt_gp')
+
+    def write(path, text):
+        with open(path, 'w') as f:
+            f.write(text + '\n')
+
+    os.mkdir(group)
+    write(group + '/tg_pt_gp_id', '2')
+    write(member, 'between')
+    yield lambda state: write(group + '/alua_access_state', str(state))
+    write(group + '/alua_access_state', '0')
+    write(member, 'NULL')
+    os.rmdir(group)
+
+
+@pytest.mark.parametrize('before, command, after', [
+    (None, (pr.REGISTER, 0, A), View(BOTH, None, set())),
+    (None, (pr.REGISTER_AND_IGNORE, 0, A), View(BOTH, None, set())),
+    (A, (pr.REGISTER, A, A2),
+     View(dict.fromkeys(PATHS, A2), (A2, pr.WRITE_EXCLUSIVE_RO), {'us'})),
+    (A, (pr.REGISTER, A, 0), EMPTY),
+    (A, (pr.PREEMPT, A, A, pr.EXCLUSIVE_ACCESS),
+     View(BOTH, (A, pr.EXCLUSIVE_ACCESS), {'us'}))],
+    ids=['register', 'ignore', 'change', 'unregister', 'preempt-own'])
+def test_a_path_is_waited_for_whose_access_changes(
+        multipathd, serve, access, before, command, after):
+    """Until it, too, has taken the command, or multipathd has seen it fail,
+    and so registers it when it is back. (mpathpersist 0.9.4 says GOOD in
+    milliseconds, and leaves the path out for good.)"""
+    helper, us = serve()
+    if before:
+        assert us.out(pr.REGISTER, 0, before) == GOOD
+        assert us.out(pr.RESERVE, before, type_=pr.WRITE_EXCLUSIVE_RO) == GOOD
+    fd = pr.open_device('/dev/sda')     # later it might wait for the disk
+    access(15)
+    codes = [pr.sense_code(direct.read_in(fd, pr.READ_KEYS).sense)
+             for _ in range(4)]     # after some unit attentions
+    os.close(fd)
+    assert codes[-1] == '2/04/0A', codes
+    began = time.monotonic()
+    timer = threading.Timer(.8, access, [0])
+    timer.start()
+    try:
+        assert us.out(*command) == GOOD
+        took = time.monotonic() - began
+    finally:
+        timer.join()
+    if 'sda is left out' not in helper.log():
+        assert took >= .8 and view() == after
+    elif 'sda comes back with the key' not in helper.log():
+        wait_until(lambda: view() == after, 'multipathd registers sda')
+    assert not is_suspended()
 
 
 # multipathd. ----------------------------------------------------------------

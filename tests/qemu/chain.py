@@ -1,4 +1,4 @@
-"""The whole chain, run inside User-mode Linux by qemu.sh:
+"""The whole chain, run inside User-mode Linux by chain.sh:
 
     sg_persist in a guest -> virtio-scsi -> QEMU's scsi-block ->
     pr-manager-helper -> the helper under test -> /dev/sda, a LIO target

@@ -1,4 +1,4 @@
-"""Live migration, run inside User-mode Linux by qemu.sh: a guest with a
+"""Live migration, run inside User-mode Linux by chain.sh: a guest with a
 reservation moves from host to host, and takes it along (QEMU's migrate-pr).
 
 A host is an initiator of its own onto the one LUN (a multipath map's is two),

@@ -19,7 +19,7 @@ status=0
     cat >build/helper
     chmod 755 build/helper
     HELPER=$PWD/build/helper UML_TIMEOUT=1500 \
-        exec tests/qemu/qemu.sh migration' \
+        exec tests/qemu/chain.sh migration' \
     <"${HELPER:-$top/qemu-pr-helper}" || status=$?
 if [ $status -eq 77 ]; then
     echo 'SKIP: the archive does not give Debian sid'

@@ -1,5 +1,5 @@
 #!/bin/sh
-# release.sh
+# check-release.sh
 #
 # `make release` twice, from two clones in two places, under two umasks,
 # languages and time zones: the same bytes. Then what a stranger does with it:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# qemu.sh [multipath | migration]
+# chain.sh [multipath | migration]
 #
 # The whole chain with the real client: boots User-mode Linux with a SCSI
 # target, the helper and QEMU in it, and lets a virtual machine make
