@@ -20,20 +20,6 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-/* multipathd.c's words, for whoever asked; but nothing is traced. */
-void log_at(int level, const char *format, ...)
-{
-    char text[512];
-    va_list arguments;
-
-    if (level >= LOG_EVENT)
-        return;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof(text), format, arguments);
-    va_end(arguments);
-    say("%s", text);
-}
-
 /*
  * How many registrations have this key, at this target port (0: at any). A
  * registration for all ports counts at each.

@@ -141,21 +141,16 @@ void say(const char *format, ...)
     va_end(arguments);
 }
 
-/* multipath/multipathd.c, which the helper has too, speaks by these two. */
+/* multipath/multipathd.c, which the helper has too, speaks by this one. */
 void log_at(int level, const char *format, ...)
 {
     va_list arguments;
 
-    (void)level;
+    if (level >= LOG_EVENT)
+        return;
     va_start(arguments, format);
     message_print(format, arguments);
     va_end(arguments);
-}
-
-void trace(enum trace_event event, const char *format, ...)
-{
-    (void)event;
-    (void)format;
 }
 
 void die(int status, const char *format, ...)
