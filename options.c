@@ -157,14 +157,24 @@ static void trace_events(const char *path)
     close(fd);
 }
 
-static void trace_parse(char *argument)
+/* The next word of a list; a comma in a word is written twice, as in QEMU. */
+static char *word_next(char **list)
+{
+    char *word = *list, *from = word, *to = word;
+
+    while (*from != '\0' && (*from != ',' || *++from == ','))
+        *to++ = *from++;
+    *list = from;
+    *to = '\0';
+    return word;
+}
+
+static void trace_parse(char *list)
 {
     bool is_first = true;
-    char *word;
 
-    for (word = strtok(argument, ","); word != NULL;
-         word = strtok(NULL, ","), is_first = false) {
-        char *value = strchr(word, '=');
+    for (; *list != '\0'; is_first = false) {
+        char *word = word_next(&list), *value = strchr(word, '=');
         const char *key = word;
 
         if (value != NULL)
@@ -181,7 +191,7 @@ static void trace_parse(char *argument)
                                                  | O_NONBLOCK | O_NOCTTY));
         } else if (value == NULL || strcmp(key, "enable") != 0) {
             fatal("Invalid parameter '%s'", word);
-        } else if (strcmp(value, "help") == 0) {
+        } else if (strcmp(value, "help") == 0 || strcmp(value, "?") == 0) {
             trace_list();
             exit(EXIT_SUCCESS);
         } else {
@@ -244,8 +254,11 @@ static const char letters[] = "hVdf:k:u:g:qvT:";
 
 void options_parse(struct options *options, int argc, char **argv)
 {
-    static const struct option long_options[32] = { OPTIONS(LONG_ALONE,
-                                                            LONG_ARGUMENT) };
+    static const struct option long_options[32] = {
+        OPTIONS(LONG_ALONE, LONG_ARGUMENT)
+        /* QEMU's helper has no other option that begins so. */
+        { "s", required_argument, NULL, 'k' },
+    };
     static char program[] = PROGRAM;
     int option;
 
@@ -267,6 +280,6 @@ void options_parse(struct options *options, int argc, char **argv)
     optind = 1;
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1)
-        if (option == 'T')
+        if (option == 'T' && optarg != NULL)
             trace_parse(optarg);
 }
