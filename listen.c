@@ -112,8 +112,9 @@ static bool is_shared_directory(const char *directory)
 
 /*
  * Does one of us listen there? A listener of another uid does not count: it
- * is a trap or a leftover. One whose backlog stays full tells no uid: only
- * where nobody else can make one is it taken for ours.
+ * is a trap or a leftover. One whose backlog stays full, or that is in use and
+ * of another type, tells no uid: only where nobody else can make one is it
+ * taken for ours.
  */
 static bool is_alive(const struct sockaddr_un *address, socklen_t length,
                      bool is_shared)
@@ -128,7 +129,7 @@ static bool is_alive(const struct sockaddr_un *address, socklen_t length,
            && errno == EAGAIN && tries-- > 0)
         nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
     alive = result < 0
-                ? errno == EAGAIN && !is_shared
+                ? (errno == EAGAIN || errno == EPROTOTYPE) && !is_shared
                 : getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0
                       && peer.uid == geteuid();
     close(fd);
