@@ -85,22 +85,28 @@ static int unix_socket(int type)
 
 /*
  * Does one of us listen there? A listener of another uid does not count: it
- * is a trap or a leftover. One whose backlog stays full tells no uid: only
- * where nobody else can make one is it taken for ours.
+ * is a trap or a leftover. One whose backlog stays full, or that is in use and
+ * of another type, tells no uid: only where nobody else can make one is it
+ * taken for ours.
  */
 static bool is_alive(const struct sockaddr_un *address, socklen_t length,
                      bool is_shared)
 {
     struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 }; /* of no connection */
     socklen_t size = sizeof(peer);
-    int fd = unix_socket(SOCK_STREAM), tries = 100;
+    int fd = unix_socket(SOCK_STREAM), tries = 100, error;
 
-    while (connect(fd, (const struct sockaddr *)address, length) < 0
-           && errno == EAGAIN && --tries > 0)
-        nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+    do {
+        error = connect(fd, (const struct sockaddr *)address, length) < 0
+                    ? errno
+                    : 0;
+        if (error == EAGAIN)
+            nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+    } while (error == EAGAIN && --tries > 0);
     getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size);
     close(fd);
-    return peer.uid == geteuid() || (tries == 0 && !is_shared);
+    return peer.uid == geteuid()
+           || ((error == EAGAIN || error == EPROTOTYPE) && !is_shared);
 }
 
 /*

@@ -288,7 +288,8 @@ static bool matches(const char *pattern, const char *name)
 
 void trace_enable(const char *pattern)
 {
-    bool is_help = strcmp(pattern, "help") == 0, is_off = pattern[0] == '-';
+    bool is_help = strcmp(pattern, "help") == 0 || strcmp(pattern, "?") == 0;
+    bool is_off = pattern[0] == '-';
     unsigned event, matching = 0;
 
     for (event = 0; event < TRACE_EVENTS; event++) {

@@ -141,11 +141,24 @@ static void trace_events(const char *path)
     close(fd);
 }
 
-static void trace_parse(char *argument)
+/* The next word of a list; a comma in a word is written twice, as in QEMU. */
+static char *word_next(char **list)
 {
-    char *first = strtok(argument, ","), *word;
+    char *word = *list, *from = word, *to = word;
 
-    for (word = first; word != NULL; word = strtok(NULL, ",")) {
+    while (*from != '\0' && (*from != ',' || *++from == ','))
+        *to++ = *from++;
+    *list = from;
+    *to = '\0';
+    return word;
+}
+
+static void trace_parse(char *list)
+{
+    bool is_first = true;
+
+    for (; *list != '\0'; is_first = false) {
+        char *word = word_next(&list);
         size_t key = strcspn(word, "=");
 
         if (strncmp(word, "events=", 7) == 0)
@@ -156,7 +169,7 @@ static void trace_parse(char *argument)
                                                     | O_NONBLOCK | O_NOCTTY));
         else if (strncmp(word, "enable=", 7) == 0)
             trace_enable(word + 7);
-        else if (word == first && word[key] == '\0')
+        else if (is_first && word[key] == '\0')
             trace_enable(word);
         else
             fatal("Invalid parameter '%.*s'", (int)key, word);
@@ -212,7 +225,11 @@ static const char letters[] = "hVdf:k:u:g:qvT:";
 
 void options_parse(struct options *options, int argc, char **argv)
 {
-    static const struct option long_options[32] = { OPTIONS(LONG) };
+    static const struct option long_options[32] = {
+        OPTIONS(LONG)
+        /* QEMU's helper has no other option that begins so. */
+        { "s", required_argument, NULL, 'k' },
+    };
     static char program[] = PROGRAM;
     int option;
 
@@ -234,6 +251,6 @@ void options_parse(struct options *options, int argc, char **argv)
     optind = 1;
     while ((option = getopt_long(argc, argv, letters, long_options, NULL))
            != -1)
-        if (option == 'T')
+        if (option == 'T' && optarg != NULL)
             trace_parse(optarg);
 }

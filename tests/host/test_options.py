@@ -55,7 +55,7 @@ def test_version_is_printed(place, option):
 
 
 @pytest.mark.parametrize('form', [['-k', '%s'], ['-k%s'], ['--socket', '%s'],
-                                  ['--socket=%s'], ['--so=%s'],
+                                  ['--socket=%s'], ['--so=%s'], ['--s', '%s'],
                                   ['-qk', '%s'], ['-k/nowhere', '-k', '%s']])
 def test_socket_option(place, form):
     path = place.open_dir + '/other'
@@ -293,7 +293,7 @@ def test_a_file_that_is_no_socket_is_an_error_and_stays(place):
 
 # Tracing. ----------------------------------------
 
-@pytest.mark.parametrize('option', ['help', 'enable=help'])
+@pytest.mark.parametrize('option', ['help', 'enable=help', '?'])
 def test_trace_help_lists_the_events_and_exits(place, option):
     result = place.run('-T', option)
     assert result.status == 0 and result.err == ''
@@ -330,6 +330,15 @@ def test_a_trace_option_that_is_right_is_no_error(place, option):
     place.begin('-T', option.replace('%s', place.open_dir))
     assert place.serves()
     assert 'trace event' not in place.log()
+
+
+@pytest.mark.parametrize('option, name', [
+    ('file=%s/a,,b', 'a,b'), ('*,file=%s/a,,b,,', 'a,b,'),
+    ('file=%s/,,,events=/dev/null', ',')])
+def test_a_comma_in_a_trace_option_is_written_twice(place, option, name):
+    place.begin('-T', option.replace('%s', place.open_dir))
+    assert place.serves()
+    assert name in os.listdir(place.open_dir)
 
 
 @pytest.mark.parametrize('option', ['no=such', 'enable=x,no=1'])

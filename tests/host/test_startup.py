@@ -178,6 +178,18 @@ def test_a_listener_with_a_full_backlog_is_alive(place, where):
             client.close()
 
 
+@pytest.mark.parametrize('kind', ['DGRAM', 'SEQPACKET'])
+def test_a_socket_of_another_type_is_another_program_s(place, kind):
+    with socket.socket(socket.AF_UNIX, getattr(socket, 'SOCK_' + kind)) as sock:
+        sock.bind(place.socket)
+        directory(place, OURS[0])
+        before = inode(place.socket)
+        result = place.run()
+        assert result.status == 1 and place.socket in result.err, result
+        assert inode(place.socket) == before
+    assert place.begin() and place.serves()     # now it is nobody's
+
+
 @pytest.mark.parametrize('where', DIRECTORIES)
 def test_a_full_backlog_is_no_sign_of_life_where_others_can_write(place,
                                                                   where):
