@@ -69,7 +69,8 @@ static void map_reserve(struct map *map, struct request *request)
         if (holder == HOLDER_UNKNOWN)
             return;
         map->answer = answer;
-        if (holder != HOLDER_OTHER)
+        if (holder != HOLDER_OTHER
+            && map->reservation.scope_type == request->cdb[2])
             map_answer(map, GOOD);
     }
     hold_settle(map);

@@ -84,6 +84,7 @@ struct reservation {
     bool is_held;
     uint64_t key; /* 0 if all registrants hold it */
     uint8_t scope_type;
+    uint32_t generation; /* PRGENERATION then */
 };
 
 struct map {

@@ -59,6 +59,7 @@ enum holder holder_find(struct map *map)
     enum multipathd_said hold;
     struct request probe;
     uint8_t type;
+    int keys = -1;
 
     map->holder = NULL;
     if (!reservation_read(map))
@@ -78,8 +79,13 @@ enum holder holder_find(struct map *map)
     hold = multipathd_tell(&map->multipathd, "getprhold");
     if (hold == MULTIPATHD_UNSET)
         return HOLDER_OTHER;
-    if (hold == MULTIPATHD_SET /* and -1 is more, too */
-        && (unsigned)keys_read(map, NULL, map->key.value) <= map->count)
+    if (hold == MULTIPATHD_SET
+        && (keys = keys_read(map, NULL, map->key.value)) < 0)
+        return HOLDER_UNKNOWN;
+    /* Who held may have lost his key since, and we ours: it is asked again. */
+    if (keys >= 0 && map->generation != map->reservation.generation)
+        return holder_find(map);
+    if (keys >= 0 && (unsigned)keys <= map->count)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "

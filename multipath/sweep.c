@@ -145,6 +145,7 @@ bool reservation_read(struct map *map)
     map->reservation.is_held = map->answer.payload >= 22 && data[7] >= 14;
     map->reservation.key = be64_get(data + 8);
     map->reservation.scope_type = data[21];
+    map->reservation.generation = be32_get(data);
     return true;
 }
 
