@@ -182,6 +182,25 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     map->answer = answer;
 }
 
+/*
+ * Has a path of ours the key that multipathd registers? Then this host is
+ * registered, and a path that has come, and has no key yet, may not take the
+ * command of one who says that he is not.
+ */
+static bool is_registered(struct map *map, const struct multipathd_key *told)
+{
+    enum verdict verdict = CONFLICT;
+    unsigned i;
+
+    if (keys_read(map, NULL, told->value) == 0)
+        return false;
+    map->key = *told;
+    for (i = 0; i < map->count && verdict != DONE; i++)
+        verdict = path_prove(map, &map->paths[i]);
+    map->key.value = 0;
+    return verdict == DONE;
+}
+
 void map_register(struct map *map, struct request *request)
 {
     const struct multipathd_key told = map->key;
@@ -198,6 +217,11 @@ void map_register(struct map *map, struct request *request)
     count = keys_read(map, NULL, is_ignored ? map->key.value : key);
     if (count < 0)
         return;
+    if (!is_ignored && map->key.value == 0 && told.value != 0
+        && told.value != key && is_registered(map, &told)) {
+        map_answer(map, RESERVATION_CONFLICT);
+        return;
+    }
     /* It may be one that multipathd is only configured to have. */
     if (is_ignored && count == 0)
         map->key.value = 0;

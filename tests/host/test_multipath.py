@@ -1004,6 +1004,18 @@ def test_another_host_holds_with_our_key(run_one, version, hold):
                 assert not lab.mpd.texts('suspend')
 
 
+def test_a_path_without_a_key_says_nothing_of_the_map(run_one):
+    """It has come, and multipathd is about to register it."""
+    for path, key in itertools.product(PATHS, (0, NEW)):
+        with run_one.scenario(path, key) as lab:
+            lab.registered(paths=[p for p in PATHS if p != path])
+            lab.is_consistent = False
+            assert lab.out(REGISTER, 0, key) == CONFLICT
+            lab.wait_idle()
+            assert lab.keys() == [0 if p == path else KEY for p in PATHS]
+            assert lab.known.key == KEY and lab.known.prflag == 'set'
+
+
 @pytest.mark.parametrize('answer', ['5/20/00', '5/24/00'])
 def test_a_path_that_refuses_release_does_not_hold_what_a_twin_holds(
         run_one, answer):
