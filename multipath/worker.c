@@ -102,7 +102,7 @@ struct work {
     enum refusal refusal; /* from here on, the answer */
     uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
-    /* As in struct conversation: some targets write more than asked for. */
+    /* It is as in struct conversation: some targets write more than asked. */
     uint8_t data[PROTOCOL_DATA_MAX + 64];
 };
 
@@ -164,8 +164,8 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
 }
 
 /*
- * Stage 6 of privdrop.c, for a map that is still suspended, or else (NULL) for
- * a command on the queue, which may leave our own so.
+ * Enters stage 6 of privdrop.c: for a map that is suspended, or else (NULL) for
+ * a command on the queue, which may leave its map so, in our own place.
  */
 __attribute__((noreturn)) static void worker_run(
     const struct supervisor *supervisor, struct suspension *suspension,
