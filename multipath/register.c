@@ -10,8 +10,6 @@
  */
 #include "multipath.h"
 
-#include <string.h>
-
 static const struct multipathd_key none = { 0, false };
 
 /* ---- What multipathd is told ------------------------------------------ */
