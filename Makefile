@@ -29,8 +29,8 @@ PLACELESS = '-fdebug-prefix-map=$(CURDIR)=.'
 COMPILE = $(STANDARD) $(WARNINGS) $(PLACELESS) $(DEFINES) $(CPPFLAGS) $(CFLAGS)
 
 SOURCES = $(sort $(wildcard *.c multipath/*.c))
-CLIENT_SOURCES = $(sort $(wildcard admin/*.c)) protocol.c sg_io.c sysfs.c \
-	multipath/multipathd.c
+CLIENT_SOURCES = $(sort $(wildcard admin/*.c)) protocol.c sg_io.c \
+	sockets.c sysfs.c multipath/multipathd.c
 HEADERS = $(wildcard *.h multipath/*.h admin/*.h)
 
 # Another build of all of it beside the usual one: see tests/tests.mk.

@@ -9,6 +9,7 @@
  */
 #include "report.h"
 #include "server.h"
+#include "sockets.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -34,10 +35,8 @@ static void client_warn(const struct client *client, const char *what,
 void client_begin(struct client *client, int socket, struct service *service,
                   struct record *record)
 {
-    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
-    socklen_t size = sizeof(peer);
+    struct ucred peer = socket_peer(socket);
 
-    getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
     *record = (struct record){ .peer = { peer.pid, peer.uid },
                                .since = clock_us() };
     client->socket = socket;
@@ -97,33 +96,25 @@ void client_close(struct client *client)
 static const char *client_receive(struct client *client, bool *more)
 {
     struct conversation *c = &client->conversation;
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_LEN(sizeof(int))]; /* the kernel closes what is more */
-    } control;
-    struct iovec data;
-    struct msghdr message = { .msg_iov = &data,
-                              .msg_iovlen = 1,
-                              .msg_control = control.bytes,
-                              .msg_controllen = sizeof(control.bytes) };
-    const struct cmsghdr *header;
+    struct message message;
     const char *violation;
+    struct iovec data;
     ssize_t bytes;
     int fd = -1;
 
     *more = false;
     data.iov_base = protocol_rest(c, &data.iov_len);
-    bytes = recvmsg(client->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    /* The kernel closes what is more than one descriptor. */
+    message_set(&message, &data, 1, NULL, sizeof(fd));
+    bytes = recvmsg(client->socket, &message.head,
+                    MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (bytes < 0)
         return errno == EAGAIN || errno == EINTR ? NULL : strerror(errno);
-    header = CMSG_FIRSTHDR(&message);
-    if (header != NULL && header->cmsg_level == SOL_SOCKET
-        && header->cmsg_type == SCM_RIGHTS)
-        memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+    message_take(&message, SCM_RIGHTS, &fd, sizeof(fd));
     if (bytes == 0)
         violation = protocol_is_idle(c) ? "disconnected"
                                         : "disconnected inside a request";
-    else if (message.msg_flags & MSG_CTRUNC)
+    else if (message.head.msg_flags & MSG_CTRUNC)
         violation = fd >= 0 ? "more than one descriptor"
                             : "truncated ancillary data";
     else

@@ -10,6 +10,7 @@
  */
 #include "kernel.h"
 #include "protocol.h"
+#include "sockets.h"
 #include "start.h"
 
 #include <errno.h>
@@ -17,9 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 enum { ACTIVATION_FD = 3 }; /* SD_LISTEN_FDS_START, sd-daemon.h */
@@ -92,9 +91,8 @@ static int unix_socket(int type)
 static bool is_alive(const struct sockaddr_un *address, socklen_t length,
                      bool is_shared)
 {
-    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 }; /* of no connection */
-    socklen_t size = sizeof(peer);
     int fd = unix_socket(SOCK_STREAM), tries = 100, error;
+    uid_t uid;
 
     do {
         error = connect(fd, (const struct sockaddr *)address, length) < 0
@@ -103,9 +101,9 @@ static bool is_alive(const struct sockaddr_un *address, socklen_t length,
         if (error == EAGAIN)
             nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
     } while (error == EAGAIN && --tries > 0);
-    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+    uid = socket_peer(fd).uid; /* -1: there is no connection */
     close(fd);
-    return peer.uid == geteuid()
+    return uid == geteuid()
            || ((error == EAGAIN || error == EPROTOTYPE) && !is_shared);
 }
 
@@ -147,7 +145,7 @@ void listen_open(struct listener *listener, const char *path)
 
     if (path == NULL)
         path = PROTOCOL_SOCKET;
-    length = protocol_address(&address, path);
+    length = socket_address(&address, path);
     if (length == 0)
         fatal("UNIX socket path '%s' is too long: the limit is %zu bytes", path,
               sizeof(address.sun_path) - 1);
@@ -194,7 +192,7 @@ int notify_open(void)
         || (getenv("SYSTEMD_EXEC_PID") != NULL
             && number_of(getenv("SYSTEMD_EXEC_PID")) != getpid()))
         return -1;
-    length = protocol_address(&address, name);
+    length = socket_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {
         log_warning("NOTIFY_SOCKET is not usable: '%s'", name);
         return -1;

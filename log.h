@@ -8,7 +8,6 @@
 #define LOG_H
 
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/types.h>
@@ -39,8 +38,8 @@ static inline int64_t sooner(int64_t a, int64_t b)
 #define LEAVE_WITHIN SECOND
 
 /*
- * log.c: one line per call to stderr or syslogd. Never blocks or fails, and
- * keeps errno. After a format that ends in a colon comes what errno means. What
+ * log.c writes a line per call to stderr or syslogd. It never blocks or fails,
+ * and keeps errno. After a format that ends in a colon comes its meaning. What
  * somebody has asked for is logged whatever the level. Warnings are limited for
  * each peer that they are about, which *log_about() says; {0}: none.
  */

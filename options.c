@@ -68,7 +68,7 @@ static void print(const char *text)
     exit(EXIT_SUCCESS);
 }
 
-/* The argument of an option: one from least to most; anything else is fatal. */
+/* Returns optarg, which must be a number from least to most. */
 static int64_t number(const char *option, int64_t least, int64_t most)
 {
     int64_t value = number_of(optarg);
@@ -193,8 +193,8 @@ static bool is_on(const char *argument)
 static const char letters[] = "hVdf:k:u:g:qvT:";
 
 /*
- * Each option: its letter (that of a long one alone is not in letters[]), its
- * name, if it has an argument, which is in optarg then, and what it does.
+ * Each option has a letter (that of a long one alone is not in letters[]), a
+ * name, perhaps an argument, which is in optarg then, and something it does.
  */
 #define OPTIONS(OPTION)                                                        \
     OPTION('h', "help", 0, print(usage))                                       \

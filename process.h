@@ -20,7 +20,7 @@
 enum { SIGNAL_STOP = 1 << SIGTERM | 1 << SIGINT | 1 << SIGHUP };
 enum { SIGNAL_CHILD = 1 << SIGCHLD, SIGNAL_STATUS = 1 << SIGUSR1 };
 void signals_set_up(void);
-/* The signals that have come since the last call, a bit for each. */
+/* Returns the signals that have come since the last call, a bit for each. */
 unsigned signals_take(void);
 /*
  * Waits for one of fds, the time wake, or a signal, with which none of fds is

@@ -9,22 +9,6 @@
  */
 #include "protocol.h"
 
-#include <string.h>
-
-socklen_t protocol_address(struct sockaddr_un *address, const char *name)
-{
-    size_t length = strlen(name);
-
-    memset(address, 0, sizeof(*address));
-    address->sun_family = AF_UNIX;
-    if (length == 0 || length >= sizeof(address->sun_path))
-        return 0;
-    memcpy(address->sun_path, name, length);
-    if (name[0] == '@')
-        address->sun_path[0] = '\0';
-    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
-}
-
 static void frame_begin(struct conversation *c, enum protocol_state state,
                         size_t size)
 {

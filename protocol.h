@@ -25,8 +25,6 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 enum {
     PROTOCOL_FEATURES = 1, /* bit 0: the CLEANUP command */
@@ -47,11 +45,6 @@ enum { PROTOCOL_CLEANUP = 0xff };
 
 /* Where a helper listens that was not told otherwise. */
 #define PROTOCOL_SOCKET LOCALSTATEDIR "/run/qemu-pr-helper.sock"
-/*
- * The address of the Unix socket of that name. Returns its length, or 0 if it
- * does not fit. One that begins with @ is abstract: a NUL, and none at its end.
- */
-socklen_t protocol_address(struct sockaddr_un *, const char *name);
 
 enum protocol_state {
     PROTOCOL_HELLO_OUT,

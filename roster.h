@@ -49,7 +49,7 @@ struct roster {
 };
 /* Returns the place with that pid; 0: a free one. From .used on: nobody's. */
 unsigned roster_find(const struct roster *, pid_t);
-/* Who comes to that place has no client yet: it is pending. */
+/* Takes in a process, to that place, which is pending: it has no client yet. */
 void roster_enter(struct roster *, unsigned place, pid_t);
 /* The pending one has its client now. */
 void roster_greet(struct roster *);
@@ -57,7 +57,7 @@ void roster_remove(struct roster *, unsigned place); /* its client has gone */
 /* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);
 /*
- * Who has to go, of those that are active, which is logged: of the peer with
+ * Says who of the active ones has to go, and logs it: of the peer with
  * the most connections, the one that has been idle for longest.
  */
 unsigned roster_evict(const struct roster *);

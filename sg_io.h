@@ -90,9 +90,9 @@ int sg_io_disk_row(unsigned number);
 /* Answers INVALID COMMAND OPERATION CODE: the descriptor cannot do that. */
 enum vet sg_io_refuse(struct pr_command *, enum refusal);
 void status_set(struct pr_command *, uint8_t status); /* without sense data */
-/* Fixed format sense data, SPC-4 4.5.3, 18 bytes; the others are zero. */
+/* Sets fixed format sense data, SPC-4 4.5.3: 18 bytes; the others are 0. */
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
-/* Reads fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
+/* Reads sense data of fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
 
 #endif

@@ -13,7 +13,7 @@
 
 #include <sys/stat.h>
 
-/* The decimal number that text is, and nothing else; -1: none, or no text. */
+/* Returns the decimal number that text is, or -1 if it is none, or NULL. */
 static inline int64_t number_of(const char *text)
 {
     char *end;
@@ -25,7 +25,7 @@ static inline int64_t number_of(const char *text)
     return *end == '\0' ? number : -1;
 }
 
-/* options.c */
+/* options.c: reads the command line, or says what is wrong and exits. */
 struct options {
     const char *socket_path; /* NULL: none was given */
     const char *pid_file;    /* NULL: none is to be written */
@@ -71,7 +71,7 @@ void listen_remove(const struct listener *);
 int notify_open(void);
 void notify_send(int fd, const char *state); /* fd -1: nobody is told */
 
-/* daemon.c */
+/* daemon.c: the background and the PID file. */
 /* Opens those that are closed, lest a socket or a disk becomes stdout. */
 void daemon_open_standard_fds(void);
 /*

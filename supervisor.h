@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * supervisor.h - the outer loop, and the processes that it forks.
+ * supervisor.h - the outer loop, and the processes that it forks. It must never
+ * read what a client has sent.
  */
 #ifndef SUPERVISOR_H
 #define SUPERVISOR_H

@@ -11,13 +11,8 @@
 #include "../multipath/multipathd.h"
 #include "check.h"
 
-#include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 /*

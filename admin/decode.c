@@ -8,7 +8,6 @@
  * a byte that is not a printable ASCII character.
  */
 #include "decode.h"
-#include "../protocol.h"
 
 #include <ctype.h>
 #include <stdarg.h>

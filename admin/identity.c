@@ -7,7 +7,6 @@
  * say: a virtual adapter often has no name there.
  */
 #include "identity.h"
-#include "../protocol.h"
 #include "../sg_io.h"
 #include "../sysfs.h"
 

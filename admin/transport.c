@@ -7,6 +7,7 @@
  * without a limit, or believe what the helper says about the length of
  * anything.
  */
+#include "../sockets.h"
 #include "client.h"
 
 #include <errno.h>
@@ -27,20 +28,14 @@ enum { ATTENTIONS_MOST = 8 };
 static ssize_t helper_receive(struct helper *helper, void *to, size_t size)
 {
     struct iovec vector = { .iov_base = to, .iov_len = size };
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(struct ucred))];
-    } control;
-    struct msghdr message = { .msg_iov = &vector,
-                              .msg_iovlen = 1,
-                              .msg_control = &control,
-                              .msg_controllen = sizeof(control) };
-    ssize_t got = recvmsg(helper->socket, &message, 0);
+    struct message message;
+    ssize_t got;
 
-    if (got > 0 && message.msg_controllen >= sizeof(control)
-        && control.header.cmsg_type == SCM_CREDENTIALS)
-        memcpy(&helper->sender, CMSG_DATA(&control.header),
-               sizeof(helper->sender));
+    message_set(&message, &vector, 1, NULL, sizeof(helper->sender));
+    got = recvmsg(helper->socket, &message.head, 0);
+    if (got > 0)
+        message_take(&message, SCM_CREDENTIALS, &helper->sender,
+                     sizeof(helper->sender));
     return got;
 }
 
@@ -92,22 +87,10 @@ static int helper_send(const struct helper *helper, const void *bytes,
                        size_t size, int fd)
 {
     struct iovec vector = { .iov_base = (void *)bytes, .iov_len = size };
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1 };
+    struct message message;
 
-    memset(&control, 0, sizeof(control));
-    if (fd >= 0) {
-        message.msg_control = &control;
-        message.msg_controllen = sizeof(control.space);
-        control.header.cmsg_level = SOL_SOCKET;
-        control.header.cmsg_type = SCM_RIGHTS;
-        control.header.cmsg_len = CMSG_LEN(sizeof(fd));
-        memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-    }
-    if (sendmsg(helper->socket, &message, MSG_NOSIGNAL) == (ssize_t)size)
+    message_set(&message, &vector, 1, &fd, fd >= 0 ? sizeof(fd) : 0);
+    if (sendmsg(helper->socket, &message.head, MSG_NOSIGNAL) == (ssize_t)size)
         return EXIT_GOOD;
     say("cannot send to the helper: %s", strerror(errno));
     return EXIT_NO_HELPER;
@@ -136,13 +119,7 @@ static const char *no_helper(int error)
  */
 static void helper_trust(struct helper *helper, const char *path)
 {
-    socklen_t size = sizeof(helper->maker);
-
-    if (getsockopt(helper->socket, SOL_SOCKET, SO_PEERCRED, &helper->maker,
-                   &size)
-        < 0)
-        die(EXIT_OTHER, "cannot tell who listens on %s: %s", path,
-            strerror(errno));
+    helper->maker = socket_peer(helper->socket);
     if (helper->maker.uid != 0 && helper->maker.uid != geteuid())
         die(EXIT_NO_HELPER,
             "who listens on %s is not trusted with the device: process %ld of "
@@ -156,7 +133,7 @@ static void helper_connect(struct helper *helper, const char *path)
     const struct timeval patience = { .tv_sec = (time_t)(HELLO_WITHIN
                                                          / SECOND) };
     struct sockaddr_un address;
-    socklen_t length = protocol_address(&address, path);
+    socklen_t length = socket_address(&address, path);
 
     if (length == 0)
         die(EXIT_USAGE, "'%s' is no path of a socket: the limit is %zu bytes",

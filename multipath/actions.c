@@ -30,7 +30,7 @@ static bool hold_announce(struct map *map)
     return map_fail(map, "multipathd does not take note of the reservation");
 }
 
-/* It is so; or is not, for sure: after another error the disk is asked. */
+/* Tells it what came of it; but for GOOD and CONFLICT, the disk is asked. */
 static void hold_settle(struct map *map)
 {
     const struct answer answer = map->answer;
@@ -125,12 +125,12 @@ static void map_release(struct map *map, struct request *request)
         multipathd_tell(&map->multipathd, "unsetprhold");
 }
 
-/* It takes over what somebody has reserved since we looked, too. */
+/* PREEMPT takes over what somebody has reserved since we looked, too. */
 static void map_preempt(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
     uint64_t preempted = be64_get(request->data + 8);
-    /* 0: all others, if all registrants hold it when the command comes. */
+    /* 0 is all others, if all registrants hold it when the command comes. */
     bool is_own = preempted == map->key.value || preempted == 0;
     bool takes_over, was_held;
     struct answer answer;

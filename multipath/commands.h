@@ -52,6 +52,7 @@ struct workers {
     int64_t retry; /* when to fork the next, or kill the pending one */
 };
 void workers_reported(struct workers *); /* the pending one has a command */
+/* One has ended: the map that it may have left suspended is to be resumed. */
 void workers_ended(struct workers *, pid_t, int status, int64_t now);
 /*
  * Kills who hangs in taking its command. *due is a map that somebody has to

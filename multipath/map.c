@@ -41,7 +41,7 @@ bool map_fail(struct map *map, const char *format, ...)
     vsnprintf(reason, sizeof(reason), format, arguments);
     va_end(arguments);
     log_warning("%s (%s): %s", map->name, map->alias, reason);
-    /* LOGICAL UNIT COMMUNICATION FAILURE, which a guest tries again. */
+    /* LOGICAL UNIT COMMUNICATION FAILURE has a guest try again. */
     map_check(map, ABORTED_COMMAND, 0x08);
     return false;
 }

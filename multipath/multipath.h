@@ -102,7 +102,7 @@ struct map {
     unsigned count;
     struct path *answered; /* the last command for any path; or NULL */
     struct answer unready; /* if no path has a better one */
-    bool is_lost;          /* an answer to the last command for any path */
+    bool is_lost;          /* a path gave no answer in the last any_send() */
     struct path *last;     /* whose key is changed last, if any is to be */
     struct path *witness;  /* the first that got the key, and must keep it */
     bool is_doubtful;      /* somebody may have removed it */
@@ -129,7 +129,7 @@ enum holder {
     HOLDER_GONE /* one of ours that is left out */
 };
 
-/* actions.c */
+/* actions.c: which service action it is, and those that are in no other. */
 /*
  * Carries out a command on a map. lock is a file that all share who do this,
  * which they lock, each map a byte of it; -1: nobody else does.
@@ -154,7 +154,7 @@ bool map_wait(struct map *, int64_t deadline);
 /* Says why in the log. False, as what has failed returns that. */
 bool map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* A status without sense data; or CHECK CONDITION. */
+/* Makes the answer a status without sense data; or CHECK CONDITION with it. */
 void map_answer(struct map *, uint8_t status);
 void map_check(struct map *, uint8_t key, uint8_t asc);
 /* Asks multipathd which paths it has failed, or seen fail. */
@@ -165,7 +165,7 @@ void map_see(struct map *);
  * come back, and register it. Says so in the log, once.
  */
 bool path_is_left_out(struct map *, struct path *);
-
+/* Makes up a PERSISTENT RESERVE OUT that is not the client's. */
 void request_set(struct request *, unsigned action, uint8_t scope_type,
                  uint64_t key, uint64_t action_key, uint8_t flags);
 bool is_register(const struct request *); /* either of the two */
@@ -198,7 +198,7 @@ typedef bool visit(struct map *, struct path *, struct request *);
  * why not.
  */
 bool paths_visit(struct map *map, visit *how, struct request *request);
-/* The answer if no path has done it; false likewise. */
+/* Sets the answer if no path has done it. Returns false. */
 bool answer_undone(struct map *);
 /*
  * Returns who has answered; or NULL, and the answer is CONFLICT or NOT READY,
@@ -240,7 +240,7 @@ enum verdict witness_ask(struct map *);
  */
 bool keys_take_off(struct map *, uint64_t key, uint8_t flags);
 /* preempt.c: who holds, and where other paths of ours lose their key. */
-/* Who holds the reservation, if it was made with our key. */
+/* Finds who holds the reservation, if it was made with our key. */
 enum holder holder_find(struct map *);
 /*
  * Sends a PREEMPT that takes our own key away. Returns the path that it was
@@ -248,10 +248,7 @@ enum holder holder_find(struct map *);
  * answer what came of it.
  */
 struct path *preempt_own(struct map *, struct request *);
-/*
- * PREEMPT of our own key, by which a live path takes the reservation over that
- * was read last.
- */
+/* Has a live path take over the reservation that was read last, by PREEMPT. */
 struct path *take_over(struct map *);
 /*
  * Somebody has died who had suspended the map, or hangs: does what is left to
@@ -275,7 +272,7 @@ unsigned workers_place(const struct workers *, const struct suspension *);
 void workers_started(struct workers *, unsigned place, pid_t,
                      struct suspension *, int64_t now);
 
-/* register.c */
+/* register.c: carries these out on all paths, and tells multipathd. */
 void map_register(struct map *, struct request *);
 /*
  * It is GOOD also if all answers are lost, but the key is gone. Nothing of ours

@@ -15,17 +15,15 @@
  * to 0.15.1. Versions before 0.13 know nothing of holding.
  */
 #include "multipathd.h"
-#include "../protocol.h"
+#include "../sockets.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #ifndef MULTIPATHD_TIMEOUT
@@ -85,10 +83,8 @@ bool is_in_time(int64_t deadline)
 /* Returns a socket, or -1 and errno. */
 static int name_connect(const char *name, int64_t deadline)
 {
-    struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
-    socklen_t size = sizeof(peer);
     struct sockaddr_un address;
-    socklen_t length = protocol_address(&address, name);
+    socklen_t length = socket_address(&address, name);
     int fd, error;
 
     errno = ENAMETOOLONG;
@@ -101,9 +97,7 @@ static int name_connect(const char *name, int64_t deadline)
         error = connect(fd, (struct sockaddr *)&address, length) < 0 ? errno
                                                                      : 0;
     while (error == EAGAIN && is_in_time(deadline));
-    if (error == 0
-        && (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0
-            || peer.uid != 0))
+    if (error == 0 && socket_peer(fd).uid != 0)
         error = EPERM; /* the directory may belong to virtual machines */
     if (error == 0)
         return fd;

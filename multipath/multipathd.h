@@ -44,8 +44,8 @@ bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
 enum multipathd_said multipathd_key_set(const struct multipathd *,
                                         const struct multipathd_key *);
 /*
- * A command that takes but the map. getprstatus: does it register new paths
- * with the key? getprhold: does this host hold the reservation, through
+ * Sends a command that takes but the map. getprstatus: does it register new
+ * paths with the key? getprhold: does this host hold the reservation, through
  * whatever path? That older versions do not know, nor need to be told.
  */
 enum multipathd_said multipathd_tell(const struct multipathd *,
@@ -56,8 +56,8 @@ enum { MULTIPATHD_TEXT = 1 << 16 }; /* a table of some 3,000 paths */
 void multipathd_show(const struct multipathd *, const char *command,
                      char text[MULTIPATHD_TEXT]);
 /*
- * What multipathd thinks of a path: a line of MULTIPATHD_PATHS. One that it
- * does not know it cannot have seen fail.
+ * Finds what multipathd thinks of a path, a line of MULTIPATHD_PATHS. One that
+ * it does not know it cannot have seen fail.
  */
 struct multipathd_path multipathd_path(const char *table, const char *name);
 

@@ -108,7 +108,7 @@ static bool map_resume(struct map *map, bool is_last)
     if (map->deadline < clock_us() + RESUMED_WITHIN)
         map->deadline = clock_us() + RESUMED_WITHIN;
     while (multipathd_tell(&map->multipathd, "resume") != MULTIPATHD_DONE) {
-        /* It may have been renamed. */
+        /* Somebody may have renamed the map. */
         sysfs_read(map->device, "/dm/name", map->alias, sizeof(map->alias));
         if (!map_wait(map, map->deadline))
             return map_fail(
@@ -175,7 +175,7 @@ static void witness_find(struct map *map, const char *name)
  * To preempt our own key while we hold nothing has unregistered the sender as
  * well. That may be registered again if nobody else has done anything since
  * map.generation was read: two commands of ours count one each (SPC-4
- * 6.15.2). Or else the key goes again, if need be after the map is resumed.
+ * 6.15.2). Else the key is taken off again, perhaps after the map is resumed.
  */
 static void witness_make(struct map *map, struct path *sender)
 {

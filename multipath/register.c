@@ -10,13 +10,11 @@
  */
 #include "multipath.h"
 
-#include <string.h>
-
 static const struct multipathd_key none = { 0, false };
 
 /* ---- What multipathd is told ------------------------------------------ */
 
-/* Or (0) that there is none: one of its configuration it need not forget. */
+/* Tells it the key; 0 has it forget that, but for a configured one. */
 static bool key_tell(struct map *map)
 {
     const struct multipathd_key *key = &map->key;
@@ -111,7 +109,7 @@ static bool paths_change(struct map *map, struct request *request)
     /* multipathd may have registered one meanwhile, with the key it had. */
     if (!is_new)
         all_due(map);
-    /* If it is new: those that were left out, or have come, before it knew. */
+    /* A new one goes to those, too, that were left out or came before that. */
     return sweep_anyway(map, request) && (!is_new || witness_ask(map) == DONE);
 }
 

@@ -20,45 +20,16 @@
 #include "multipath.h"
 
 #include "../process.h"
+#include "../sockets.h"
 #include "../supervisor.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 enum { MAP, ANSWER, DESCRIPTORS }; /* what comes with a command */
-
-/*
- * A command on the queue. There is room for as many descriptors as there can
- * be (SCM_MAX_FD, include/net/scm.h in the kernel): what does not fit would be
- * closed in recvmsg(), while all others wait.
- */
-struct message {
-    struct msghdr head;
-    struct iovec parts[3];
-    char control[CMSG_SPACE(253 * sizeof(int))]
-        __attribute__((aligned(sizeof(size_t))));
-};
-
-static void message_set(struct message *message, const uint8_t *cdb,
-                        uint8_t *data, size_t length)
-{
-    memset(message, 0, sizeof(*message));
-    message->parts[0].iov_base = log_about();
-    message->parts[0].iov_len = sizeof(struct log_peer);
-    message->parts[1].iov_base = (void *)cdb;
-    message->parts[1].iov_len = PROTOCOL_CDB_SIZE;
-    message->parts[2].iov_base = data;
-    message->parts[2].iov_len = length;
-    message->head.msg_iov = message->parts;
-    message->head.msg_iovlen = COUNT(message->parts);
-    message->head.msg_control = message->control;
-    message->head.msg_controllen = sizeof(message->control);
-}
 
 /* ---- The session's side ----------------------------------------------- */
 
@@ -66,18 +37,15 @@ static void message_set(struct message *message, const uint8_t *cdb,
 static ssize_t work_put(int queue, const struct pr_command *command, int answer)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
+    const int fds[DESCRIPTORS] = { command->fd, answer };
+    struct iovec parts[3] = {
+        { .iov_base = log_about(), .iov_len = sizeof(struct log_peer) },
+        { .iov_base = (void *)command->cdb, .iov_len = PROTOCOL_CDB_SIZE },
+        { .iov_base = command->data, .iov_len = is_out ? command->length : 0 },
+    };
     struct message message;
-    struct cmsghdr *header;
 
-    message_set(&message, command->cdb, command->data,
-                is_out ? command->length : 0);
-    message.head.msg_controllen = CMSG_SPACE(DESCRIPTORS * sizeof(int));
-    header = CMSG_FIRSTHDR(&message.head);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(DESCRIPTORS * sizeof(int));
-    memcpy(CMSG_DATA(header), (int[]){ command->fd, answer },
-           DESCRIPTORS * sizeof(int));
+    message_set(&message, parts, 3, fds, sizeof(fds));
     return sendmsg(queue, &message.head, MSG_NOSIGNAL);
 }
 
@@ -134,7 +102,7 @@ struct work {
     enum refusal refusal; /* from here on, the answer */
     uint8_t status;
     uint8_t sense[PROTOCOL_SENSE_SIZE];
-    /* As in struct conversation: some targets write more than asked for. */
+    /* It is as in struct conversation: some targets write more than asked. */
     uint8_t data[PROTOCOL_DATA_MAX + 64];
 };
 
@@ -142,27 +110,29 @@ struct work {
 static int work_take(int queue, struct work *work)
 {
     size_t length = sizeof(struct log_peer) + sizeof(work->cdb);
+    struct iovec parts[3] = {
+        { .iov_base = log_about(), .iov_len = sizeof(struct log_peer) },
+        { .iov_base = work->cdb, .iov_len = PROTOCOL_CDB_SIZE },
+        { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
+    };
     struct message message;
-    struct cmsghdr *header;
     ssize_t bytes;
 
-    message_set(&message, work->cdb, work->data, PROTOCOL_DATA_MAX);
+    /* What has no room would be closed in recvmsg(), while all others wait. */
+    message_set(&message, parts, 3, NULL, MESSAGE_FDS * sizeof(int));
     bytes = recvmsg(queue, &message.head, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (bytes < 0)
         return errno;
     if (work->cdb[0] == PERSISTENT_RESERVE_OUT)
         length += protocol_data_length(work->cdb);
-    header = CMSG_FIRSTHDR(&message.head);
-    if (header == NULL || header->cmsg_level != SOL_SOCKET
-        || header->cmsg_type != SCM_RIGHTS
-        || header->cmsg_len != CMSG_LEN(sizeof(work->fds))
+    if (message_take(&message, SCM_RIGHTS, work->fds, sizeof(work->fds))
+            != sizeof(work->fds)
         || (size_t)bytes != length
         || protocol_data_length(work->cdb) > PROTOCOL_DATA_MAX
         || (work->cdb[0] != PERSISTENT_RESERVE_IN
             && work->cdb[0] != PERSISTENT_RESERVE_OUT
             && work->cdb[0] != PROTOCOL_CLEANUP))
         return EPROTO; /* too many descriptors are open, or a session errs */
-    memcpy(work->fds, CMSG_DATA(header), sizeof(work->fds));
     return 0;
 }
 
@@ -194,8 +164,8 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
 }
 
 /*
- * Stage 6 of privdrop.c, for a map that is still suspended, or else (NULL) for
- * a command on the queue, which may leave our own so.
+ * Enters stage 6 of privdrop.c: for a map that is suspended, or else (NULL) for
+ * a command on the queue, which may leave its map so, in our own place.
  */
 __attribute__((noreturn)) static void worker_run(
     const struct supervisor *supervisor, struct suspension *suspension,

@@ -12,9 +12,9 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-#define RETRY_AFTER (SECOND / 10) /* after fork has failed */
-#define TAKE_WITHIN (2 * SECOND)  /* a command off the queue */
-#define LOOK_AGAIN SECOND         /* what a worker has suspended meanwhile */
+#define RETRY_AFTER (SECOND / 10) /* fork has failed, or a worker has died */
+#define TAKE_WITHIN (2 * SECOND)  /* a worker has its command off the queue */
+#define LOOK_AGAIN SECOND         /* for what workers have suspended since */
 
 /* It stands for a pid: the worker is dead, and has left a map suspended. */
 #define DEAD ((pid_t)-1)

@@ -62,7 +62,12 @@ build() {
         ${fuzzer:+$fuzzer-no-link}"
     source=$(ls "$1.c" ./*/"$1.c" 2>/dev/null)
     others=protocol.c
-    [ "$1" != decode ] || others='admin/show.c admin/output.c'
+    case $1 in
+    decode) others='admin/show.c admin/output.c' ;;
+    client | listen | multipathd)
+        others='protocol.c sockets.c -Dgetsockopt=fuzz_getsockopt'
+        ;;
+    esac
     # shellcheck disable=SC2086,SC2090 # lists of words
     "$CC" $flags -c -o "$program.o" "$source" &&
         objcopy --redefine-syms=tests/fuzz/calls "$program.o" &&

@@ -543,7 +543,7 @@ def test_who_forgets_to_answer_has_not_said_good(tmp_path):
                    || map.answer.sense[2] != 0xb || map.answer.sense[12] != 8;
         }''')
     sources = [os.path.join(TOP, name + '.c') for name in (
-        'sg_io', 'sysfs', 'log', 'report', 'protocol',
+        'sg_io', 'sysfs', 'log', 'report', 'protocol', 'sockets',
         'multipath/map', 'multipath/multipathd')]
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
                     '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,
@@ -595,6 +595,8 @@ def test_what_workers_may_answer_costs_a_session_nothing(tmp_path):
         pytest.skip('no compiler')
     source, program_ = tmp_path / 'main.c', str(tmp_path / 'main')
     source.write_text('''#include "multipath/multipath.h"
+        #include <string.h>
+        #include <sys/socket.h>
         #include <unistd.h>
         int main(void)
         {
@@ -618,7 +620,7 @@ def test_what_workers_may_answer_costs_a_session_nothing(tmp_path):
             return 0;
         }''')
     sources = [os.path.join(TOP, name + '.c') for name in (
-        'sg_io', 'sysfs', 'log', 'report', 'protocol',
+        'sg_io', 'sysfs', 'log', 'report', 'protocol', 'sockets',
         'multipath/worker')]
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
                     '-ffunction-sections', '-Wl,--gc-sections',
