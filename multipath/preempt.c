@@ -296,6 +296,9 @@ void multipath_recover(const char *socket_path, int lock,
               && map.key.value != 0;
     if (has_key)
         witness_find(&map, suspension->witness);
+    /* Who has died may have written keys after a rival had removed them. */
+    if (has_key && map.witness == NULL && suspension->witness[0] != '\0')
+        map.is_doubtful = !keys_take_off(&map, map.key.value, 0);
     map_restore(&map, has_key);
 }
 
