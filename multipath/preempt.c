@@ -178,6 +178,7 @@ static void witness_make(struct map *map, struct path *sender)
 
     request_set(&request, REGISTER, 0, 0, map->key.value,
                 map->key.aptpl ? APTPL : 0);
+    strcpy(map->suspension->witness, "?"); /* it is not known to be one yet */
     if (path_send(map, sender, &request) == DONE
         && keys_read(map, NULL, map->key.value) >= 0
         && map->generation == generation + 2)
