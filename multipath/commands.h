@@ -15,8 +15,8 @@
 struct suspension {
     dev_t device;
     char alias[ALIAS_SIZE]; /* empty: there is none */
-    char witness[32];       /* the path that has kept its key; empty: none */
-    int64_t resume_by;      /* then another worker does it */
+    char witness[32];  /* path that has kept its key; empty: none, ?: unsure */
+    int64_t resume_by; /* then another worker does it */
 };
 /*
  * Has a command carried out that sg_io_vet() has found to be for a

@@ -254,8 +254,8 @@ struct path *take_over(struct map *);
  * Somebody has died who had suspended the map, or hangs: does what is left to
  * do. The paths get their keys back first; but if somebody else has the lock,
  * they have to wait, and I/O has not. Only the path that was the witness can
- * be that still, as others may have been registered since; if there was none
- * yet, nothing was.
+ * be that still, as others may have been registered since: if it is not, all
+ * lose the key; if there was none yet, nothing was registered.
  */
 void multipath_recover(const char *socket_path, int lock, struct suspension *);
 

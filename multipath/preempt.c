@@ -184,6 +184,7 @@ static void witness_make(struct map *map, struct path *sender)
 
     request_set(&request, REGISTER, 0, 0, map->key.value,
                 map->key.aptpl ? APTPL : 0);
+    strcpy(map->suspension->witness, "?"); /* it is not known to be one yet */
     if (path_send(map, sender, &request) == DONE
         && keys_read(map, NULL, map->key.value) >= 0
         && map->generation == generation + 2)
@@ -302,6 +303,9 @@ void multipath_recover(const char *socket_path, int lock,
               && map.key.value != 0;
     if (has_key)
         witness_find(&map, suspension->witness);
+    /* Who has died may have written keys after a rival had removed them. */
+    if (has_key && map.witness == NULL && suspension->witness[0] != '\0')
+        map.is_doubtful = !keys_take_off(&map, map.key.value, 0);
     map_restore(&map, has_key);
 }
 

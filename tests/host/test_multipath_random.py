@@ -212,10 +212,14 @@ class Case:
         self.is_mpd_well, self.is_restarted = True, False
         self.base = self.target.clock()
         self.target.is_lio = self.rng.random() < .3
-        self.is_aimed = self.rng.random() < .4
+        self.is_aimed = self.rng.random() < .5
+        # Its other paths lose their keys, and get them back.
+        self.is_own = self.is_aimed and self.rng.random() < .4
         self.beginning()
         self.choose()
-        if self.is_aimed:
+        if self.is_own:
+            self.goes_wrong_when_restored()
+        elif self.is_aimed:
             self.rng.choice((self.answer_is_lost, self.answer_is_lost,
                              self.multipathd_fails, self.multipathd_fails,
                              self.worker_dies))()
@@ -252,6 +256,8 @@ class Case:
                            'held', 'held', 'held', 'rival holds', 'twin',
                            'twin holds', 'twin is left')
                           + 6 * self.is_aimed * ('held',))
+        if self.is_own:
+            name = rng.choice(('registered', 'held'))
         if name != 'nobody':
             lab.registered()
         if self.is_aimed or rng.random() < .7:
@@ -473,6 +479,30 @@ class Case:
             sim.disk_name(path), text, ' after it is done' if after else '',
             NAMES[self.action]))
 
+    def goes_wrong_when_restored(self):
+        """From the moment on in which the keys are gone: something is the
+        matter with the others, the worker dies, or a rival is faster."""
+        rng, is_slow = self.rng, self.rng.random() < .4
+        self.is_benign = False
+        first, second, _ = self.lab.order
+        self.nexus(first).answer(2, driver_status=8, sense=SENSES['recovered'],
+                                 after=True, only=(0x5f, self.action))
+        self.tell('%s: recovered after it is done' % sim.disk_name(first))
+        if is_slow:
+            kind = rng.choice(('transition', 'attention'))
+            count = rng.choice((1, 3, EVER))
+            self.nexus(second).answer(
+                2, driver_status=8, sense=SENSES[kind], count=count,
+                only=(0x5f, REGISTER_AND_IGNORE))
+            self.tell('%s: %s to be registered, %d times' % (
+                sim.disk_name(second), kind, count))
+        elif rng.random() < .5:
+            self.is_killed, step = True, rng.randint(0, 6)
+            self.act(KILL, first, HIT + step)
+            self.tell('killed at step +%d' % step)
+        if not is_slow or rng.random() < .3:
+            self.rival_acts()
+
     def path_status(self, path, n):
         status = self.rng.choice((0x08, 0x28, 0x40))
         self.is_benign &= status == 0x08
@@ -535,9 +565,15 @@ class Case:
 
     def path_open(self, path, n):
         self.is_benign = False
-        self.unopened.add(path)
         error = self.rng.choice((errno.ENOENT, errno.EACCES, errno.EMFILE,
                                  errno.ENXIO, None, None))
+        if error and self.rng.random() < .4:
+            step = self.step()
+            self.act(OPEN, path, step, argument=error)
+            self.tell('%s: %s at open, from step %d' % (
+                sim.disk_name(path), errno.errorcode[error], step))
+            return
+        self.unopened.add(path)
         if error is None:       # 0 would be: none
             n.open_other = self.rng.choice((OTHERS[0], PATHS[1 + (path == 1)]))
             self.tell(sim.disk_name(path) + ': the node of another disk')
@@ -677,13 +713,16 @@ class Case:
             self.key = rng.choice((NEW, 0))
         self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
         self.is_in, self.is_cleanup = False, False
-        if rng.random() < .06:
+        if self.is_own:
+            self.action = rng.choice((PREEMPT, PREEMPT_AND_ABORT))
+            self.key = self.sa_key = KEY
+        elif rng.random() < .06:
             self.is_in = rng.random() < .5
             self.is_cleanup = not self.is_in
             self.action = REGISTER_AND_IGNORE
         if self.action in REGISTERS and self.sa_key == RIVAL:
             self.sa_key = 0
-        if self.action in PREEMPTS and rng.random() < .5:
+        if self.action in PREEMPTS and not self.is_own and rng.random() < .5:
             self.sa_key = self.key
         if self.is_cleanup:
             self.sa_key = 0
