@@ -27,7 +27,8 @@ static bool hold_announce(struct map *map)
         || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
-    return map_fail(map, "multipathd does not take note of the reservation");
+    return map_fail(map, "multipathd does not take note of the reservation: "
+                         "see its log, and repeat it");
 }
 
 /* It is so; or is not, for sure: after another error the disk is asked. */
@@ -37,7 +38,7 @@ static void hold_settle(struct map *map)
     bool holds = answer.status == GOOD;
 
     if (holds ? map->hold < MULTIPATHD_SET
-              : map->hold == MULTIPATHD_UNSET && !map->is_lost
+              : map->hold == MULTIPATHD_UNSET && map->lost == NULL
                     && (answer.status == RESERVATION_CONFLICT
                         || !reservation_read(map) || !map->reservation.is_held
                         || (map->reservation.key != map->key.value
@@ -85,6 +86,7 @@ static void map_reserve(struct map *map, struct request *request)
 static void map_release(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
+    const struct path *lost;
     enum holder holder;
     struct path *path;
 
@@ -101,11 +103,14 @@ static void map_release(struct map *map, struct request *request)
             map_answer(map, RESERVATION_CONFLICT);
     } else {
         any_send(map, request);
-        if (map->is_lost
+        lost = map->lost;
+        if (lost != NULL
             && (!reservation_read(map)
                 || (reservation->is_held && reservation->key == 0)))
-            map_fail(map, "a path has lost its answer, and whose the "
-                          "reservation is now cannot be told");
+            map_fail(map,
+                     "%s has lost its answer, and whose the reservation is "
+                     "now cannot be told: look who holds it",
+                     lost->name);
     }
     if (map->answer.status != GOOD)
         return;
@@ -119,7 +124,8 @@ static void map_release(struct map *map, struct request *request)
         map->holder = take_over(map);
     path = map->holder;
     if (path != NULL && path_send(map, path, request) < DONE)
-        map_fail(map, "it is not released: %s %s", path->name, path->why);
+        map_fail(map, "it is not released: %s %s: repeat it", path->name,
+                 path->why);
     if (map->answer.status == GOOD)
         multipathd_tell(&map->multipathd, "unsetprhold");
 }

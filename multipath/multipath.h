@@ -101,7 +101,7 @@ struct map {
     unsigned count;
     struct path *answered; /* the last command for any path; or NULL */
     struct answer unready; /* if no path has a better one */
-    bool is_lost;          /* an answer to the last command for any path */
+    struct path *lost;     /* had no answer to that command; or NULL */
     struct path *last;     /* whose key is changed last, if any is to be */
     struct path *witness;  /* the first that got the key, and must keep it */
     bool is_doubtful;      /* somebody may have removed it */

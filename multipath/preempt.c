@@ -146,7 +146,9 @@ static bool map_suspend(struct map *map)
         map->suspension->alias[0] = '\0';
     else
         map_resume(map, true);
-    return map_fail(map, "nothing was done: multipathd does not suspend it");
+    return map_fail(map,
+                    "nothing was done: multipathd does not suspend it: see its "
+                    "log, and repeat it");
 }
 
 /* ---- Registered again ------------------------------------------------- */
@@ -249,7 +251,7 @@ struct path *preempt_own(struct map *map, struct request *request)
         return NULL;
     path = any_send(map, request);
     answer = map->answer;
-    is_preempted = path != NULL ? answer.status == GOOD : map->is_lost;
+    is_preempted = path != NULL ? answer.status == GOOD : map->lost != NULL;
     if (is_preempted)
         witness_find(map, path != NULL ? path->name : "");
     if (is_preempted && map->witness == NULL && path != NULL)

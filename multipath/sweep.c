@@ -36,7 +36,11 @@ unsigned count_of(const struct map *map, enum verdict verdict)
 bool answer_undone(struct map *map)
 {
     if (count_of(map, CONFLICT) == 0)
-        return map_fail(map, "no path is usable");
+        return map_fail(map,
+                        "no path is usable: %s %s: bring one back, see "
+                        "'multipathd show paths'",
+                        map->count > 0 ? map->paths->name : "there is",
+                        map->count > 0 ? map->paths->why : "none");
     map_answer(map, RESERVATION_CONFLICT);
     return false;
 }
@@ -95,7 +99,7 @@ static bool path_try(struct map *map, struct path *path,
         map->answered = path;
         return false;
     }
-    return !map->is_lost || !is_out || request->cdb[1] == RESERVE
+    return map->lost == NULL || !is_out || request->cdb[1] == RESERVE
            || (request->cdb[1] != RELEASE
                && count_of(map, CONFLICT) + count_of(map, UNREADY) == 0);
 }
@@ -104,15 +108,17 @@ struct path *any_send(struct map *map, struct request *request)
 {
     if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
-    map->is_lost = false;
+    map->lost = NULL;
     map->answered = NULL;
     all_due(map);
     if (!paths_visit(map, path_try, request)
-        && (map->answered != NULL || !map->is_lost))
+        && (map->answered != NULL || map->lost == NULL))
         return map->answered;
-    if (map->is_lost)
-        map_fail(map, "a path has lost its answer, and the others have not "
-                      "done it");
+    if (map->lost != NULL)
+        map_fail(map,
+                 "%s has lost its answer, and the others have not done it: "
+                 "repeat it",
+                 map->lost->name);
     else if (count_of(map, UNREADY) > 0)
         map->answer = map->unready;
     else
@@ -261,7 +267,7 @@ static bool path_sweep(struct map *map, struct path *path,
         return map_fail(
             map,
             "%s has lost its answer, and what has come of it cannot "
-            "be told",
+            "be told: repeat it",
             path->name);
     }
     /* It may have the new key already, also if an answer was lost. */
@@ -283,21 +289,22 @@ bool sweep(struct map *map, struct request *request)
 
 enum verdict witness_ask(struct map *map)
 {
-    enum verdict verdict = ASIDE;
+    const struct path *witness = map->witness;
+    enum verdict verdict;
 
     map->pause = PAUSE_LEAST;
-    while (map->witness != NULL) {
+    do
         verdict = path_prove(map, map->witness);
-        if (verdict >= ASIDE || !map_wait(map, map->deadline))
-            break;
-    }
+    while (verdict < ASIDE && map_wait(map, map->deadline));
     if (verdict == DONE)
         return DONE;
     map->is_doubtful = true;
-    map_fail(map, verdict == CONFLICT
-                      ? "somebody has removed our key meanwhile: it is "
-                        "taken off all paths"
-                      : "cannot tell if our key is still there");
+    map_fail(map,
+             verdict == CONFLICT ? "%s has lost our key, which somebody has "
+                                   "removed: it is taken off all paths"
+                                 : "%s %s, so that nobody knows if our key is "
+                                   "still there: repeat it",
+             witness->name, witness->why);
     return verdict;
 }
 
