@@ -126,7 +126,11 @@ struct path *any_send(struct map *map, struct request *request)
     return NULL;
 }
 
-/* Sends PERSISTENT RESERVE IN to that path, or to any (NULL). */
+/*
+ * Sends PERSISTENT RESERVE IN to that path, or to any (NULL). What is shorter
+ * than its ADDITIONAL LENGTH says (SPC-4 6.15.2, 6.15.3) does not tell what is
+ * not there.
+ */
 static bool in_read(struct map *map, struct path *path, uint8_t action,
                     uint8_t *data, size_t length)
 {
@@ -135,9 +139,16 @@ static bool in_read(struct map *map, struct path *path, uint8_t action,
 
     request.data = data;
     be16_put(request.cdb + 7, (uint16_t)length);
-    if (path != NULL)
-        return path_send(map, path, &request) == DONE;
-    return any_send(map, &request) != NULL && map->answer.status == GOOD;
+    if (path != NULL
+            ? path_send(map, path, &request) != DONE
+            : any_send(map, &request) == NULL || map->answer.status != GOOD)
+        return false;
+    path = path != NULL ? path : map->answered;
+    return 8 + (uint64_t)be32_get(data + 4) <= map->answer.payload
+           || map_fail(map,
+                       "%s has not read all reservations or registrations: "
+                       "has it more than %zu bytes of them?",
+                       path->name, length);
 }
 
 bool reservation_read(struct map *map)
@@ -147,8 +158,7 @@ bool reservation_read(struct map *map)
     map_see(map); /* what dm has failed may hang: the others first */
     if (!in_read(map, NULL, READ_RESERVATION, data, sizeof(data)))
         return false;
-    /* SPC-4 6.15.3: ADDITIONAL LENGTH is 0 or 16. */
-    map->reservation.is_held = map->answer.payload >= 22 && data[7] >= 14;
+    map->reservation.is_held = be32_get(data + 4) != 0;
     map->reservation.key = be64_get(data + 8);
     map->reservation.scope_type = data[21];
     return true;
@@ -163,9 +173,7 @@ int keys_read(struct map *map, struct path *path, uint64_t key)
     if (!in_read(map, path, READ_KEYS, data, sizeof(data)))
         return -1;
     map->generation = be32_get(data);
-    end = 8 + (size_t)be32_get(data + 4); /* SPC-4 6.15.2 */
-    if (end > map->answer.payload)
-        end = map->answer.payload;
+    end = 8 + (size_t)be32_get(data + 4);
     for (at = 8; at + 8 <= end; at += 8)
         count += be64_get(data + at) == key;
     return count;

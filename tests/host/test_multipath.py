@@ -1026,6 +1026,22 @@ def test_a_path_that_refuses_release_does_not_hold_what_a_twin_holds(
                 in lab.helper.log()[begin:]
 
 
+@pytest.mark.parametrize('resid', [1, 3, 8, 16, 17, 24])
+def test_a_short_answer_is_not_that_nobody_holds(run_one, resid):
+    """READ RESERVATION that lacks some of the bytes that it speaks of."""
+    for path, holder, name in itertools.product(PATHS, PATHS, (
+            'release', 'unregister, holding', 'change the key, holding',
+            'preempt ourselves')):
+        with run_one.scenario(name, path, holder) as lab:
+            action = ACTIONS[name]
+            lab.held(WRITE_EXCLUSIVE, holder)
+            lab.rival_registered()
+            lab.nexus(path).resid = resid
+            lab.nexus(path).begin_injection(sim.INJECT_RESID, EVER,
+                                            only=(0x5e, READ_RESERVATION))
+            assert action.run(lab) != GOOD or action.after(lab) is None
+
+
 def test_recovered_error_is_good(run_one):
     for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
         with run_one.scenario(name, path) as lab:
