@@ -281,10 +281,10 @@ static bool path_sweep(struct map *map, struct path *path,
     /* It may have the new key already, also if an answer was lost. */
     if (path->verdict == CONFLICT && map->witness != NULL && registers)
         path->verdict = path_prove(map, path);
-    if (path->verdict == UNREADY)
-        path->verdict = LOST;
     if (path->verdict == DONE || path->verdict == LOST)
         request_cut(request);
+    if (path->verdict == UNREADY)
+        path->verdict = LOST;
     if (path->verdict == DONE && registers && map->witness == NULL)
         map->witness = path;
     return path->verdict != REFUSED;

@@ -2323,6 +2323,22 @@ def test_spec_i_pt_is_sent_once(run):
                 usable - 1)
 
 
+def test_spec_i_pt_is_not_lost_with_a_path_that_is_not_ready(run_one):
+    """It is left out, as dm has failed it, and has done nothing."""
+    for path in PATHS:
+        with run_one.scenario(path) as lab:
+            lab.strangers_allowed = True
+            lab.nexus(path).dm_failed = 1
+            lab.dead = {path}
+            lab.nexus(path).answer(2, 0, 8, NOT_READY, count=EVER,
+                                   only=(0x5f, REGISTER))
+            ids = sim.transport_id(200)
+            data = parameters(0, KEY, 8) + struct.pack('>I', len(ids)) + ids
+            assert code(lab.request(pr_out(REGISTER, length=len(data)),
+                                    data)) == GOOD
+            assert lab.nexus(200).key == KEY
+
+
 def test_all_tg_pt_registers_the_other_paths_of_a_host(run):
     """sda and sdb are of host 1, sdc is of host 2."""
     for dead, flags in itertools.product((None, 0, 1, 2), (4, 5)):
