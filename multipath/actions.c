@@ -16,14 +16,15 @@
 /* ---- What multipathd is to think of the reservation ------------------- */
 
 /*
- * Tells multipathd that this host holds before the disk makes it so: it knows
- * then, if the path that holds dies at once. One that was started anew, and has
- * no idea, is told afterwards only, as nobody could make it forget again.
+ * Tells multipathd that this host holds before the disk makes it so, if it
+ * can: it knows then, if the path that holds dies at once. One that was started
+ * anew, and has no idea, is told afterwards only, as nobody could make it
+ * forget again.
  */
-static bool hold_announce(struct map *map)
+static bool hold_announce(struct map *map, bool can_hold)
 {
     map->hold = multipathd_tell(&map->multipathd, "getprhold");
-    if (map->hold != MULTIPATHD_UNSET
+    if (map->hold != MULTIPATHD_UNSET || !can_hold
         || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
@@ -58,7 +59,10 @@ static void map_reserve(struct map *map, struct request *request)
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
 
-    if (!hold_announce(map))
+    /* What is held stays its holder's: a twin's, of whom we shall not say we.
+     */
+    if (!reservation_read(map)
+        || !hold_announce(map, !map->reservation.is_held))
         return;
     if (any_send(map, request) == NULL && count_of(map, ASIDE) > 0
         && map->hold != MULTIPATHD_UNSET) {
@@ -138,14 +142,17 @@ static void map_preempt(struct map *map, struct request *request)
     /* 0: all others, if all registrants hold it when the command comes. */
     bool is_own = preempted == map->key.value || preempted == 0;
     bool takes_over, was_held;
+    uint32_t generation;
     struct answer answer;
 
     if (!reservation_read(map))
         return;
     takes_over = reservation->is_held && reservation->key == preempted;
     was_held = reservation->is_held && reservation->key == map->key.value;
-    if (takes_over && !hold_announce(map))
+    if (takes_over
+        && (keys_read(map, NULL, preempted) < 0 || !hold_announce(map, true)))
         return;
+    generation = map->generation;
     if (is_own)
         preempt_own(map, request);
     else
@@ -153,6 +160,10 @@ static void map_preempt(struct map *map, struct request *request)
     answer = map->answer;
     if (takes_over && (answer.status == GOOD || !is_own))
         hold_settle(map);
+    else if (takes_over && map->hold == MULTIPATHD_UNSET
+             && keys_read(map, NULL, preempted) >= 0
+             && map->generation == generation) /* nothing has happened */
+        multipathd_tell(&map->multipathd, "unsetprhold");
     else if (answer.status != RESERVATION_CONFLICT && !was_held
              && holder_find(map) == HOLDER_PATH)
         multipathd_tell(&map->multipathd, "setprhold");

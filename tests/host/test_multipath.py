@@ -1026,6 +1026,56 @@ def test_a_path_that_refuses_release_does_not_hold_what_a_twin_holds(
                 in lab.helper.log()[begin:]
 
 
+def twin_holds(lab, hold):
+    """With one path; and one of ours has never been registered."""
+    lab.registered()
+    lab.nexus(2).key = 0
+    lab.die(2)
+    lab.strangers_allowed = True
+    lab.nexus(RIVALS).key = KEY
+    lab.lun.type, lab.lun.holder = 1, RIVALS
+    lab.known.prhold = hold
+
+
+@pytest.mark.parametrize('name', ['release', 'unregister', 'change the key'])
+def test_what_we_could_not_take_from_a_twin_stays_his(run_one, name):
+    """Nor does multipathd think afterwards that it is ours."""
+    def preempt(lab):
+        lab.mpd.on('suspend', 'fail', count=1)
+        return lab.out(PREEMPT, KEY, KEY, 1)
+
+    def reserve(lab, after):
+        for path in PATHS:
+            lab.nexus(path).answer(host_status=7, after=after,
+                                   only=(0x5f, RESERVE))
+        return lab.out(RESERVE, KEY, 0, 1)
+
+    for number, command in enumerate((
+            preempt, lambda lab: reserve(lab, 0),
+            lambda lab: reserve(lab, 1))):
+        with run_one.scenario(number) as lab:
+            twin_holds(lab, 'unset')
+            lab.is_consistent = False
+            assert command(lab) != GOOD
+            lab.wait_idle()
+            assert lab.known.prhold == 'unset'
+            ACTIONS[name].run(lab)
+            lab.wait_idle()
+            assert lab.holder() == (RIVALS, 1)
+
+
+def test_a_conflict_of_our_preemption_leaves_no_hold_behind(run_one):
+    """Somebody has fenced us, and our twin holds."""
+    with run_one.scenario() as lab:
+        twin_holds(lab, 'unset')
+        lab.live(2)
+        lab.is_consistent = False
+        for path in PATHS:
+            lab.nexus(path).key = 0
+        assert lab.out(PREEMPT, KEY, KEY, 1) == CONFLICT
+        assert lab.known.prhold == 'unset'
+
+
 @pytest.mark.parametrize('resid', [1, 3, 8, 16, 17, 24])
 def test_a_short_answer_is_not_that_nobody_holds(run_one, resid):
     """READ RESERVATION that lacks some of the bytes that it speaks of."""
