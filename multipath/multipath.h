@@ -277,7 +277,7 @@ void workers_started(struct workers *, unsigned place, pid_t,
 /* register.c */
 void map_register(struct map *, struct request *);
 /*
- * It is GOOD also if all answers are lost, but the key is gone. Nothing of ours
+ * It is done also if all answers are lost, but the key is gone. Nothing of ours
  * may be left, not even on a path that multipathd has registered meanwhile.
  */
 void map_clear(struct map *, struct request *);

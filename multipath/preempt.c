@@ -51,13 +51,15 @@ static bool path_probe(struct map *map, struct path *path,
 
 /*
  * If a path of ours is gone, multipathd's word counts. When it was started
- * anew, it may have guessed from the key that it is us: so it counts only if
- * there are no more registrations with that key than paths.
+ * anew, it may have guessed from the key that it is us, or it has not heard
+ * that a twin took it over: so it counts only if there are no more
+ * registrations with that key than paths of ours that have it, or are gone.
  */
 enum holder holder_find(struct map *map)
 {
     enum multipathd_said hold;
     struct request probe;
+    unsigned ours;
     uint8_t type;
 
     map->holder = NULL;
@@ -75,11 +77,12 @@ enum holder holder_find(struct map *map)
         return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
+    ours = count_of(map, DONE) + count_of(map, ASIDE);
     hold = multipathd_tell(&map->multipathd, "getprhold");
     if (hold == MULTIPATHD_UNSET)
         return HOLDER_OTHER;
     if (hold == MULTIPATHD_SET /* and -1 is more, too */
-        && (unsigned)keys_read(map, NULL, map->key.value) <= map->count)
+        && (unsigned)keys_read(map, NULL, map->key.value) <= ours)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "
