@@ -16,18 +16,20 @@
 /* ---- What multipathd is to think of the reservation ------------------- */
 
 /*
- * Tells multipathd that this host holds before the disk makes it so: it knows
- * then, if the path that holds dies at once. One that was started anew, and has
- * no idea, is told afterwards only, as nobody could make it forget again.
+ * Tells multipathd that this host holds before the disk makes it so, if it
+ * can: it knows then, if the path that holds dies at once. One that was started
+ * anew, and has no idea, is told afterwards only, as nobody could make it
+ * forget again.
  */
-static bool hold_announce(struct map *map)
+static bool hold_announce(struct map *map, bool can_hold)
 {
     map->hold = multipathd_tell(&map->multipathd, "getprhold");
-    if (map->hold != MULTIPATHD_UNSET
+    if (map->hold != MULTIPATHD_UNSET || !can_hold
         || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
-    return map_fail(map, "multipathd does not take note of the reservation");
+    return map_fail(map, "multipathd does not take note of the reservation: "
+                         "see its log, and repeat it");
 }
 
 /* Tells it what came of it; but for GOOD and CONFLICT, the disk is asked. */
@@ -37,7 +39,7 @@ static void hold_settle(struct map *map)
     bool holds = answer.status == GOOD;
 
     if (holds ? map->hold < MULTIPATHD_SET
-              : map->hold == MULTIPATHD_UNSET && !map->is_lost
+              : map->hold == MULTIPATHD_UNSET && map->lost == NULL
                     && (answer.status == RESERVATION_CONFLICT
                         || !reservation_read(map) || !map->reservation.is_held
                         || (map->reservation.key != map->key.value
@@ -57,7 +59,10 @@ static void map_reserve(struct map *map, struct request *request)
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
 
-    if (!hold_announce(map))
+    /* What is held stays its holder's: a twin's, of whom we shall not say we.
+     */
+    if (!reservation_read(map)
+        || !hold_announce(map, !map->reservation.is_held))
         return;
     if (any_send(map, request) == NULL && count_of(map, ASIDE) > 0
         && map->hold != MULTIPATHD_UNSET) {
@@ -86,6 +91,7 @@ static void map_reserve(struct map *map, struct request *request)
 static void map_release(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
+    const struct path *lost;
     enum holder holder;
     struct path *path;
 
@@ -102,11 +108,14 @@ static void map_release(struct map *map, struct request *request)
             map_answer(map, RESERVATION_CONFLICT);
     } else {
         any_send(map, request);
-        if (map->is_lost
+        lost = map->lost;
+        if (lost != NULL
             && (!reservation_read(map)
                 || (reservation->is_held && reservation->key == 0)))
-            map_fail(map, "a path has lost its answer, and whose the "
-                          "reservation is now cannot be told");
+            map_fail(map,
+                     "%s has lost its answer, and whose the reservation is "
+                     "now cannot be told: look who holds it",
+                     lost->name);
     }
     if (map->answer.status != GOOD)
         return;
@@ -120,7 +129,8 @@ static void map_release(struct map *map, struct request *request)
         map->holder = take_over(map);
     path = map->holder;
     if (path != NULL && path_send(map, path, request) < DONE)
-        map_fail(map, "it is not released: %s %s", path->name, path->why);
+        map_fail(map, "it is not released: %s %s: repeat it", path->name,
+                 path->why);
     if (map->answer.status == GOOD)
         multipathd_tell(&map->multipathd, "unsetprhold");
 }
@@ -133,14 +143,17 @@ static void map_preempt(struct map *map, struct request *request)
     /* 0 is all others, if all registrants hold it when the command comes. */
     bool is_own = preempted == map->key.value || preempted == 0;
     bool takes_over, was_held;
+    uint32_t generation;
     struct answer answer;
 
     if (!reservation_read(map))
         return;
     takes_over = reservation->is_held && reservation->key == preempted;
     was_held = reservation->is_held && reservation->key == map->key.value;
-    if (takes_over && !hold_announce(map))
+    if (takes_over
+        && (keys_read(map, NULL, preempted) < 0 || !hold_announce(map, true)))
         return;
+    generation = map->generation;
     if (is_own)
         preempt_own(map, request);
     else
@@ -148,6 +161,10 @@ static void map_preempt(struct map *map, struct request *request)
     answer = map->answer;
     if (takes_over && (answer.status == GOOD || !is_own))
         hold_settle(map);
+    else if (takes_over && map->hold == MULTIPATHD_UNSET
+             && keys_read(map, NULL, preempted) >= 0
+             && map->generation == generation) /* nothing has happened */
+        multipathd_tell(&map->multipathd, "unsetprhold");
     else if (answer.status != RESERVATION_CONFLICT && !was_held
              && holder_find(map) == HOLDER_PATH)
         multipathd_tell(&map->multipathd, "setprhold");

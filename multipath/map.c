@@ -360,7 +360,8 @@ enum verdict path_send(struct map *map, struct path *path,
         verdict = path_execute(map, path, fd, request);
         close(fd);
     }
-    map->is_lost = map->is_lost || verdict == LOST;
+    if (verdict == LOST && map->lost == NULL)
+        map->lost = path;
     trace(TRACE_PATH, "%s (%s), %s: %04x: %s", map->name, map->alias,
           path->name, be16_get(request->cdb), path->why);
     return verdict;

@@ -102,7 +102,7 @@ struct map {
     unsigned count;
     struct path *answered; /* the last command for any path; or NULL */
     struct answer unready; /* if no path has a better one */
-    bool is_lost;          /* a path gave no answer in the last any_send() */
+    struct path *lost;     /* had no answer to that command; or NULL */
     struct path *last;     /* whose key is changed last, if any is to be */
     struct path *witness;  /* the first that got the key, and must keep it */
     bool is_doubtful;      /* somebody may have removed it */
@@ -275,7 +275,7 @@ void workers_started(struct workers *, unsigned place, pid_t,
 /* register.c: carries these out on all paths, and tells multipathd. */
 void map_register(struct map *, struct request *);
 /*
- * It is GOOD also if all answers are lost, but the key is gone. Nothing of ours
+ * It is done also if all answers are lost, but the key is gone. Nothing of ours
  * may be left, not even on a path that multipathd has registered meanwhile.
  */
 void map_clear(struct map *, struct request *);

@@ -51,13 +51,15 @@ static bool path_probe(struct map *map, struct path *path,
 
 /*
  * If a path of ours is gone, multipathd's word counts. When it was started
- * anew, it may have guessed from the key that it is us: so it counts only if
- * there are no more registrations with that key than paths.
+ * anew, it may have guessed from the key that it is us, or it has not heard
+ * that a twin took it over: so it counts only if there are no more
+ * registrations with that key than paths of ours that have it, or are gone.
  */
 enum holder holder_find(struct map *map)
 {
     enum multipathd_said hold;
     struct request probe;
+    unsigned ours;
     uint8_t type;
     int keys = -1;
 
@@ -76,6 +78,7 @@ enum holder holder_find(struct map *map)
         return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
+    ours = count_of(map, DONE) + count_of(map, ASIDE);
     hold = multipathd_tell(&map->multipathd, "getprhold");
     if (hold == MULTIPATHD_UNSET)
         return HOLDER_OTHER;
@@ -85,7 +88,7 @@ enum holder holder_find(struct map *map)
     /* Who held may have lost his key since, and we ours: it is asked again. */
     if (keys >= 0 && map->generation != map->reservation.generation)
         return holder_find(map);
-    if (keys >= 0 && (unsigned)keys <= map->count)
+    if (keys >= 0 && (unsigned)keys <= ours)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "
@@ -152,7 +155,9 @@ static bool map_suspend(struct map *map)
         map->suspension->alias[0] = '\0';
     else
         map_resume(map, true);
-    return map_fail(map, "nothing was done: multipathd does not suspend it");
+    return map_fail(map,
+                    "nothing was done: multipathd does not suspend it: see its "
+                    "log, and repeat it");
 }
 
 /* ---- Registered again ------------------------------------------------- */
@@ -256,7 +261,7 @@ struct path *preempt_own(struct map *map, struct request *request)
         return NULL;
     path = any_send(map, request);
     answer = map->answer;
-    is_preempted = path != NULL ? answer.status == GOOD : map->is_lost;
+    is_preempted = path != NULL ? answer.status == GOOD : map->lost != NULL;
     if (is_preempted)
         witness_find(map, path != NULL ? path->name : "");
     if (is_preempted && map->witness == NULL && path != NULL)

@@ -23,7 +23,8 @@ static bool key_tell(struct map *map)
 
     if (said == MULTIPATHD_SILENT
         || !multipathd_key_get(&map->multipathd, &now))
-        return map_fail(map, "multipathd does not say if it takes the key");
+        return map_fail(map, "multipathd does not say if it takes the key: see "
+                             "its log, and repeat it");
     if ((now.value == key->value && (now.aptpl || !key->aptpl))
         || (key->value == 0 && said == MULTIPATHD_REFUSED))
         return true;
@@ -48,7 +49,8 @@ static bool status_tell(struct map *map)
         || (map->key.value != 0
             && multipathd_tell(multipathd, "getprstatus") == MULTIPATHD_SET))
         return true;
-    return map_fail(map, "multipathd does not take note of the registration");
+    return map_fail(map, "multipathd does not take note of the registration: "
+                         "see its log, and repeat it");
 }
 
 /* ---- All paths -------------------------------------------------------- */
@@ -86,7 +88,8 @@ static bool paths_change(struct map *map, struct request *request)
         && (map->last == map->holder
             || (is_new && count_of(map, CONFLICT) > 0))) {
         map->last->verdict = LOST;
-        return map_fail(map, "%s has gone before its key was changed",
+        return map_fail(map,
+                        "%s has gone before its key was changed: repeat it",
                         map->last->name);
     }
     map->is_doubtful = is_new && map->last != NULL
@@ -263,7 +266,7 @@ void map_clear(struct map *map, struct request *request)
     answer = map->answer;
     map->deadline = map->end;
     if (answer.status == GOOD
-        || (map->is_lost && keys_read(map, NULL, key) == 0)) {
+        || (map->lost != NULL && keys_read(map, NULL, key) == 0)) {
         map->key = none;
         all_due(map);
         if (!key_tell(map) || !status_tell(map)) {

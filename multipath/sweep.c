@@ -36,7 +36,11 @@ unsigned count_of(const struct map *map, enum verdict verdict)
 bool answer_undone(struct map *map)
 {
     if (count_of(map, CONFLICT) == 0)
-        return map_fail(map, "no path is usable");
+        return map_fail(map,
+                        "no path is usable: %s %s: bring one back, see "
+                        "'multipathd show paths'",
+                        map->count > 0 ? map->paths->name : "there is",
+                        map->count > 0 ? map->paths->why : "none");
     map_answer(map, RESERVATION_CONFLICT);
     return false;
 }
@@ -95,7 +99,7 @@ static bool path_try(struct map *map, struct path *path,
         map->answered = path;
         return false;
     }
-    return !map->is_lost || !is_out || request->cdb[1] == RESERVE
+    return map->lost == NULL || !is_out || request->cdb[1] == RESERVE
            || (request->cdb[1] != RELEASE
                && count_of(map, CONFLICT) + count_of(map, UNREADY) == 0);
 }
@@ -104,15 +108,17 @@ struct path *any_send(struct map *map, struct request *request)
 {
     if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
-    map->is_lost = false;
+    map->lost = NULL;
     map->answered = NULL;
     all_due(map);
     if (!paths_visit(map, path_try, request)
-        && (map->answered != NULL || !map->is_lost))
+        && (map->answered != NULL || map->lost == NULL))
         return map->answered;
-    if (map->is_lost)
-        map_fail(map, "a path has lost its answer, and the others have not "
-                      "done it");
+    if (map->lost != NULL)
+        map_fail(map,
+                 "%s has lost its answer, and the others have not done it: "
+                 "repeat it",
+                 map->lost->name);
     else if (count_of(map, UNREADY) > 0)
         map->answer = map->unready;
     else
@@ -120,7 +126,11 @@ struct path *any_send(struct map *map, struct request *request)
     return NULL;
 }
 
-/* Sends PERSISTENT RESERVE IN to that path, or to any (NULL). */
+/*
+ * Sends PERSISTENT RESERVE IN to that path, or to any (NULL). What is shorter
+ * than its ADDITIONAL LENGTH says (SPC-4 6.15.2, 6.15.3) does not tell what is
+ * not there.
+ */
 static bool in_read(struct map *map, struct path *path, uint8_t action,
                     uint8_t *data, size_t length)
 {
@@ -129,9 +139,16 @@ static bool in_read(struct map *map, struct path *path, uint8_t action,
 
     request.data = data;
     be16_put(request.cdb + 7, (uint16_t)length);
-    if (path != NULL)
-        return path_send(map, path, &request) == DONE;
-    return any_send(map, &request) != NULL && map->answer.status == GOOD;
+    if (path != NULL
+            ? path_send(map, path, &request) != DONE
+            : any_send(map, &request) == NULL || map->answer.status != GOOD)
+        return false;
+    path = path != NULL ? path : map->answered;
+    return 8 + (uint64_t)be32_get(data + 4) <= map->answer.payload
+           || map_fail(map,
+                       "%s has not read all reservations or registrations: "
+                       "has it more than %zu bytes of them?",
+                       path->name, length);
 }
 
 bool reservation_read(struct map *map)
@@ -141,8 +158,7 @@ bool reservation_read(struct map *map)
     map_see(map); /* what dm has failed may hang: the others first */
     if (!in_read(map, NULL, READ_RESERVATION, data, sizeof(data)))
         return false;
-    /* SPC-4 6.15.3: ADDITIONAL LENGTH is 0 or 16. */
-    map->reservation.is_held = map->answer.payload >= 22 && data[7] >= 14;
+    map->reservation.is_held = be32_get(data + 4) != 0;
     map->reservation.key = be64_get(data + 8);
     map->reservation.scope_type = data[21];
     map->reservation.generation = be32_get(data);
@@ -158,9 +174,7 @@ int keys_read(struct map *map, struct path *path, uint64_t key)
     if (!in_read(map, path, READ_KEYS, data, sizeof(data)))
         return -1;
     map->generation = be32_get(data);
-    end = 8 + (size_t)be32_get(data + 4); /* SPC-4 6.15.2 */
-    if (end > map->answer.payload)
-        end = map->answer.payload;
+    end = 8 + (size_t)be32_get(data + 4);
     for (at = 8; at + 8 <= end; at += 8)
         count += be64_get(data + at) == key;
     return count;
@@ -262,16 +276,16 @@ static bool path_sweep(struct map *map, struct path *path,
         return map_fail(
             map,
             "%s has lost its answer, and what has come of it cannot "
-            "be told",
+            "be told: repeat it",
             path->name);
     }
     /* It may have the new key already, also if an answer was lost. */
     if (path->verdict == CONFLICT && map->witness != NULL && registers)
         path->verdict = path_prove(map, path);
-    if (path->verdict == UNREADY)
-        path->verdict = LOST;
     if (path->verdict == DONE || path->verdict == LOST)
         request_cut(request);
+    if (path->verdict == UNREADY)
+        path->verdict = LOST;
     if (path->verdict == DONE && registers && map->witness == NULL)
         map->witness = path;
     return path->verdict != REFUSED;
@@ -284,21 +298,22 @@ bool sweep(struct map *map, struct request *request)
 
 enum verdict witness_ask(struct map *map)
 {
-    enum verdict verdict = ASIDE;
+    const struct path *witness = map->witness;
+    enum verdict verdict;
 
     map->pause = PAUSE_LEAST;
-    while (map->witness != NULL) {
+    do
         verdict = path_prove(map, map->witness);
-        if (verdict >= ASIDE || !map_wait(map, map->deadline))
-            break;
-    }
+    while (verdict < ASIDE && map_wait(map, map->deadline));
     if (verdict == DONE)
         return DONE;
     map->is_doubtful = true;
-    map_fail(map, verdict == CONFLICT
-                      ? "somebody has removed our key meanwhile: it is "
-                        "taken off all paths"
-                      : "cannot tell if our key is still there");
+    map_fail(map,
+             verdict == CONFLICT ? "%s has lost our key, which somebody has "
+                                   "removed: it is taken off all paths"
+                                 : "%s %s, so that nobody knows if our key is "
+                                   "still there: repeat it",
+             witness->name, witness->why);
     return verdict;
 }
 

@@ -1040,6 +1040,92 @@ def test_a_path_that_refuses_release_does_not_hold_what_a_twin_holds(
                 in lab.helper.log()[begin:]
 
 
+def twin_holds(lab, hold):
+    """With one path; and one of ours has never been registered."""
+    lab.registered()
+    lab.nexus(2).key = 0
+    lab.die(2)
+    lab.strangers_allowed = True
+    lab.nexus(RIVALS).key = KEY
+    lab.lun.type, lab.lun.holder = 1, RIVALS
+    lab.known.prhold = hold
+
+
+@pytest.mark.parametrize('name', ['release', 'unregister', 'change the key'])
+def test_what_we_could_not_take_from_a_twin_stays_his(run_one, name):
+    """Nor does multipathd think afterwards that it is ours."""
+    def preempt(lab):
+        lab.mpd.on('suspend', 'fail', count=1)
+        return lab.out(PREEMPT, KEY, KEY, 1)
+
+    def reserve(lab, after):
+        for path in PATHS:
+            lab.nexus(path).answer(host_status=7, after=after,
+                                   only=(0x5f, RESERVE))
+        return lab.out(RESERVE, KEY, 0, 1)
+
+    for number, command in enumerate((
+            preempt, lambda lab: reserve(lab, 0),
+            lambda lab: reserve(lab, 1))):
+        with run_one.scenario(number) as lab:
+            twin_holds(lab, 'unset')
+            lab.is_consistent = False
+            assert command(lab) != GOOD
+            lab.wait_idle()
+            assert lab.known.prhold == 'unset'
+            ACTIONS[name].run(lab)
+            lab.wait_idle()
+            assert lab.holder() == (RIVALS, 1)
+
+
+@pytest.mark.parametrize('name', ['release', 'unregister', 'change the key',
+                                  'register and ignore, known'])
+def test_who_was_migrated_away_takes_nothing_back(run_one, name):
+    """The twin has two paths; of ours one has got the key again, one has lost
+    it, and one is gone. multipathd has not heard of it."""
+    for one, other in itertools.permutations(PATHS, 2):
+        with run_one.scenario(one, other) as lab:
+            twin_holds(lab, 'set')
+            lab.live(2)
+            lab.is_consistent = False
+            lab.nexus(101).key = KEY
+            for path in PATHS:
+                lab.nexus(path).key = KEY * (path == one)
+            lab.die(other)
+            ACTIONS[name].run(lab)
+            lab.wait_idle()
+            assert lab.holder() == (RIVALS, 1)
+            assert lab.nexus(101).key == KEY
+
+
+def test_a_conflict_of_our_preemption_leaves_no_hold_behind(run_one):
+    """Somebody has fenced us, and our twin holds."""
+    with run_one.scenario() as lab:
+        twin_holds(lab, 'unset')
+        lab.live(2)
+        lab.is_consistent = False
+        for path in PATHS:
+            lab.nexus(path).key = 0
+        assert lab.out(PREEMPT, KEY, KEY, 1) == CONFLICT
+        assert lab.known.prhold == 'unset'
+
+
+@pytest.mark.parametrize('resid', [1, 3, 8, 16, 17, 24])
+def test_a_short_answer_is_not_that_nobody_holds(run_one, resid):
+    """READ RESERVATION that lacks some of the bytes that it speaks of."""
+    for path, holder, name in itertools.product(PATHS, PATHS, (
+            'release', 'unregister, holding', 'change the key, holding',
+            'preempt ourselves')):
+        with run_one.scenario(name, path, holder) as lab:
+            action = ACTIONS[name]
+            lab.held(WRITE_EXCLUSIVE, holder)
+            lab.rival_registered()
+            lab.nexus(path).resid = resid
+            lab.nexus(path).begin_injection(sim.INJECT_RESID, EVER,
+                                            only=(0x5e, READ_RESERVATION))
+            assert action.run(lab) != GOOD or action.after(lab) is None
+
+
 def test_recovered_error_is_good(run_one):
     for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
         with run_one.scenario(name, path) as lab:
@@ -2319,6 +2405,22 @@ def test_spec_i_pt_is_sent_once(run):
             usable = len(lab.usable())
             assert lists[:usable] == [(8, len(data))] + [(0, 24)] * (
                 usable - 1)
+
+
+def test_spec_i_pt_is_not_lost_with_a_path_that_is_not_ready(run_one):
+    """It is left out, as dm has failed it, and has done nothing."""
+    for path in PATHS:
+        with run_one.scenario(path) as lab:
+            lab.strangers_allowed = True
+            lab.nexus(path).dm_failed = 1
+            lab.dead = {path}
+            lab.nexus(path).answer(2, 0, 8, NOT_READY, count=EVER,
+                                   only=(0x5f, REGISTER))
+            ids = sim.transport_id(200)
+            data = parameters(0, KEY, 8) + struct.pack('>I', len(ids)) + ids
+            assert code(lab.request(pr_out(REGISTER, length=len(data)),
+                                    data)) == GOOD
+            assert lab.nexus(200).key == KEY
 
 
 def test_all_tg_pt_registers_the_other_paths_of_a_host(run):
