@@ -158,8 +158,8 @@ def test_a_session_has_so_many_system_calls():
      'multipath/multipath.h', 1),
     (MANUAL, r'After (\d+) seconds from its', r'WORKER_WITHIN \((\d+) ',
      'multipath/commands.h', 1),
-    (MANUAL, r'for (\d+) seconds at most,\nafter which', r'SETTLE_WITHIN '
-     r'\((\d+) ', 'multipath/multipath.h', 1),
+    (MANUAL, r'when only (\d+) seconds\nare left', r'CHANGE_WITHIN \((\d+) ',
+     'multipath/multipath.h', 1),
     (MANUAL, r'for (\d+) seconds, about 15', r'\bSUSPENDED_WITHIN \((\d+) ',
      'multipath/multipath.h', 1),
     (MANUAL, r'at most (\d+) paths', r'PATHS_MOST = (\d+)',
