@@ -34,7 +34,7 @@ enum {
     COMMAND_SIZE = 512,    /* multipathd's own limit, MAX_CMD_LEN + NUL */
     REPLY_SIZE = 64,       /* as much as we look at */
     REPLY_MOST = 16 << 20, /* more is no reply */
-    RETRY_NS = 10000000    /* while its backlog is full, or it is busy */
+    RETRY_NS = 50000000    /* while its backlog is full, or it is busy */
 };
 
 /* It may still be told something when the caller's time is up. */
