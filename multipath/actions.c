@@ -131,8 +131,12 @@ static void map_release(struct map *map, struct request *request)
     if (path != NULL && path_send(map, path, request) < DONE)
         map_fail(map, "it is not released: %s %s: repeat it", path->name,
                  path->why);
-    if (map->answer.status == GOOD)
-        multipathd_tell(&map->multipathd, "unsetprhold");
+    /* It would take the next reservation with this key for ours. */
+    if (map->answer.status == GOOD
+        && multipathd_tell(&map->multipathd, "unsetprhold") != MULTIPATHD_DONE
+        && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_SET)
+        map_fail(map, "released, but multipathd does not take note of it: "
+                      "repeat it");
 }
 
 /* PREEMPT takes over what somebody has reserved since we looked, too. */

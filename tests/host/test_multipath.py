@@ -1006,6 +1006,20 @@ def test_another_host_holds_with_our_key(run_one, version, hold):
                 assert not lab.mpd.texts('suspend')
 
 
+def test_what_multipathd_still_thinks_held_is_not_released(run_one):
+    """It would take a twin's reservation for that of a path that is gone."""
+    for returns in ('fail', 'timeout'):
+        with run_one.scenario(returns) as lab:
+            lab.held()
+            lab.mpd.on('^unsetprhold', returns, count=EVER)
+            assert lab.out(RELEASE, KEY, 0, WRITE_EXCLUSIVE) == LOST
+            lab.wait_idle()
+            lab.mpd.rules = []
+            assert lab.known.prhold == 'set'
+            assert lab.out(RELEASE, KEY, 0, WRITE_EXCLUSIVE) == GOOD
+            assert lab.known.prhold == 'unset' and lab.holder() is None
+
+
 def test_a_path_without_a_key_says_nothing_of_the_map(run_one):
     """It has come, and multipathd is about to register it."""
     for path, key in itertools.product(PATHS, (0, NEW)):
