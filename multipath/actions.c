@@ -24,8 +24,10 @@
 static bool hold_announce(struct map *map, bool can_hold)
 {
     map->hold = multipathd_tell(&map->multipathd, "getprhold");
-    if (map->hold != MULTIPATHD_UNSET || !can_hold
-        || multipathd_tell(&map->multipathd, "setprhold") == MULTIPATHD_DONE)
+    if (map->hold != MULTIPATHD_UNSET || !can_hold)
+        return true;
+    map->hold = multipathd_tell(&map->multipathd, "setprhold");
+    if (map->hold == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
     return map_fail(map, "multipathd does not take note of the reservation: "
@@ -38,8 +40,8 @@ static void hold_settle(struct map *map)
     const struct answer answer = map->answer;
     bool holds = answer.status == GOOD;
 
-    if (holds ? map->hold < MULTIPATHD_SET
-              : map->hold == MULTIPATHD_UNSET && map->lost == NULL
+    if (holds ? map->hold != MULTIPATHD_DONE && map->hold != MULTIPATHD_SET
+              : map->hold == MULTIPATHD_DONE && map->lost == NULL
                     && (answer.status == RESERVATION_CONFLICT
                         || !reservation_read(map) || !map->reservation.is_held
                         || (map->reservation.key != map->key.value
@@ -59,13 +61,12 @@ static void map_reserve(struct map *map, struct request *request)
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
 
-    /* What is held stays its holder's: a twin's, of whom we shall not say we.
-     */
+    /* What is held stays its holder's: perhaps a twin's, and not ours. */
     if (!reservation_read(map)
         || !hold_announce(map, !map->reservation.is_held))
         return;
     if (any_send(map, request) == NULL && count_of(map, ASIDE) > 0
-        && map->hold != MULTIPATHD_UNSET) {
+        && map->hold != MULTIPATHD_UNSET && map->hold != MULTIPATHD_DONE) {
         answer = map->answer;
         if (!reservation_read(map))
             return;
@@ -165,7 +166,7 @@ static void map_preempt(struct map *map, struct request *request)
     answer = map->answer;
     if (takes_over && (answer.status == GOOD || !is_own))
         hold_settle(map);
-    else if (takes_over && map->hold == MULTIPATHD_UNSET
+    else if (takes_over && map->hold == MULTIPATHD_DONE
              && keys_read(map, NULL, preempted) >= 0
              && map->generation == generation) /* nothing has happened */
         multipathd_tell(&map->multipathd, "unsetprhold");

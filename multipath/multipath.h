@@ -110,7 +110,7 @@ struct map {
     uint32_t generation;   /* PRGENERATION, when keys_read() was called */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */
-    enum multipathd_said hold;      /* what multipathd thought of it */
+    enum multipathd_said hold;      /* what multipathd thought; DONE: is told */
 };
 
 /* A command for a path. */

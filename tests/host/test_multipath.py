@@ -1006,6 +1006,22 @@ def test_another_host_holds_with_our_key(run_one, version, hold):
                 assert not lab.mpd.texts('suspend')
 
 
+def test_who_reserves_what_is_released_meanwhile_is_known_to_hold(run_one):
+    """Also if that was between the look at who holds, and RESERVE."""
+    answers = set()
+    for step in range(1, 16):
+        with run_one.scenario(step) as lab:
+            lab.registered()
+            lab.rival_holds(WRITE_EXCLUSIVE)
+            lab.known.prhold = 'unset'
+            lab.target.act(RELEASE, RIVALS, step, argument=WRITE_EXCLUSIVE)
+            answer = lab.out(RESERVE, KEY, 0, WRITE_EXCLUSIVE)
+            lab.wait_idle()
+            assert lab.known.prhold == ('set' if answer == GOOD else 'unset')
+            answers.add(answer)
+    assert answers == {GOOD, CONFLICT}
+
+
 def test_what_multipathd_still_thinks_held_is_not_released(run_one):
     """It would take a twin's reservation for that of a path that is gone."""
     for returns in ('fail', 'timeout'):
