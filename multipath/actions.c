@@ -38,7 +38,7 @@ static void hold_settle(struct map *map)
     const struct answer answer = map->answer;
     bool holds = answer.status == GOOD;
 
-    if (holds ? map->hold < MULTIPATHD_SET
+    if (holds ? map->hold != MULTIPATHD_SET
               : map->hold == MULTIPATHD_UNSET && map->lost == NULL
                     && (answer.status == RESERVATION_CONFLICT
                         || !reservation_read(map) || !map->reservation.is_held
@@ -59,8 +59,7 @@ static void map_reserve(struct map *map, struct request *request)
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
 
-    /* What is held stays its holder's: a twin's, of whom we shall not say we.
-     */
+    /* If a twin holds, it stays his: multipathd hears of ours afterwards. */
     if (!reservation_read(map)
         || !hold_announce(map, !map->reservation.is_held))
         return;

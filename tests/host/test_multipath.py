@@ -1409,6 +1409,25 @@ def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
                 assert lab.known.prhold == 'set'
 
 
+def test_who_reserves_at_last_is_known_to_hold(run_one):
+    """A rival held when we looked, or we did, and multipathd did not know: if
+    our path is gone then, RELEASE must not say that nothing is held."""
+    for step in (0, 4, 5):
+        with run_one.scenario(step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.lun.type = 1
+            lab.lun.holder = RIVALS if step else lab.order[0]
+            if step:
+                lab.target.act(RELEASE, RIVALS, step, argument=1)
+            assert lab.out(RESERVE, KEY, 0, 1) == GOOD
+            assert lab.holder() == (lab.order[0], 1)
+            assert lab.known.prhold == 'set'
+            lab.die(lab.order[0])
+            assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+            assert lab.holder() is None
+
+
 def test_an_error_after_the_fact_leaves_us_the_holder(run_one):
     """RESERVE or PREEMPT is done, and the answer is an error of the disk."""
     for place, name in itertools.product(range(3), (
