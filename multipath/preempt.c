@@ -86,8 +86,10 @@ enum holder holder_find(struct map *map)
         && (keys = keys_read(map, NULL, map->key.value)) < 0)
         return HOLDER_UNKNOWN;
     /* Who held may have lost his key since, and we ours: it is asked again. */
-    if (keys >= 0 && map->generation != map->reservation.generation)
+    if (keys >= 0 && map->generation != map->reservation.generation) {
+        map_wait(map, map->deadline); /* which ends it, or so many turns */
         return holder_find(map);
+    }
     if (keys >= 0 && (unsigned)keys <= ours)
         return HOLDER_GONE;
     map_fail(map,
