@@ -1095,21 +1095,22 @@ def test_what_we_could_not_take_from_a_twin_stays_his(run_one, name):
 @pytest.mark.parametrize('name', ['release', 'unregister', 'change the key',
                                   'register and ignore, known'])
 def test_who_was_migrated_away_takes_nothing_back(run_one, name):
-    """The twin has two paths; of ours one has got the key again, one has lost
-    it, and one is gone. multipathd has not heard of it."""
-    for one, other in itertools.permutations(PATHS, 2):
-        with run_one.scenario(one, other) as lab:
+    """The twin has one path or two; of ours one has got the key again, one has
+    lost it, and one is gone. multipathd has not heard of it."""
+    for (one, other), second in itertools.product(
+            itertools.permutations(PATHS, 2), (0, KEY)):
+        with run_one.scenario(one, other, second) as lab:
             twin_holds(lab, 'set')
             lab.live(2)
             lab.is_consistent = False
-            lab.nexus(101).key = KEY
+            lab.nexus(101).key = second
             for path in PATHS:
                 lab.nexus(path).key = KEY * (path == one)
             lab.die(other)
             ACTIONS[name].run(lab)
             lab.wait_idle()
             assert lab.holder() == (RIVALS, 1)
-            assert lab.nexus(101).key == KEY
+            assert lab.nexus(101).key == second
 
 
 def test_a_conflict_of_our_preemption_leaves_no_hold_behind(run_one):
