@@ -154,7 +154,8 @@ static void map_preempt(struct map *map, struct request *request)
     takes_over = reservation->is_held && reservation->key == preempted;
     was_held = reservation->is_held && reservation->key == map->key.value;
     if (takes_over
-        && (keys_read(map, NULL, preempted) < 0 || !hold_announce(map, true)))
+        && ((is_own && keys_read(map, NULL, preempted) < 0)
+            || !hold_announce(map, true)))
         return;
     generation = map->generation;
     if (is_own)

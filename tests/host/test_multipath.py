@@ -1141,6 +1141,19 @@ def test_a_short_answer_is_not_that_nobody_holds(run_one, resid):
             assert action.run(lab) != GOOD or action.after(lab) is None
 
 
+def test_fencing_needs_no_list_of_keys(run_one):
+    """It may be longer than there is room for."""
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.rival_holds(WRITE_EXCLUSIVE)
+        for path in PATHS:
+            lab.nexus(path).resid = 8192 - 16
+            lab.nexus(path).begin_injection(sim.INJECT_RESID, EVER,
+                                            only=(0x5e, READ_KEYS))
+        assert lab.out(PREEMPT, KEY, RIVAL, 1) == GOOD
+        assert lab.nexus(RIVALS).key == 0 and lab.known.prhold == 'set'
+
+
 def test_recovered_error_is_good(run_one):
     for path, (name, action) in itertools.product(PATHS, ACTIONS.items()):
         with run_one.scenario(name, path) as lab:
