@@ -61,7 +61,7 @@ static void map_reserve(struct map *map, struct request *request)
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
 
-    /* What is held stays its holder's: perhaps a twin's, and not ours. */
+    /* If a twin holds, it stays his: multipathd hears of ours afterwards. */
     if (!reservation_read(map)
         || !hold_announce(map, !map->reservation.is_held))
         return;
@@ -156,7 +156,8 @@ static void map_preempt(struct map *map, struct request *request)
     takes_over = reservation->is_held && reservation->key == preempted;
     was_held = reservation->is_held && reservation->key == map->key.value;
     if (takes_over
-        && (keys_read(map, NULL, preempted) < 0 || !hold_announce(map, true)))
+        && ((is_own && keys_read(map, NULL, preempted) < 0)
+            || !hold_announce(map, true)))
         return;
     generation = map->generation;
     if (is_own)

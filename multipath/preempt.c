@@ -53,13 +53,15 @@ static bool path_probe(struct map *map, struct path *path,
  * If a path of ours is gone, multipathd's word counts. When it was started
  * anew, it may have guessed from the key that it is us, or it has not heard
  * that a twin took it over: so it counts only if there are no more
- * registrations with that key than paths of ours that have it, or are gone.
+ * registrations with that key than paths of ours that have it, or are gone;
+ * and not if one has lost it, as a twin's PREEMPT takes it off those, too,
+ * that are gone.
  */
 enum holder holder_find(struct map *map)
 {
     enum multipathd_said hold;
     struct request probe;
-    unsigned ours;
+    unsigned ours = 0;
     uint8_t type;
     int keys = -1;
 
@@ -78,7 +80,8 @@ enum holder holder_find(struct map *map)
         return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
     if (count_of(map, ASIDE) == 0)
         return HOLDER_OTHER;
-    ours = count_of(map, DONE) + count_of(map, ASIDE);
+    if (count_of(map, CONFLICT) == 0)
+        ours = count_of(map, DONE) + count_of(map, ASIDE);
     hold = multipathd_tell(&map->multipathd, "getprhold");
     if (hold == MULTIPATHD_UNSET)
         return HOLDER_OTHER;
@@ -86,15 +89,17 @@ enum holder holder_find(struct map *map)
         && (keys = keys_read(map, NULL, map->key.value)) < 0)
         return HOLDER_UNKNOWN;
     /* Who held may have lost his key since, and we ours: it is asked again. */
-    if (keys >= 0 && map->generation != map->reservation.generation)
+    if (keys >= 0 && map->generation != map->reservation.generation) {
+        map_wait(map, map->deadline); /* which ends it, or so many turns */
         return holder_find(map);
-    if (keys >= 0 && (unsigned)keys <= ours)
+    }
+    if (keys > 0 && (unsigned)keys <= ours)
         return HOLDER_GONE;
     map_fail(map,
              "the path that may hold the reservation is gone, and %s: "
              "bring the path back",
              hold == MULTIPATHD_SET
-                 ? "another host has the same key"
+                 ? "another host may have the same key"
                  : "multipathd does not know (before version "
                    "0.13 none does)");
     return HOLDER_UNKNOWN;

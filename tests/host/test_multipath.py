@@ -1111,21 +1111,22 @@ def test_what_we_could_not_take_from_a_twin_stays_his(run_one, name):
 @pytest.mark.parametrize('name', ['release', 'unregister', 'change the key',
                                   'register and ignore, known'])
 def test_who_was_migrated_away_takes_nothing_back(run_one, name):
-    """The twin has two paths; of ours one has got the key again, one has lost
-    it, and one is gone. multipathd has not heard of it."""
-    for one, other in itertools.permutations(PATHS, 2):
-        with run_one.scenario(one, other) as lab:
+    """The twin has one path or two; of ours one has got the key again, one has
+    lost it, and one is gone. multipathd has not heard of it."""
+    for (one, other), second in itertools.product(
+            itertools.permutations(PATHS, 2), (0, KEY)):
+        with run_one.scenario(one, other, second) as lab:
             twin_holds(lab, 'set')
             lab.live(2)
             lab.is_consistent = False
-            lab.nexus(101).key = KEY
+            lab.nexus(101).key = second
             for path in PATHS:
                 lab.nexus(path).key = KEY * (path == one)
             lab.die(other)
             ACTIONS[name].run(lab)
             lab.wait_idle()
             assert lab.holder() == (RIVALS, 1)
-            assert lab.nexus(101).key == KEY
+            assert lab.nexus(101).key == second
 
 
 def test_a_conflict_of_our_preemption_leaves_no_hold_behind(run_one):
@@ -1154,6 +1155,19 @@ def test_a_short_answer_is_not_that_nobody_holds(run_one, resid):
             lab.nexus(path).begin_injection(sim.INJECT_RESID, EVER,
                                             only=(0x5e, READ_RESERVATION))
             assert action.run(lab) != GOOD or action.after(lab) is None
+
+
+def test_fencing_needs_no_list_of_keys(run_one):
+    """It may be longer than there is room for."""
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.rival_holds(WRITE_EXCLUSIVE)
+        for path in PATHS:
+            lab.nexus(path).resid = 8192 - 16
+            lab.nexus(path).begin_injection(sim.INJECT_RESID, EVER,
+                                            only=(0x5e, READ_KEYS))
+        assert lab.out(PREEMPT, KEY, RIVAL, 1) == GOOD
+        assert lab.nexus(RIVALS).key == 0 and lab.known.prhold == 'set'
 
 
 def test_recovered_error_is_good(run_one):
@@ -1423,6 +1437,25 @@ def test_what_was_reserved_just_before_we_preempt_is_ours(run_one):
             lab.wait_idle()
             if lab.holder() and lab.holder()[0] in PATHS:
                 assert lab.known.prhold == 'set'
+
+
+def test_who_reserves_at_last_is_known_to_hold(run_one):
+    """A rival held when we looked, or we did, and multipathd did not know: if
+    our path is gone then, RELEASE must not say that nothing is held."""
+    for step in (0, 4, 5):
+        with run_one.scenario(step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.lun.type = 1
+            lab.lun.holder = RIVALS if step else lab.order[0]
+            if step:
+                lab.target.act(RELEASE, RIVALS, step, argument=1)
+            assert lab.out(RESERVE, KEY, 0, 1) == GOOD
+            assert lab.holder() == (lab.order[0], 1)
+            assert lab.known.prhold == 'set'
+            lab.die(lab.order[0])
+            assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+            assert lab.holder() is None
 
 
 def test_an_error_after_the_fact_leaves_us_the_holder(run_one):
