@@ -72,7 +72,6 @@ static bool is_word_given(const char *key, const char *value)
 
 int fuzz_open(const char *path, int flags, ...)
 {
-
     MUST(flags == (O_RDONLY | O_CLOEXEC) || flags == FILE_FLAGS);
     line.rest = "";
     if (strcmp(path, "/etc/passwd") == 0 || strcmp(path, "/etc/group") == 0) {
