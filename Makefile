@@ -17,7 +17,7 @@ UNITDIR = $(PREFIX)/lib/systemd/system
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 LOCALSTATEDIR = /var
 
-CFLAGS = -O2
+CFLAGS = -O2 -fno-asynchronous-unwind-tables
 STATIC_CC = musl-gcc
 STRIP = strip
 
