@@ -184,7 +184,7 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
 }
 
 /*
- * Has a path of ours the key that multipathd registers? Then this host is
+ * Has a path that is used the key that multipathd registers? Then this host is
  * registered, and a path that has come, and has no key yet, may not take the
  * command of one who says that he is not.
  */
@@ -197,7 +197,8 @@ static bool is_registered(struct map *map, const struct multipathd_key *told)
         return false;
     map->key = *told;
     for (i = 0; i < map->count && verdict != DONE; i++)
-        verdict = path_prove(map, &map->paths[i]);
+        if (map->paths[i].verdict != ASIDE) /* that may hang */
+            verdict = path_prove(map, &map->paths[i]);
     map->key.value = 0;
     return verdict == DONE;
 }
