@@ -138,6 +138,13 @@ class Place:
         self.processes = []
 
     def close(self):
+        """Tells all to stop first: of a process that is killed while it forks,
+        as for who has only looked if it accepts, Linux 6.12 of User-mode Linux
+        dies."""
+        for pid in self.orphans():
+            os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(AssertionError):
+            wait_until(self.have_ended, 2)
         for process in self.processes:
             process.kill()
             process.wait()
@@ -146,6 +153,13 @@ class Place:
 
     def orphans(self):
         return [p for p in children(os.getpid()) if p not in self.before]
+
+    def have_ended(self):
+        for process in self.processes:
+            process.poll()
+        for pid in self.orphans():
+            os.waitpid(pid, os.WNOHANG)
+        return not self.orphans()
 
     def no_orphans(self):
         for pid in self.orphans():
