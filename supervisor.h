@@ -21,14 +21,14 @@ struct supervisor {
     int64_t stop_by;  /* NEVER, or when to leave whatever is in flight */
     enum room room;
     int report[2]; /* children write a byte when they have a descriptor */
-    int queue[2];  /* commands on multipath maps: see multipath/worker.c */
+    int queue[2];  /* commands on multipath maps: see multipath/ask.c */
     struct workers workers;
 };
 /* Returns true in a session, which has its client; false at the end. */
 bool supervise(struct supervisor *);
 
 /*
- * multipath/worker.c: forks for a command on the queue or, with a suspension,
+ * multipath/workers.c: forks for a command on the queue or, with a suspension,
  * to resume that map. Returns 0, or errno if fork() has failed.
  */
 int worker_start(struct supervisor *, struct suspension *, int64_t now);

@@ -3,7 +3,8 @@
  * multipath.h - a persistent reservation command on a dm-multipath map: the
  * interfaces between the files of this folder. Who calls whom:
  *
- *	worker -> actions -> (register, preempt) -> sweep -> map
+ *	(ask, workers -> worker) -> actions -> (register, preempt) -> sweep
+ *	    -> map
  *	all of them -> multipathd
  *
  * A registration belongs to one path (I_T nexus), so a map is registered if
@@ -259,18 +260,16 @@ struct path *take_over(struct map *);
  */
 void multipath_recover(const char *socket_path, int lock, struct suspension *);
 
-/* workers.c: their book, as far as who forks them has it. */
+/* worker.c: what comes with a command on the queue, as in SCM_RIGHTS. */
+enum { MAP, ANSWER, DESCRIPTORS };
+struct supervisor;
 /*
- * Returns a free place, or that of the dead one whose map is to be resumed; or
- * slots, if there is none.
+ * Enters stage 6 of privdrop.c: for a map that is suspended, or else (NULL) for
+ * a command on the queue, which may leave its map so, in our own place.
  */
-unsigned workers_place(const struct workers *, const struct suspension *);
-/*
- * A worker has been forked (or could not be: pid < 0) for a command on the
- * queue or, with a suspension, to resume that map.
- */
-void workers_started(struct workers *, unsigned place, pid_t,
-                     struct suspension *, int64_t now);
+__attribute__((noreturn)) void worker_run(const struct supervisor *,
+                                          struct suspension *,
+                                          struct suspension *own);
 
 /* register.c: carries these out on all paths, and tells multipathd. */
 void map_register(struct map *, struct request *);

@@ -1,21 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * worker.c - the process that carries out one command on a multipath map, how
- * a session has it do so, and how the supervisor forks it.
+ * worker.c - the process that carries out one command on a multipath map, or
+ * resumes one: see ask.c.
  *
- *	session:    puts the command, the map's descriptor and one end of a
- *	            fresh pair of sockets on the queue, and waits at the other
- *	supervisor: queue readable? fork --->  worker: takes one command from
- *	                                       the queue, carries it out on the
- *	                                       map's paths, answers, exits
- *
- * So a session, which talks to a client, needs no power to open devices or to
- * talk to multipathd, and a worker has it for one command. A worker that dies
- * closes its end of the pair, and the session says that the command failed.
- *
- * A worker must never trust what is on the queue, which a session has put
- * there. It lets no signal in, so that it ends what it has begun. A session
- * must never wait here for the answer: that is for its loop to do.
+ * It must never trust what is on the queue, which a session has put there. It
+ * lets no signal in, so that it ends what it has begun.
  */
 #include "multipath.h"
 
@@ -26,75 +15,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
-
-enum { MAP, ANSWER, DESCRIPTORS }; /* what comes with a command */
-
-/* ---- The session's side ----------------------------------------------- */
-
-/* Puts a command on the queue. Less than 0, and errno: it is not there. */
-static ssize_t work_put(int queue, const struct pr_command *command, int answer)
-{
-    bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    const int fds[DESCRIPTORS] = { command->fd, answer };
-    struct iovec parts[3] = {
-        { .iov_base = log_about(), .iov_len = sizeof(struct log_peer) },
-        { .iov_base = (void *)command->cdb, .iov_len = PROTOCOL_CDB_SIZE },
-        { .iov_base = command->data, .iov_len = is_out ? command->length : 0 },
-    };
-    struct message message;
-
-    message_set(&message, parts, 3, fds, sizeof(fds));
-    return sendmsg(queue, &message.head, MSG_NOSIGNAL);
-}
-
-/* A command that is not put on the queue ends as if its worker had died. */
-int multipath_ask(struct pr_command *command, int queue,
-                  const char *socket_path, struct suspension *suspension)
-{
-    bool is_open;
-    int ends[2];
-
-    if (queue < 0) {
-        multipath_execute(command, socket_path, -1, suspension);
-        return -1;
-    }
-    is_open = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0;
-    if (!is_open || work_put(queue, command, ends[1]) < 0)
-        log_warning("client pid %d uid %u: cannot ask for a command on a "
-                    "multipath map:",
-                    log_about()->pid, log_about()->uid);
-    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    if (!is_open)
-        return -1;
-    close(ends[1]);
-    return ends[0];
-}
-
-void worker_answer(int answer, struct pr_command *command)
-{
-    struct iovec parts[4] = {
-        { .iov_base = &command->refusal, .iov_len = sizeof(enum refusal) },
-        { .iov_base = &command->status, .iov_len = 1 },
-        { .iov_base = command->sense, .iov_len = PROTOCOL_SENSE_SIZE },
-        { .iov_base = command->data, .iov_len = command->length },
-    };
-    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 4 };
-    ssize_t bytes;
-
-    bytes = recvmsg(answer, &message, MSG_DONTWAIT);
-    close(answer);
-    command->payload = 0;
-    if (bytes >= ANSWER_HEAD && (unsigned)command->refusal < REFUSALS) {
-        command->payload = (size_t)bytes - ANSWER_HEAD;
-    } else {
-        command->refusal = NOT_REFUSED;
-        sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    }
-}
-
-/* ---- The worker's side ------------------------------------------------ */
 
 struct work {
     int fds[DESCRIPTORS];
@@ -163,13 +84,8 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
     send(work->fds[ANSWER], &work->refusal, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-/*
- * Enters stage 6 of privdrop.c: for a map that is suspended, or else (NULL) for
- * a command on the queue, which may leave its map so, in our own place.
- */
-__attribute__((noreturn)) static void worker_run(
-    const struct supervisor *supervisor, struct suspension *suspension,
-    struct suspension *own)
+void worker_run(const struct supervisor *supervisor,
+                struct suspension *suspension, struct suspension *own)
 {
     struct work work = { .fds = { -1, -1 } };
     int error;
@@ -197,29 +113,4 @@ __attribute__((noreturn)) static void worker_run(
     else
         work_do(supervisor, &work, own);
     _exit(EXIT_SUCCESS);
-}
-
-/* ---- The supervisor's side -------------------------------------------- */
-
-int worker_start(struct supervisor *supervisor, struct suspension *suspension,
-                 int64_t now)
-{
-    struct workers *workers = &supervisor->workers;
-    size_t size = workers->slots * sizeof(struct suspension);
-    unsigned place = workers_place(workers, suspension);
-    pid_t pid = -1;
-    int error = 0;
-
-    if (place < workers->slots) { /* else again when one ends */
-        /* They are for workers; a session is forked without them. */
-        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
-            pid = process_fork();
-        if (pid < 0)
-            error = errno;
-        if (pid == 0)
-            worker_run(supervisor, suspension, &workers->suspensions[place]);
-        madvise(workers->suspensions, size, MADV_DONTFORK);
-    }
-    workers_started(workers, place, pid, suspension, now);
-    return error;
 }

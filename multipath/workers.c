@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * workers.c - the supervisor's book of workers: which there are, which one has
- * not taken its command from the queue yet, and which maps they have left
- * suspended, or keep so for too long, as they say in memory shared with it.
+ * workers.c - the supervisor's side: forks workers, and keeps book of which
+ * there are, which one has not taken its command from the queue yet, and which
+ * maps they have left suspended, or keep so for too long, as they say in memory
+ * shared with it.
  *
  * No map must stay suspended. It must never read the queue: what is in it may
  * be a descriptor whose close() hangs.
  */
 #include "multipath.h"
 
-#include <signal.h>
+#include "../process.h"
+#include "../supervisor.h"
+
+#include <errno.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 #define RETRY_AFTER (SECOND / 10) /* fork has failed, or a worker has died */
@@ -25,8 +30,9 @@ static bool is_suspender(const struct suspension *suspension)
     return suspension->alias[0] != '\0';
 }
 
-unsigned workers_place(const struct workers *workers,
-                       const struct suspension *suspension)
+/* A free place, or that of the dead one whose map is to be resumed. */
+static unsigned place_find(const struct workers *workers,
+                           const struct suspension *suspension)
 {
     unsigned i;
 
@@ -38,9 +44,25 @@ unsigned workers_place(const struct workers *workers,
     return i;
 }
 
-void workers_started(struct workers *workers, unsigned place, pid_t pid,
-                     struct suspension *suspension, int64_t now)
+int worker_start(struct supervisor *supervisor, struct suspension *suspension,
+                 int64_t now)
 {
+    struct workers *workers = &supervisor->workers;
+    size_t size = workers->slots * sizeof(struct suspension);
+    unsigned place = place_find(workers, suspension);
+    pid_t pid = -1;
+    int error = 0;
+
+    if (place < workers->slots) { /* else again when one ends */
+        /* They are for workers; a session is forked without them. */
+        if (madvise(workers->suspensions, size, MADV_DOFORK) == 0)
+            pid = process_fork();
+        if (pid < 0)
+            error = errno;
+        if (pid == 0)
+            worker_run(supervisor, suspension, &workers->suspensions[place]);
+        madvise(workers->suspensions, size, MADV_DONTFORK);
+    }
     if (pid > 0) {
         workers->count += workers->pids[place] == 0;
         workers->pids[place] = pid;
@@ -49,12 +71,13 @@ void workers_started(struct workers *workers, unsigned place, pid_t pid,
     if (suspension == NULL) {
         workers->pending = pid > 0 ? pid : 0;
         workers->retry = now + (pid > 0 ? TAKE_WITHIN : RETRY_AFTER);
-        return;
+        return error;
     }
     suspension->resume_by = now + (pid > 0 ? COMMAND_WITHIN : RETRY_AFTER);
     if (pid > 0 && suspension != &workers->suspensions[place])
         log_error("map %.*s has been suspended for too long: having it resumed",
                   ALIAS_SIZE - 1, suspension->alias);
+    return error;
 }
 
 /* The next command may be for a map that is suspended: that goes first. */
