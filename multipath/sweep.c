@@ -10,6 +10,9 @@
  */
 #include "multipath.h"
 
+/* So many registrations are read: 64 hosts may have 63 paths each. */
+enum { KEYS_MOST = 4094 };
+
 /* Does it register a key, rather than take one off? */
 static bool is_registration(const struct request *request)
 {
@@ -167,7 +170,7 @@ bool reservation_read(struct map *map)
 
 int keys_read(struct map *map, struct path *path, uint64_t key)
 {
-    uint8_t data[PROTOCOL_DATA_MAX] = { 0 };
+    uint8_t data[8 + 8 * KEYS_MOST];
     size_t at, end;
     int count = 0;
 

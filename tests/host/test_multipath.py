@@ -1157,6 +1157,15 @@ def test_a_short_answer_is_not_that_nobody_holds(run_one, resid):
             assert action.run(lab) != GOOD or action.after(lab) is None
 
 
+def test_more_are_registered_than_a_guest_could_read(run_one):
+    for name, action in ACTIONS.items():
+        with run_one.scenario(name) as lab:
+            prepare(lab, action)
+            lab.target.crowd = 1500
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
 def test_fencing_needs_no_list_of_keys(run_one):
     """It may be longer than there is room for."""
     with run_one.scenario() as lab:

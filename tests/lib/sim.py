@@ -31,7 +31,7 @@ SIZE = SCRIPT + 64 + ACTIONS * ACTION
 
 # offset and struct format of the fields
 LUN_FIELDS = {'generation': (0, 'I'), 'type': (4, 'I'), 'holder': (8, 'I'),
-              'aptpl': (12, 'I')}
+              'aptpl': (12, 'H'), 'crowd': (14, 'H')}
 TARGET_FIELDS = {'lock': (0, 'I'), 'strays': (52, 'I'), 'events': (56, 'I'),
                  'is_lio': (60, 'I')}
 TARGET_FIELDS.update((name, (4 + offset, form))     # those of LUN 0

@@ -54,6 +54,7 @@
 #define NEXUSES 256
 #define ATTENTIONS 4
 #define LUNS 3
+#define DATA_SIZE (24 + 48 * NEXUSES + 8 * 2000)
 #define EVENTS 4096
 #define PATH_SIZE 4096
 #define ACTIONS 64
@@ -122,7 +123,8 @@ struct lun {
     uint32_t generation;
     uint32_t type;   /* of the reservation; 0: none */
     uint32_t holder; /* its nexus, unless all registrants */
-    uint32_t aptpl;
+    uint16_t aptpl;
+    uint16_t crowd; /* so many more are registered, up to 2,000 */
 };
 
 /* A command that has ended. */
@@ -765,7 +767,7 @@ static struct result pr_out(unsigned int self, const uint8_t *cdb,
     }
 }
 
-/* Writes the parameter data to out, 24 + 48 * NEXUSES bytes at most. */
+/* Writes the parameter data to out, DATA_SIZE bytes at most. */
 static struct result pr_in(const uint8_t *cdb, uint8_t *out, size_t *length)
 {
     static const uint8_t capabilities[8] = {
@@ -783,6 +785,8 @@ static struct result pr_in(const uint8_t *cdb, uint8_t *out, size_t *length)
                 p += 8;
             }
         }
+        for (n = 0; n < lun->crowd; n++, p += 8)
+            put_be(p, ~UINT64_C(0), 8);
         break;
     case 1:
         if (lun->type) {
@@ -839,7 +843,7 @@ static struct result take_attention(struct nexus *n)
 static struct result execute(unsigned int self, struct sg_io_hdr *hdr,
                              size_t *moved)
 {
-    static uint8_t data[24 + 48 * NEXUSES];
+    static uint8_t data[DATA_SIZE];
     struct result r;
     size_t length;
 
