@@ -46,11 +46,10 @@ bool sysfs_is(dev_t device, const char *file, dev_t other)
            && st.st_dev == named.st_dev && st.st_ino == named.st_ino;
 }
 
-bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
+bool sysfs_line(const char *path, char *line, size_t size)
 {
-    char path[PATH_SIZE];
     ssize_t length;
-    int fd = open(path_set(path, device, file), O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (fd < 0)
         return false;
@@ -60,6 +59,13 @@ bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
         return false;
     line[length - 1] = '\0';
     return strlen(line) == (size_t)length - 1;
+}
+
+bool sysfs_read(dev_t device, const char *file, char *line, size_t size)
+{
+    char path[PATH_SIZE];
+
+    return sysfs_line(path_set(path, device, file), line, size);
 }
 
 bool sysfs_list(const char *directory,

@@ -17,6 +17,7 @@ bool sysfs_has(dev_t, const char *file);
 bool sysfs_is(dev_t, const char *file, dev_t other);
 /* Reads a line, without its end. False if it is missing or does not fit. */
 bool sysfs_read(dev_t, const char *file, char *line, size_t size);
+bool sysfs_line(const char *path, char *line, size_t size); /* of any file */
 /*
  * Calls found() with each name in a directory, until it returns false. Returns
  * false then, and if the names cannot be read. (opendir() would allocate

@@ -65,8 +65,7 @@ static void map_reserve(struct map *map, struct request *request)
     if (!reservation_read(map)
         || !hold_announce(map, !map->reservation.is_held))
         return;
-    if (any_send(map, request) == NULL && count_of(map, ASIDE) > 0
-        && map->hold != MULTIPATHD_UNSET && map->hold != MULTIPATHD_DONE) {
+    if (any_send(map, request) == NULL && map->hold != MULTIPATHD_DONE) {
         answer = map->answer;
         if (!reservation_read(map))
             return;

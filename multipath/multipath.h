@@ -3,8 +3,8 @@
  * multipath.h - a persistent reservation command on a dm-multipath map: the
  * interfaces between the files of this folder. Who calls whom:
  *
- *	(ask, workers -> worker) -> actions -> (register, preempt) -> sweep
- *	    -> map
+ *	(ask, workers -> worker) -> actions -> register -> holder, preempt
+ *	    -> sweep -> map
  *	all of them -> multipathd
  *
  * A registration belongs to one path (I_T nexus), so a map is registered if
@@ -45,6 +45,9 @@
 #define AFTERWARDS_WITHIN (16 * SECOND) /* to undo, after COMMAND_WITHIN */
 
 enum { PATHS_MOST = 256 };
+
+/* Room for 4,094 keys (64 hosts with 63 paths each), or some 600 statuses. */
+enum { STATUS_SIZE = 8 + 8 * 4094 };
 
 /* So much of a worker's answer comes before the payload. */
 enum { ANSWER_HEAD = sizeof(enum refusal) + 1 + PROTOCOL_SENSE_SIZE };
@@ -127,7 +130,7 @@ enum holder {
     HOLDER_UNKNOWN, /* the answer says why */
     HOLDER_OTHER,   /* no path of ours; or there is no such reservation */
     HOLDER_PATH,
-    HOLDER_GONE /* one of ours that is left out */
+    HOLDER_GONE /* one of ours that is left out, or not in the map any more */
 };
 
 /* actions.c: which service action it is, and those that are in no other. */
@@ -209,6 +212,12 @@ bool answer_undone(struct map *);
  * is NOT READY, for which others may be (LIO says it for some conflicts).
  */
 struct path *any_send(struct map *, struct request *);
+/*
+ * Sends PERSISTENT RESERVE IN to that path, or to any (NULL). False: nobody
+ * answered, or not with all that it says there is; that is the answer.
+ */
+bool in_read(struct map *, struct path *, uint8_t action, uint8_t *data,
+             size_t length);
 /* Reads it. False: nobody answered, or with an error: that is the answer. */
 bool reservation_read(struct map *);
 /*
@@ -240,9 +249,9 @@ enum verdict witness_ask(struct map *);
  * Returns whether it is off all paths. The answer stays.
  */
 bool keys_take_off(struct map *, uint64_t key, uint8_t flags);
-/* preempt.c: who holds, and where other paths of ours lose their key. */
-/* Finds who holds the reservation, if it was made with our key. */
+/* holder.c: finds who holds the reservation, if it was made with our key. */
 enum holder holder_find(struct map *);
+/* preempt.c: where other paths of ours lose their key. */
 /*
  * Sends a PREEMPT that takes our own key away. Returns the path that it was
  * done through if all paths have their key again, else NULL: it is in the

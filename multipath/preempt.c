@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * preempt.c - who holds the reservation, and to preempt one's own key: the
- * other paths lose their registration with it, so that the map is suspended
- * until they have it again. A virtual machine that has migrated does it, and
- * whoever takes a reservation over from a path of his that is gone.
+ * preempt.c - to preempt one's own key: the other paths lose their
+ * registration with it, so that the map is suspended until they have it again.
+ * A virtual machine that has migrated does it, and whoever takes a reservation
+ * over from a path of his that is gone.
  *
  * It must never leave a map suspended, nor register a path again if a rival
  * may have removed the key meanwhile: the path that sent the command keeps
@@ -14,96 +14,6 @@
 
 #include <ctype.h>
 #include <string.h>
-
-/* ---- Who holds -------------------------------------------------------- */
-
-/*
- * RELEASE of another type does nothing but for the holder, who is told so
- * (SPC-4 5.12.11.2.2): INVALID RELEASE OF PERSISTENT RESERVATION. LIO says
- * CONFLICT, as to one who is not registered: which of them it is the path has
- * to tell. Another refusal is no answer to that (SPDK says INVALID FIELD IN
- * CDB through each path).
- */
-static bool path_probe(struct map *map, struct path *path,
-                       struct request *request)
-{
-    uint8_t key;
-    uint16_t code;
-
-    path->verdict = path_send(map, path, request);
-    sense_get(map->answer.sense, &key, &code);
-    if (path->verdict == CONFLICT) {
-        path->verdict = path_prove(map, path);
-        if (path->verdict == DONE)
-            map->holder = path;
-    } else if (path->verdict == REFUSED && code == 0x2604) {
-        map->holder = path;
-    }
-    if (path->verdict == UNREADY)
-        path->verdict = LOST;
-    if (path->verdict == REFUSED && map->holder == NULL)
-        return map_fail(map,
-                        "%s does not tell if it holds the reservation, but %s: "
-                        "release that first",
-                        path->name, path->why);
-    return map->holder == NULL;
-}
-
-/*
- * If a path of ours is gone, multipathd's word counts. When it was started
- * anew, it may have guessed from the key that it is us, or it has not heard
- * that a twin took it over: so it counts only if there are no more
- * registrations with that key than paths of ours that have it, or are gone;
- * and not if one has lost it, as a twin's PREEMPT takes it off those, too,
- * that are gone.
- */
-enum holder holder_find(struct map *map)
-{
-    enum multipathd_said hold;
-    struct request probe;
-    unsigned ours = 0;
-    uint8_t type;
-    int keys = -1;
-
-    map->holder = NULL;
-    if (!reservation_read(map))
-        return HOLDER_UNKNOWN;
-    if (!map->reservation.is_held || map->reservation.key == 0
-        || map->reservation.key != map->key.value)
-        return HOLDER_OTHER;
-    type = (map->reservation.scope_type & 0x0f) == WRITE_EXCLUSIVE
-               ? EXCLUSIVE_ACCESS
-               : WRITE_EXCLUSIVE;
-    request_set(&probe, RELEASE, type, map->key.value, 0, 0);
-    all_due(map);
-    if (!paths_visit(map, path_probe, &probe))
-        return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
-    if (count_of(map, ASIDE) == 0)
-        return HOLDER_OTHER;
-    if (count_of(map, CONFLICT) == 0)
-        ours = count_of(map, DONE) + count_of(map, ASIDE);
-    hold = multipathd_tell(&map->multipathd, "getprhold");
-    if (hold == MULTIPATHD_UNSET)
-        return HOLDER_OTHER;
-    if (hold == MULTIPATHD_SET
-        && (keys = keys_read(map, NULL, map->key.value)) < 0)
-        return HOLDER_UNKNOWN;
-    /* Who held may have lost his key since, and we ours: it is asked again. */
-    if (keys >= 0 && map->generation != map->reservation.generation) {
-        map_wait(map, map->deadline); /* which ends it, or so many turns */
-        return holder_find(map);
-    }
-    if (keys > 0 && (unsigned)keys <= ours)
-        return HOLDER_GONE;
-    map_fail(map,
-             "the path that may hold the reservation is gone, and %s: "
-             "bring the path back",
-             hold == MULTIPATHD_SET
-                 ? "another host may have the same key"
-                 : "multipathd does not know (before version "
-                   "0.13 none does)");
-    return HOLDER_UNKNOWN;
-}
 
 /* ---- Suspended -------------------------------------------------------- */
 
@@ -280,10 +190,14 @@ struct path *preempt_own(struct map *map, struct request *request)
 struct path *take_over(struct map *map)
 {
     struct request preempt;
+    struct path *path;
 
     request_set(&preempt, PREEMPT, map->reservation.scope_type, map->key.value,
                 map->key.value, 0);
-    return preempt_own(map, &preempt);
+    path = preempt_own(map, &preempt);
+    if (path != NULL) /* it may not have known that this host holds */
+        multipathd_tell(&map->multipathd, "setprhold");
+    return path;
 }
 
 void multipath_recover(const char *socket_path, int lock,

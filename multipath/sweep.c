@@ -10,9 +10,6 @@
  */
 #include "multipath.h"
 
-/* So many registrations are read: 64 hosts may have 63 paths each. */
-enum { KEYS_MOST = 4094 };
-
 /* Does it register a key, rather than take one off? */
 static bool is_registration(const struct request *request)
 {
@@ -130,12 +127,11 @@ struct path *any_send(struct map *map, struct request *request)
 }
 
 /*
- * Sends PERSISTENT RESERVE IN to that path, or to any (NULL). What is shorter
- * than its ADDITIONAL LENGTH says (SPC-4 6.15.2, 6.15.3) does not tell what is
- * not there.
+ * What is shorter than its ADDITIONAL LENGTH says (SPC-4 6.15.2, 6.15.3) does
+ * not tell what is not there.
  */
-static bool in_read(struct map *map, struct path *path, uint8_t action,
-                    uint8_t *data, size_t length)
+bool in_read(struct map *map, struct path *path, uint8_t action, uint8_t *data,
+             size_t length)
 {
     struct request request = { .cdb = { PERSISTENT_RESERVE_IN, action },
                                .length = length };
@@ -170,7 +166,7 @@ bool reservation_read(struct map *map)
 
 int keys_read(struct map *map, struct path *path, uint64_t key)
 {
-    uint8_t data[8 + 8 * KEYS_MOST];
+    uint8_t data[STATUS_SIZE];
     size_t at, end;
     int count = 0;
 

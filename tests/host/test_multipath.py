@@ -1773,6 +1773,67 @@ def test_release_when_multipathd_does_not_know_us_as_the_holder(run, hold,
         assert not lab.mpd.texts('suspend')
 
 
+def holder_has_gone(lab, path, how):
+    """Where sysfs has the names of this host's initiators."""
+    lab.root.initiators(PATHS)
+    if how == 'left':
+        lab.root.leave(0, path)
+        del lab.known.paths[sim.disk_name(path)]
+        lab.dead.add(path)
+    else:
+        lab.die(path)
+
+
+GONE = 'left', 'offline'
+
+
+@pytest.mark.parametrize('name', [
+    'release', 'unregister, holding', 'unregister and ignore, holding',
+    'change the key, holding', 'register and ignore, known'])
+@pytest.mark.parametrize('hold', ['set', 'unset', 'unknown', '0.9.4'])
+def test_the_disk_knows_that_a_path_that_is_gone_holds(run_one, hold, name):
+    """By the name of its initiator; no matter what multipathd knows."""
+    for path, how in itertools.product(PATHS, GONE):
+        with run_one.scenario(path, how) as lab:
+            lab.held(WRITE_EXCLUSIVE, path)
+            lab.rival_registered()
+            lab.known.prhold = hold
+            if hold == '0.9.4':
+                lab.mpd.version, lab.known.prhold = hold, 'unknown'
+                lab.hold_is_known = False
+            holder_has_gone(lab, path, how)
+            assert ACTIONS[name].run(lab) == GOOD
+            ACTIONS[name].after(lab)
+
+
+@pytest.mark.parametrize('hold', ['set', 'unset', 'unknown', '0.9.4'])
+def test_the_disk_knows_that_a_twin_holds(run_one, hold):
+    """Which stays so, though one of our paths is gone, too."""
+    for name, path, how in itertools.product(
+            ('release', 'unregister', 'change the key'), PATHS, GONE):
+        with run_one.scenario(name, path, how) as lab:
+            lab.registered()
+            lab.known.prhold = hold
+            if hold == '0.9.4':
+                lab.mpd.version, lab.known.prhold = hold, 'unknown'
+            lab.nexus(RIVALS).key = KEY
+            lab.lun.type, lab.lun.holder = 1, RIVALS
+            holder_has_gone(lab, path, how)
+            assert ACTIONS[name].run(lab) == GOOD
+            assert lab.holder() == (RIVALS, 1)
+            assert not lab.mpd.texts('suspend')
+
+
+def test_reserve_again_if_the_holder_has_left_the_map(run_one):
+    for path, how, type_ in itertools.product(PATHS, GONE, (1, 3)):
+        with run_one.scenario(path, how, type_) as lab:
+            lab.held(WRITE_EXCLUSIVE, path)
+            holder_has_gone(lab, path, how)
+            assert lab.out(RESERVE, KEY, 0, type_) \
+                == (GOOD if type_ == 1 else CONFLICT)
+            assert lab.holder() == (path, 1)
+
+
 @pytest.mark.parametrize('hold', ['set', 'unset', 'unknown'])
 def test_reserve_again_through_another_path(run, hold):
     """GOOD only where multipathd, and the disk, say that it is ours."""

@@ -26,6 +26,7 @@ NEXUSES, LUNS, EVENTS = 256, 3, 4096
 HEADER, LUN, NEXUS, EVENT = 64, 16, 512, 48
 LOG = HEADER + NEXUSES * NEXUS
 ACTIONS, ACTION = 64, 64
+SAS_ADDRESS = 0x5001405000000000        # of nexus 0
 SCRIPT = LOG + EVENTS * EVENT
 SIZE = SCRIPT + 64 + ACTIONS * ACTION
 
@@ -334,6 +335,13 @@ class Root:
                    self.slave(minor, disk_name(nexus)))
         os.symlink('../../%d:%d' % (self.MAJOR, minor),
                    self.holder(minor, nexus))
+
+    def initiators(self, nexuses):
+        """The names of this host's adapters, as transport_id() has them."""
+        for nexus in nexuses:
+            os.makedirs(self.path('sys/class/sas_phy/phy-%d' % nexus))
+            self.write(self.path('sys/class/sas_phy/phy-%d/sas_address'
+                                 % nexus), '0x%016x\n' % (SAS_ADDRESS + nexus))
 
     def leave(self, minor, nexus):
         os.unlink(self.slave(minor, disk_name(nexus)))
