@@ -1129,6 +1129,78 @@ def test_who_was_migrated_away_takes_nothing_back(run_one, name):
             assert lab.nexus(101).key == second
 
 
+@pytest.mark.parametrize('name', ['register and ignore', 'clean up'])
+def test_who_was_migrated_away_comes_back_while_a_path_is_gone(run_one, name):
+    """His key is off all paths that are there, and nothing depends on who
+    holds. multipathd has not heard that it is another host."""
+    for gone in PATHS:
+        with run_one.scenario(gone) as lab:
+            lab.registered()
+            for path in PATHS:
+                lab.nexus(path).key = 0
+            lab.strangers_allowed = True
+            lab.nexus(RIVALS).key = KEY
+            lab.lun.type, lab.lun.holder = 1, RIVALS
+            lab.known.prhold = 'set'
+            lab.die(gone)
+            assert ACTIONS[name].run(lab) == GOOD
+            assert lab.holder() == (RIVALS, 1)
+            if name == 'clean up':
+                continue
+            assert lab.out(PREEMPT, KEY, KEY, 1) == GOOD
+            lab.assert_held(1)
+
+
+@pytest.mark.parametrize('hold', ['set', 'unset'])
+def test_who_registers_again_and_holds_is_known_to_hold(run_one, hold):
+    """With key 0 where a path has just come and has none, or when multipathd
+    had forgotten the key. Else the RELEASE after that is GOOD, and the path
+    that is gone by then still holds."""
+    for holder, fresh in itertools.permutations(PATHS, 2):
+        for action in REGISTER, REGISTER_AND_IGNORE:
+            with run_one.scenario(holder, fresh, action) as lab:
+                lab.held(1, holder)
+                lab.known.prhold = hold
+                if action == REGISTER:
+                    lab.nexus(fresh).key = 0
+                else:
+                    lab.known.key, lab.known.prflag = 0, 'unset'
+                assert lab.out(action, 0, KEY) in (GOOD, CONFLICT)
+                lab.wait_idle()
+                lab.die(holder)
+                assert lab.out(RELEASE, KEY, 0, 1) != GOOD \
+                    or lab.holder() is None
+
+
+def test_what_multipathd_does_not_note_is_not_reserved(run_one):
+    """It would say that we do not hold when the path that does is gone."""
+    for behaviour in ('fail',):
+        with run_one.scenario(behaviour) as lab:
+            lab.held()
+            lab.known.prhold = 'unset'
+            lab.mpd.on('^setprhold', behaviour)
+            assert lab.out(RESERVE, KEY, 0, 1) == LOST
+            lab.wait_idle()
+            lab.mpd.rules = []
+            assert lab.out(RESERVE, KEY, 0, 1) == GOOD
+            assert lab.known.prhold == 'set'
+
+
+def test_a_path_that_gets_its_key_meanwhile_does_not_hold(run_one):
+    """Linux' target says CONFLICT to a RELEASE of another type, as the path has
+    no key; then multipathd registers it, so that it has one when asked."""
+    for fresh, holder in itertools.permutations(PATHS, 2):
+        for step in range(6, 14):
+            with run_one.scenario(fresh, holder, step) as lab:
+                lab.target.is_lio = 1
+                lab.held(1, holder)
+                lab.nexus(fresh).key = 0
+                blocked_for(1)(lab, holder)
+                lab.target.act(REGISTER, fresh, step, key=KEY)
+                assert lab.out(RELEASE, KEY, 0, 1) != GOOD \
+                    or lab.holder() is None
+
+
 def test_a_conflict_of_our_preemption_leaves_no_hold_behind(run_one):
     """Somebody has fenced us, and our twin holds."""
     with run_one.scenario() as lab:
@@ -1752,6 +1824,33 @@ def test_fencing_does_not_wait_for_paths_that_dm_has_failed(run):
         rival_is_gone(lab)
 
 
+@pytest.mark.parametrize('name', [*ALL_PATHS, 'unregister and ignore',
+                                  'clean up', 'clear'])
+@pytest.mark.parametrize('more', [0, 8])
+def test_registering_does_not_wait_for_paths_that_dm_has_failed(run_one, name,
+                                                                more):
+    """They are left out; if each is waited for again and again there is no
+    time for the others, and the same becomes of every repetition."""
+    for left in PATHS:
+        with run_one.scenario(name, left) as lab:
+            lab.strangers_allowed = True
+            action = prepare(lab, ACTIONS[name])
+            for path in range(20, 20 + more):
+                lab.root.disk(path)
+                lab.root.join(0, path)
+                lab.known.paths[sim.disk_name(path)] = lab.nexus(path)
+            for path in (*PATHS, *range(20, 20 + more)):
+                if path == left:
+                    continue
+                lab.nexus(path).dm_failed = 1
+                lab.nexus(path).delay_ms = 60000
+                lab.dead.add(path)
+            assert action.run(lab) == GOOD
+            lab.wait_idle()
+            assert lab.keys() == [0 if 'clea' in name or 'unreg' in name else
+                                  NEW if 'change' in name else KEY]
+
+
 @pytest.mark.parametrize('hold, answer', [('unset', GOOD), ('unknown', LOST),
                                           ('fail', LOST), ('cut', LOST),
                                           ('0.9.4', LOST)])
@@ -2321,6 +2420,24 @@ def test_path_that_comes_while_releasing(run):
         assert lab.nexus(50).key == KEY
 
 
+def test_a_path_that_leaves_the_map_is_not_said_to_have_failed(run_one):
+    with run_one.scenario() as lab:
+        lab.registered()
+        first, path = lab.order[:2]
+
+        def leave():
+            lab.root.leave(0, path)
+            lab.dead.add(path)
+        begin = len(lab.helper.log())
+        assert while_at_the_disk(lab, ACTIONS['unregister'], first, 0,
+                                 leave) == GOOD
+        lab.wait_idle()
+        line, = re.findall('%s is left out.*' % sim.disk_name(path),
+                           lab.helper.log()[begin:])
+        assert 'is no path any more' in line
+        assert 'multipathd has failed it' not in line
+
+
 def test_slaves_that_cannot_be_listed_while_suspended(run):
     """Who knows if another path has lost its key? Those known get theirs."""
     with run.scenario() as lab:
@@ -2757,6 +2874,53 @@ def test_resumer_is_killed_too(lab_of):
     wait_until(lambda: not lab.known.suspended and not lab.workers())
     assert len(lab.mpd.texts('resume')) == 4
     assert 'suspended' in lab.helper.log()
+
+
+def test_resumer_that_finds_no_name_is_not_the_last(lab_of):
+    """That a file of sysfs cannot be read is not that the map has gone: the
+    kernel may have had no memory, or no open file, left."""
+    lab = lab_of(env={'SIM_SPEED': '20'})
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    uuid = lab.root.of_map(0, 'dm/uuid')
+
+    def behaviour(command):
+        os.chmod(uuid, 0)
+        os.rename(uuid, uuid + '.away')
+        kill(command.pid)
+        return 'close'
+    lab.mpd.on('^resume', behaviour, count=1)
+    assert action.run(lab) == LOST
+    wait_until(lambda: not lab.workers())
+    time.sleep(.5)
+    os.rename(uuid + '.away', uuid)
+    os.chmod(uuid, 0o644)
+    wait_until(lambda: not lab.known.suspended)
+
+
+def test_map_is_resumed_before_the_next_command_has_it(lab_of):
+    """Else the resumer ends the suspension that the next command has begun,
+    and the guest's I/O meets paths that have lost their key."""
+    lab = lab_of()
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    keys = []
+
+    def dies(command):
+        kill(command.pid)
+        return 'close'
+
+    def slows(_):
+        for path in PATHS:
+            lab.nexus(path).delay_ms = 600
+
+    def looks(_):
+        keys.append([lab.nexus(path).key for path in PATHS])
+    lab.mpd.on('^resume', dies, count=1)
+    lab.mpd.on('^resume', looks)
+    assert action.run(lab) == LOST
+    lab.mpd.on('^suspend', slows)
+    assert action.run(lab) == GOOD
+    wait_until(lambda: not lab.known.suspended and not lab.workers())
+    assert {tuple(k) for k in keys} == {(KEY, KEY, KEY)}
 
 
 @pytest.mark.parametrize('mode', MODES)
