@@ -85,6 +85,7 @@ static bool path_found(void *context, const char *name)
     if (map->count == PATHS_MOST || strlen(name) >= sizeof(path->name))
         return false;
     memcpy(path->name, name, strlen(name) + 1);
+    strcpy(path->why, "was not asked in time");
     map->count++;
     return true;
 }
@@ -178,9 +179,9 @@ bool path_is_left_out(struct map *map, struct path *path)
         && (path->seen.is_ready || !(path->seen.is_failed || verdict == DOWN)))
         return false;
     if (!path->is_reported)
-        log_warning("%s (%s): %s is left out: it %s, and multipathd has "
-                    "failed it",
-                    map->name, map->alias, path->name, path->why);
+        log_warning("%s (%s): %s is left out: it %s%s", map->name, map->alias,
+                    path->name, path->why,
+                    verdict == ASIDE ? "" : ", and multipathd has failed it");
     path->is_reported = true;
     return true;
 }

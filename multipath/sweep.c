@@ -48,7 +48,10 @@ bool answer_undone(struct map *map)
 bool paths_visit(struct map *map, visit *how, struct request *request)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;
+    bool is_out = request->cdb[0] == PERSISTENT_RESERVE_OUT;
     int64_t deadline = map->deadline - (is_settling ? CHANGE_WITHIN : 0);
+    /* What dm has failed may hang: it has a part of the time that is left. */
+    int64_t tried_by = clock_us() + (map->deadline - clock_us()) / 4;
     struct path *path, *waits;
 
     map->pause = PAUSE_LEAST;
@@ -58,7 +61,9 @@ bool paths_visit(struct map *map, visit *how, struct request *request)
             return false;
         for (path = map->paths; path < map->paths + map->count; path++) {
             if (is_last && path->verdict == ASIDE && !is_settling
-                && (!is_registration(request) || map->witness != NULL))
+                && (!is_registration(request) || map->witness != NULL)
+                && !(is_out && (path->is_reported || clock_us() > tried_by)
+                     && path_is_left_out(map, path)))
                 path->verdict = DUE;
             if (path->verdict < ASIDE && !how(map, path, request))
                 return false;
@@ -196,6 +201,7 @@ bool settle(struct map *map)
 {
     struct request test = { .cdb = { TEST_UNIT_READY } };
 
+    map_see(map); /* what dm has failed may hang: it is not waited for */
     do {
         all_due(map);
         if (!paths_visit(map, path_settle, &test))
