@@ -127,24 +127,28 @@ static bool paths_change(struct map *map, struct request *request)
  */
 static bool last_find(struct map *map, uint64_t told, bool is_ignored)
 {
-    enum holder holder = holder_find(map);
     struct request request;
+    enum holder holder;
 
-    if (holder == HOLDER_GONE)
-        map->holder = take_over(map);
-    map->last = map->holder;
-    if (holder != HOLDER_OTHER)
-        return map->last != NULL;
-    /* But all registrants hold what has no key. */
-    if (map->key.value == told
-        && (!map->reservation.is_held || map->reservation.key != 0))
-        multipathd_tell(&map->multipathd, "unsetprhold");
     request_set(&request, REGISTER, 0, map->key.value, map->key.value,
                 map->key.aptpl ? APTPL : 0);
     map->last = any_send(map, &request);
     if (is_ignored && map->answer.status == RESERVATION_CONFLICT)
         map->key.value = 0; /* which another host has */
-    return map->answer.status == GOOD || map->key.value == 0;
+    if (map->last == NULL || map->answer.status != GOOD)
+        return map->key.value == 0;
+    holder = holder_find(map);
+    if (holder == HOLDER_GONE)
+        map->holder = take_over(map);
+    if (holder != HOLDER_OTHER) {
+        map->last = map->holder;
+        return map->last != NULL;
+    }
+    /* But all registrants hold what has no key. */
+    if (map->key.value == told
+        && (!map->reservation.is_held || map->reservation.key != 0))
+        multipathd_tell(&map->multipathd, "unsetprhold");
+    return true;
 }
 
 /*
@@ -209,6 +213,7 @@ void map_register(struct map *map, struct request *request)
     const uint8_t flags = request->data[LIST_FLAGS];
     bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     uint64_t previous, key = be64_get(request->data + 8);
+    enum holder holder;
     unsigned i;
     int count;
 
@@ -250,8 +255,11 @@ void map_register(struct map *map, struct request *request)
             log_warning("%s (%s): %s comes back with the key if multipathd is "
                         "older than 0.13: then unregister once more",
                         map->name, map->alias, map->paths[i].name);
-    if (previous == 0)
-        multipathd_tell(&map->multipathd, "unsetprhold");
+    /* A path that had the key already may hold. */
+    holder = previous == 0 ? holder_find(map) : HOLDER_UNKNOWN;
+    if (holder != HOLDER_UNKNOWN)
+        multipathd_tell(&map->multipathd,
+                        holder == HOLDER_OTHER ? "unsetprhold" : "setprhold");
     map_answer(map, GOOD);
 }
 
