@@ -9,9 +9,10 @@
 #include "multipath.h"
 
 #include <string.h>
-#include <sys/sysmacros.h>
 
-#define LOCK_WITHIN (15 * SECOND) /* or the session would give us up */
+#define NOT_NOTED                                                              \
+    "multipathd does not take note of the reservation: see its log, and "      \
+    "repeat it"
 
 /* ---- What multipathd is to think of the reservation ------------------- */
 
@@ -30,23 +31,33 @@ static bool hold_announce(struct map *map, bool can_hold)
     if (map->hold == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
-    return map_fail(map, "multipathd does not take note of the reservation: "
-                         "see its log, and repeat it");
+    return map_fail(map, NOT_NOTED);
 }
 
-/* Tells it what came of it; but for GOOD and CONFLICT, the disk is asked. */
+/*
+ * Tells it what came of it; but for GOOD and CONFLICT, the disk is asked. What
+ * it does not note would be taken for another host's as soon as the path that
+ * holds is gone.
+ */
 static void hold_settle(struct map *map)
 {
     const struct answer answer = map->answer;
-    bool holds = answer.status == GOOD;
 
-    if (holds ? map->hold != MULTIPATHD_DONE && map->hold != MULTIPATHD_SET
-              : map->hold == MULTIPATHD_DONE && map->lost == NULL
-                    && (answer.status == RESERVATION_CONFLICT
-                        || !reservation_read(map) || !map->reservation.is_held
-                        || (map->reservation.key != map->key.value
-                            && map->reservation.key != 0)))
-        multipathd_tell(&map->multipathd, holds ? "setprhold" : "unsetprhold");
+    if (answer.status == GOOD && map->hold != MULTIPATHD_DONE
+        && map->hold != MULTIPATHD_SET
+        && multipathd_tell(&map->multipathd, "setprhold") != MULTIPATHD_DONE
+        && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_UNSET) {
+        map_fail(map, NOT_NOTED);
+        return;
+    }
+    if (answer.status != GOOD && map->hold == MULTIPATHD_DONE
+        && map->lost == NULL
+        && (answer.status == RESERVATION_CONFLICT
+            || (reservation_read(map)
+                && (!map->reservation.is_held
+                    || (map->reservation.key != map->key.value
+                        && map->reservation.key != 0)))))
+        multipathd_tell(&map->multipathd, "unsetprhold");
     map->answer = answer;
 }
 
@@ -206,16 +217,20 @@ static void map_out(struct map *map, struct request *request)
     }
 }
 
-static void map_execute(struct pr_command *command, dev_t device,
-                        const char *socket_path, struct suspension *suspension)
+void multipath_execute(struct pr_command *command, const char *socket_path,
+                       struct suspension *suspension)
 {
     struct request request = { .data = command->data,
                                .length = command->length };
+    struct stat st = { 0 };
+    bool has_status = fstat(command->fd, &st) == 0;
     struct map map;
-    enum refusal refusal = map_begin(&map, device, socket_path, suspension);
+    enum refusal refusal = map_begin(&map, st.st_rdev, socket_path, suspension);
     bool is_listed = refusal == NOT_REFUSED && map_list(&map);
     unsigned i;
 
+    if (!has_status)
+        refusal = NO_STATUS;
     for (i = 0; i < map.count; i++) /* NVMe disks have other names */
         if (strncmp(map.paths[i].name, "sd", 2) != 0)
             refusal = NOT_SCSI_PATHS;
@@ -240,29 +255,4 @@ static void map_execute(struct pr_command *command, dev_t device,
     command->payload = map.answer.payload;
     command->refusal = map.answer.refusal;
     memcpy(command->sense, map.answer.sense, sizeof(map.answer.sense));
-}
-
-void multipath_execute(struct pr_command *command, const char *socket_path,
-                       int lock, struct suspension *suspension)
-{
-    struct stat st;
-
-    if (fstat(command->fd, &st) < 0) {
-        sg_io_refuse(command, NO_STATUS);
-        return;
-    }
-    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
-    if (suspension->alias[0] != '\0') {
-        log_warning("map %s is suspended: no command on a map before it is "
-                    "resumed",
-                    suspension->alias);
-    } else if (command->cdb[0] != PERSISTENT_RESERVE_IN
-               && !map_lock(lock, st.st_rdev, clock_us() + LOCK_WITHIN)) {
-        log_warning("dm-%u: another command on it takes too long",
-                    minor(st.st_rdev));
-    } else {
-        map_execute(command, st.st_rdev, socket_path, suspension);
-        if (lock < 0)
-            suspension->resume_by = 0; /* now, as nobody else does */
-    }
 }

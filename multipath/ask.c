@@ -44,8 +44,14 @@ int multipath_ask(struct pr_command *command, int queue,
     bool is_open;
     int ends[2];
 
+    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
+    if (queue < 0 && suspension->alias[0] != '\0') {
+        log_warning(MAP_SUSPENDED, suspension->alias);
+        return -1;
+    }
     if (queue < 0) {
-        multipath_execute(command, socket_path, -1, suspension);
+        multipath_execute(command, socket_path, suspension);
+        suspension->resume_by = 0; /* now, as nobody else does */
         return -1;
     }
     is_open = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0;
@@ -53,7 +59,6 @@ int multipath_ask(struct pr_command *command, int queue,
         log_warning("client pid %d uid %u: cannot ask for a command on a "
                     "multipath map:",
                     log_about()->pid, log_about()->uid);
-    sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
     if (!is_open)
         return -1;
     close(ends[1]);
@@ -86,7 +91,7 @@ int64_t multipath_check(const char *socket_path, struct suspension *suspension,
                         int64_t now, int64_t *wake)
 {
     if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
-        multipath_recover(socket_path, -1, suspension);
+        multipath_recover(socket_path, -1, suspension, 0);
         now = clock_us();
         suspension->resume_by = now + RESUME_AGAIN;
     }

@@ -33,7 +33,9 @@ static bool path_probe(struct map *map, struct path *path,
     sense_get(map->answer.sense, &key, &code);
     if (path->verdict == CONFLICT) {
         path->verdict = path_prove(map, path);
-        if (path->verdict == DONE)
+        /* Or it has its key only since, and does not hold. */
+        if (path->verdict == DONE
+            && (path->verdict = path_send(map, path, request)) == CONFLICT)
             map->holder = path;
     } else if (path->verdict == REFUSED && code == 0x2604) {
         map->holder = path;

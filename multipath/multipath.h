@@ -46,6 +46,9 @@
 
 enum { PATHS_MOST = 256 };
 
+#define MAP_SUSPENDED                                                          \
+    "map %.128s is suspended: no command on a map before it is resumed"
+
 /* Room for 4,094 keys (64 hosts with 63 paths each), or some 600 statuses. */
 enum { STATUS_SIZE = 8 + 8 * 4094 };
 
@@ -134,18 +137,15 @@ enum holder {
 };
 
 /* actions.c: which service action it is, and those that are in no other. */
-/*
- * Carries out a command on a map. lock is a file that all share who do this,
- * which they lock, each map a byte of it; -1: nobody else does.
- */
-void multipath_execute(struct pr_command *, const char *socket_path, int lock,
+/* Carries out a command on a map, which must be locked if it may change it. */
+void multipath_execute(struct pr_command *, const char *socket_path,
                        struct suspension *);
 
 /* map.c: the map, its paths, and which of them may be left out. */
 /*
- * Lets one command at a time change something on a map: it locks the byte of a
- * file that has the map's number. Who dies gives that back. False: it was not
- * to be had in time.
+ * Lets one command at a time change something on a map: it locks the byte that
+ * has the map's number, of a file that all share who do this (-1: nobody else
+ * does). Who dies gives that back. False: it was not to be had in time.
  */
 bool map_lock(int lock, dev_t, int64_t deadline);
 /* Returns why the device is refused, if it is. Its paths are not listed yet. */
@@ -265,9 +265,11 @@ struct path *take_over(struct map *);
  * do. The paths get their keys back first; but if somebody else has the lock,
  * they have to wait, and I/O has not. Only the path that was the witness can
  * be that still, as others may have been registered since: if it is not, all
- * lose the key; if there was none yet, nothing was registered.
+ * lose the key; if there was none yet, nothing was registered. The lock has to
+ * be waited for as long as patience says.
  */
-void multipath_recover(const char *socket_path, int lock, struct suspension *);
+void multipath_recover(const char *socket_path, int lock, struct suspension *,
+                       int64_t patience);
 
 /* worker.c: what comes with a command on the queue, as in SCM_RIGHTS. */
 enum { MAP, ANSWER, DESCRIPTORS };

@@ -77,18 +77,31 @@ static bool map_suspend(struct map *map)
 
 /* ---- Registered again ------------------------------------------------- */
 
-/* Takes the path of that name, or any (""), if it has our key. */
-static void witness_find(struct map *map, const char *name)
+/*
+ * Takes the path of that name, or any (""), if it has our key. Returns CONFLICT
+ * if it has not.
+ */
+static enum verdict witness_find(struct map *map, const char *name)
 {
+    enum verdict verdict = ASIDE;
     unsigned i;
 
     map->witness = NULL;
-    for (i = 0; i < map->count && map->witness == NULL; i++)
-        if ((name[0] == '\0'
-             || strncmp(map->paths[i].name, name, sizeof(map->paths[i].name))
-                    == 0)
-            && path_prove(map, &map->paths[i]) == DONE)
-            map->witness = &map->paths[i];
+    for (i = 0; i < map->count && map->witness == NULL; i++) {
+        struct path *path = &map->paths[i];
+
+        if (name[0] != '\0'
+            && strncmp(path->name, name, sizeof(path->name)) != 0)
+            continue;
+        map->pause = PAUSE_LEAST;
+        do
+            verdict = path_prove(map, path);
+        while (verdict < ASIDE && name[0] != '\0'
+               && !path_is_left_out(map, path) && map_wait(map, map->deadline));
+        if (verdict == DONE)
+            map->witness = path;
+    }
+    return verdict;
 }
 
 /*
@@ -167,6 +180,7 @@ static bool map_restore(struct map *map, bool is_preempted)
 
 struct path *preempt_own(struct map *map, struct request *request)
 {
+    enum verdict truth = DONE;
     struct answer answer;
     struct path *path;
     bool is_preempted;
@@ -178,8 +192,8 @@ struct path *preempt_own(struct map *map, struct request *request)
     answer = map->answer;
     is_preempted = path != NULL ? answer.status == GOOD : map->lost != NULL;
     if (is_preempted)
-        witness_find(map, path != NULL ? path->name : "");
-    if (is_preempted && map->witness == NULL && path != NULL)
+        truth = witness_find(map, path != NULL ? path->name : "");
+    if (truth == CONFLICT && path != NULL)
         witness_make(map, path);
     if (!map_restore(map, is_preempted))
         return NULL;
@@ -201,19 +215,21 @@ struct path *take_over(struct map *map)
 }
 
 void multipath_recover(const char *socket_path, int lock,
-                       struct suspension *suspension)
+                       struct suspension *suspension, int64_t patience)
 {
     const int64_t now = clock_us();
     const dev_t device = suspension->device;
+    enum refusal refusal;
     struct map map;
     bool has_key;
 
-    if (map_begin(&map, device, socket_path, suspension) != NOT_REFUSED) {
+    refusal = map_begin(&map, device, socket_path, suspension);
+    if (refusal == NO_MULTIPATH || !sysfs_has(device, "/dm"))
         suspension->alias[0] = '\0'; /* the map is not there any more */
+    if (refusal != NOT_REFUSED)
         return;
-    }
-    if (!map_lock(lock, device, now + SECOND)) {
-        map.deadline = now + SUSPENDED_WITHIN;
+    if (!map_lock(lock, device, now + patience)) {
+        map.deadline = clock_us() + SUSPENDED_WITHIN;
         map_resume(&map, false);
         if (!map_lock(lock, device, now + COMMAND_WITHIN))
             return;

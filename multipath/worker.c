@@ -15,7 +15,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
+
+#define LOCK_WITHIN (15 * SECOND) /* or the session would give us up */
 
 struct work {
     int fds[DESCRIPTORS];
@@ -57,6 +60,34 @@ static int work_take(int queue, struct work *work)
     return 0;
 }
 
+/*
+ * Lets nobody else change the map meanwhile. Who could before, and has not
+ * resumed it, is dead: that comes first. False: the log says why not.
+ */
+static bool map_take(const struct supervisor *supervisor, dev_t device)
+{
+    const struct workers *workers = &supervisor->workers;
+    const int lock = supervisor->report[1];
+    unsigned i;
+
+    if (!map_lock(lock, device, clock_us() + LOCK_WITHIN)) {
+        log_warning("dm-%u: another command on it takes too long",
+                    minor(device));
+        return false;
+    }
+    for (i = 0; i < workers->used; i++) {
+        struct suspension *left = &workers->suspensions[i];
+
+        if (left->alias[0] != '\0' && left->device == device)
+            multipath_recover(supervisor->server.listener.path, lock, left, 0);
+        if (left->alias[0] != '\0' && left->device == device) {
+            log_warning(MAP_SUSPENDED, left->alias);
+            return false;
+        }
+    }
+    return true;
+}
+
 static void work_do(const struct supervisor *supervisor, struct work *work,
                     struct suspension *suspension)
 {
@@ -69,16 +100,21 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
     };
     /* The session has found this out already, but is not to be trusted. */
     enum vet vet = sg_io_vet(&command);
+    bool is_in = work->cdb[0] == PERSISTENT_RESERVE_IN;
     size_t size = ANSWER_HEAD;
+    struct stat st = { 0 };
 
+    fstat(command.fd, &st);
     if (vet == VET_SEND)
         sg_io_refuse(&command, NOT_MAPPED);
+    else if (vet == VET_MAPPED && !is_in && !map_take(supervisor, st.st_rdev))
+        sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
     else if (vet == VET_MAPPED)
         multipath_execute(&command, supervisor->server.listener.path,
-                          supervisor->report[1], suspension);
+                          suspension);
     work->refusal = command.refusal;
     work->status = command.status;
-    if (work->cdb[0] == PERSISTENT_RESERVE_IN)
+    if (is_in)
         size += command.payload;
     close(work->fds[MAP]);
     send(work->fds[ANSWER], &work->refusal, size, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -108,8 +144,10 @@ void worker_run(const struct supervisor *supervisor,
         _exit(EXIT_FAILURE);
     }
     if (suspension != NULL)
+        /* Whoever has the lock when one has died resumes the map, too. */
         multipath_recover(supervisor->server.listener.path,
-                          supervisor->report[1], suspension);
+                          supervisor->report[1], suspension,
+                          suspension == own ? SUSPENDED_WITHIN : SECOND);
     else
         work_do(supervisor, &work, own);
     _exit(EXIT_SUCCESS);
