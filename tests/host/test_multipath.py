@@ -558,30 +558,44 @@ def test_what_workers_may_write_costs_the_supervisor_nothing(tmp_path):
     source, program_ = tmp_path / 'main.c', str(tmp_path / 'main')
     source.write_text('''#include "multipath/multipath.h"
         #include "supervisor.h"
+        #include <sys/mman.h>
+        #include <unistd.h>
         void log_at(int level, const char *format, ...)
         {
+        }
+        void worker_run(const struct supervisor *supervisor,
+                        struct suspension *it, struct suspension *own)
+        {
+            _exit(0);
         }
         int main(void)
         {
             pid_t pids[1] = { 1 };
-            struct suspension it[1] = { { .alias = "a" } }, *due;
-            struct workers all = { .slots = 1, .used = 1, .pids = pids,
-                                   .suspensions = it };
+            struct suspension *due, *it = mmap(NULL, 4096, 3,
+                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+            struct supervisor supervisor = {
+                .workers = { .slots = 1, .used = 1, .pids = pids,
+                             .suspensions = it }
+            };
+            struct workers *all = &supervisor.workers;
             int64_t now = 1000 * SECOND;
 
+            it[0].alias[0] = 'a';
             /* No place for who resumes: not looked at again and again. */
-            workers_check(&all, now, &due);
-            if (due != it || workers_place(&all, it) != 1)
+            workers_check(all, now, &due);
+            if (due != it || worker_start(&supervisor, due, now) != 0)
                 return 1;
-            workers_started(&all, 1, -1, due, now);
-            if (workers_check(&all, now, &due) <= now || due != NULL)
+            if (workers_check(all, now, &due) <= now || due != NULL
+                || all->count != 0)
                 return 2;
             /* For ever is not long. */
             pids[0] = -1; /* dead, with a map suspended */
             it[0].resume_by = NEVER;
-            workers_check(&all, now, &due);
-            workers_check(&all, now + COMMAND_WITHIN, &due);
-            return due != it || workers_place(&all, it) != 0;
+            workers_check(all, now, &due);
+            workers_check(all, now + COMMAND_WITHIN, &due);
+            /* Who resumes it has the place of the dead. */
+            return due != it || worker_start(&supervisor, due, now) != 0
+                   || pids[0] <= 0;
         }''')
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP, '-o',
                     program_, str(source),
@@ -621,7 +635,7 @@ def test_what_workers_may_answer_costs_a_session_nothing(tmp_path):
         }''')
     sources = [os.path.join(TOP, name + '.c') for name in (
         'sg_io', 'sysfs', 'log', 'report', 'protocol', 'sockets',
-        'multipath/worker')]
+        'multipath/ask')]
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
                     '-ffunction-sections', '-Wl,--gc-sections',
                     '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,

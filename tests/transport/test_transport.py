@@ -411,3 +411,33 @@ def test_the_client_knows_this_host(machine, helpers):
     assert status == 41 and [f['exit_status'] for f in found['findings']
                              ] == [41]
     disk.reset()
+
+
+# This removes disks, and nobody brings them back. ----------------------------
+
+@pytest.mark.parametrize('number, holder', [(-1, 'us'), (-2, 'rival')])
+def test_a_path_has_left_the_map(machine, helpers, number, holder):
+    """As after dev_loss_tmo. That it held, only the disk and sysfs can tell
+    from another host that holds with the same key, which keeps it."""
+    disk, helper = machine.maps[number], helpers[number]
+    gone, other = disk.paths
+    disk.reset()
+    fd, path = pr.open_device(disk.device), pr.open_device('/dev/' + gone)
+    with helper.client(timeout=120) as client:
+        assert client.out(fd, pr.REGISTER, 0, A).status == pr.GOOD
+        if holder == 'us':
+            settle(path)
+            assert direct.out(path, pr.RESERVE, A, 0, TYPE).status == pr.GOOD
+        else:
+            assert disk.rival_out(pr.REGISTER, 0, A) == pr.GOOD
+            assert disk.rival_out(pr.RESERVE, A, 0, TYPE) == pr.GOOD
+        os.close(path)
+        iscsi.put('/sys/block/%s/device/delete' % gone, 1)
+        slaves = '/sys/block/%s/slaves' % disk.name
+        wait_until(lambda: os.listdir(slaves) == [other], 'it has left')
+        answer = client.out(fd, pr.RELEASE, A, 0, TYPE).status
+    os.close(fd)
+    assert answer == pr.GOOD, helper.log()
+    assert disk.view() == (View([A], [], None, None) if holder == 'us' else
+                           View([A, A], [A], (A, TYPE), 'rival')), helper.log()
+    assert not disk.is_suspended()
