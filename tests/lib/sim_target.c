@@ -1104,13 +1104,6 @@ static void act_dm(struct action *a, struct nexus *n)
     }
 }
 
-static void act_kill(void)
-{
-    target->script.killed = 1;
-    if (!target->script.hit)
-        target->script.hit = target->script.steps;
-}
-
 static void act(struct action *a)
 {
     struct nexus *n = &target->nexus[a->nexus % NEXUSES];
@@ -1131,8 +1124,8 @@ static void act(struct action *a)
         n->open_errno = a->argument;
     else if (a->what == DELAY)
         n->delay_ms = a->argument;
-    else if (a->what == KILL)
-        act_kill();
+    else if (a->what == KILL && !target->script.hit)
+        target->script.hit = target->script.steps;
 }
 
 static int is_due(const struct action *a)
@@ -1146,20 +1139,24 @@ static int is_due(const struct action *a)
     return script->hit && script->steps - script->hit > a->step - HIT;
 }
 
-/* What is due, in order. Who is to be killed waits for it. */
+/* What is due, in order. Who is to be killed waits for it, without the lock. */
 static void script_run(void)
 {
     struct script *script = &target->script;
-    uint32_t i;
+    uint32_t i, is_killed = 0;
 
     lock();
     for (i = 0; i < script->actions % (ACTIONS + 1); i++) {
         struct action *a = &script->action[i];
 
-        if (!a->done_at && is_due(a))
+        if (!a->done_at && is_due(a)) {
             act(a);
+            is_killed |= a->what == KILL;
+        }
     }
     unlock();
+    if (is_killed)
+        __atomic_store_n(&script->killed, 1, __ATOMIC_RELEASE);
     while (__atomic_load_n(&script->killed, __ATOMIC_ACQUIRE))
         sleep_ms(1);
 }
