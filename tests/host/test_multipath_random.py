@@ -11,10 +11,11 @@ I/O to it: its disk is running or blocked, and dm has not failed it. The rest
 is about time (SIM_SPEED=0: it is not spent), what multipathd knows, and the
 log. test_multipath.py says what each command comes to when nothing is wrong.
 
-The cases are the same in each run; RANDOM_SEED is another first one,
-RANDOM_COMMANDS how many there are (otherwise as many as take less than a
-minute), RANDOM_FINDS after how many wrong ones to stop. A wrong one is printed
-with its number and its story;
+AIMS says how often which commands meet what: a fault that was mended, put back
+into the helper, has to be found by some hundred of them. The cases are the same
+in each run; RANDOM_SEED is another first one, RANDOM_COMMANDS how many there
+are (otherwise as many as take less than a minute), RANDOM_FINDS after how many
+wrong ones to stop. A wrong one is printed with its number and its story;
 `PYTHONPATH=tests/lib python3 tests/host/test_multipath_random.py NUMBER`
 shows what was sent and logged, too.
 
@@ -170,6 +171,7 @@ REFUSALS = {'hardware error': sense(4, 0x44, 0),
             'write protected': sense(7, 0x27, 0),
             'deferred recovered': sense(1, 0x17, 1, True),
             'deferred hardware error': sense(4, 0x44, 0, True)}
+ILLEGAL = 'no room for it', 'no such command', 'invalid field'
 FAILS_LATE = 'hardware error', 'aborted'    # the command may have been done
 ERRNOS = errno.EIO, errno.ENOMEM, errno.ENXIO, errno.ENODEV, errno.EPERM
 # What multipathd's checker may say of a path that dm has not failed.
@@ -181,15 +183,72 @@ LOST_BY = (3, 5, 7, 8, 0xb, 0xe)        # these may have been carried out
 GONE = (1, 0xf)
 
 
-PATH, MULTIPATHD, RIVAL_ACTS, DIES = ('path_fails', 'multipathd_fails',
-                                      'rival_acts', 'worker_dies')
-TROUBLES = [(), (PATH,), (PATH,), (PATH, PATH), (MULTIPATHD,), (RIVAL_ACTS,),
-            (RIVAL_ACTS, RIVAL_ACTS), (PATH, RIVAL_ACTS), (PATH, RIVAL_ACTS),
-            (PATH, PATH, RIVAL_ACTS), (MULTIPATHD, RIVAL_ACTS),
-            (MULTIPATHD, RIVAL_ACTS), (PATH, MULTIPATHD), (DIES,),
-            (DIES, RIVAL_ACTS), (PATH, DIES), (PATH, MULTIPATHD, RIVAL_ACTS)]
+# ---- How often --------------------------------------------------------------
+
+# What a case aims at: how often one does, what is so at its beginning, which
+# commands there are, of which types reservations are, and what goes wrong.
+Aim = collections.namedtuple('Aim', 'weight beginnings actions types troubles')
+
+BEGINNINGS = {'nobody': 1, 'registered': 2, 'fenced': 1, 'held': 3,
+              'rival holds': 1, 'twin': 1, 'twin holds': 1, 'twin is left': 1}
+ACTIONS = {REGISTER: 5, REGISTER_AND_IGNORE: 2, RESERVE: 2, RELEASE: 2,
+           CLEAR: 1, PREEMPT: 4, PREEMPT_AND_ABORT: 1}
+EACH_TYPE = dict.fromkeys(TYPES, 1)
+PATH, BLOCKS, MULTIPATHD, RIVAL_ACTS, DIES = (
+    'path_fails', 'a_path_blocks', 'multipathd_fails', 'rival_acts',
+    'worker_dies')
+IS_LOST, RESTORED, GOES, TELLS_NOT = (
+    'answer_is_lost', 'goes_wrong_when_restored', 'holder_goes',
+    'nobody_tells_who_holds')
+AIMS = {
+    'nothing': Aim(16, BEGINNINGS, ACTIONS, EACH_TYPE, {
+        (): 1, (PATH,): 2, (PATH, PATH): 1, (MULTIPATHD,): 1,
+        (RIVAL_ACTS,): 1, (RIVAL_ACTS, RIVAL_ACTS): 1, (PATH, RIVAL_ACTS): 2,
+        (PATH, PATH, RIVAL_ACTS): 1, (MULTIPATHD, RIVAL_ACTS): 2,
+        (PATH, MULTIPATHD): 1, (DIES,): 1, (DIES, RIVAL_ACTS): 1,
+        (PATH, DIES): 1, (PATH, MULTIPATHD, RIVAL_ACTS): 1}),
+    # A rival who acts when something has just gone wrong.
+    'rival': Aim(9, {**BEGINNINGS, 'held': 9}, ACTIONS, EACH_TYPE, {
+        (IS_LOST, RIVAL_ACTS): 2, (MULTIPATHD, RIVAL_ACTS): 2,
+        (DIES, RIVAL_ACTS): 1}),
+    # Or when the first path may or may not have got a key; and multipathd.
+    'first key': Aim(11, {'nobody': 2, 'fenced': 1, 'registered': 1},
+                     {REGISTER: 1, REGISTER_AND_IGNORE: 1}, EACH_TYPE,
+                     {(IS_LOST, RIVAL_ACTS): 2, (MULTIPATHD,): 1}),
+    # Its other paths lose their keys, and get them back.
+    'own key': Aim(9, {'registered': 1, 'held': 1},
+                   {PREEMPT: 1, PREEMPT_AND_ABORT: 1}, EACH_TYPE,
+                   {(RESTORED,): 3, (MULTIPATHD,): 2}),
+    # What must not be done twice has been done, or has not.
+    'lost': Aim(7, {'held': 4, 'registered': 1},
+                {RELEASE: 5, CLEAR: 3, PREEMPT: 1, RESERVE: 1, REGISTER: 1},
+                {1: 1, 6: 1, 7: 2, 8: 2}, {(IS_LOST,): 1}),
+    # A path that holds, or may do so: then the disk alone cannot tell.
+    'gone': Aim(10, {'held': 5, 'twin holds': 4, 'twin is left': 1},
+                {REGISTER: 4, REGISTER_AND_IGNORE: 1, RELEASE: 4, RESERVE: 1,
+                 PREEMPT: 1}, {1: 2, 3: 2, 5: 2, 6: 2, 7: 1, 8: 1}, {
+        (GOES,): 5, (GOES, TELLS_NOT): 6, (GOES, PATH): 1,
+        (GOES, MULTIPATHD): 1, (GOES, RIVAL_ACTS): 1,
+        (GOES, PATH, RIVAL_ACTS): 1}),
+    # A path of which nobody knows yet if it will be one.
+    'blocked': Aim(5, {'nobody': 1, 'registered': 2, 'held': 2, 'twin': 1},
+                   {REGISTER: 4, REGISTER_AND_IGNORE: 2, RELEASE: 1,
+                    PREEMPT: 1}, EACH_TYPE, {
+        (BLOCKS,): 4, (BLOCKS, RIVAL_ACTS): 2, (BLOCKS, PATH): 1,
+        (BLOCKS, MULTIPATHD): 1}),
+}
+PATH_KINDS = {
+    'sense': 3, 'host': 3, 'status': 1, 'state': 2, 'blocked': 3, 'refuses': 4,
+    'errno': 1, 'checked': 3, 'failed': 1, 'comes': 2, 'goes': 1, 'open': 1,
+    'hang': 1, 'slow': 1}
+MULTIPATHD_KINDS = {
+    'fail': 1, 'empty': 1, 'NULs': 1, 'deny': 1, 'timeout': 2, 'usage': 1,
+    'cut': 1, 'garbage': 1, 'close': 2, 'hang': 2, 'slow': 2, 'dead': 1,
+    'no key': 1, 'restart': 2}
 
 
+# Of our own answers the ones that need not say which path.
+NAMELESS = 'no path is known|some paths have lost|a path did not get'
 # A key, by multipathd to a path that has come.
 Given = collections.namedtuple('Given', 'what key done_at')
 
@@ -212,22 +271,13 @@ class Case:
         self.is_mpd_well, self.is_restarted = True, False
         self.base = self.target.clock()
         self.target.is_lio = self.rng.random() < .3
-        self.is_aimed = self.rng.random() < .5
-        # Its other paths lose their keys, and get them back.
-        self.is_own = self.is_aimed and self.rng.random() < .4
+        aim = self.pick({name: AIMS[name].weight for name in AIMS})
+        self.aim, self.is_own = AIMS[aim], aim == 'own key'
+        self.is_aimed = aim in ('rival', 'first key', 'own key')
         self.beginning()
         self.choose()
-        if self.is_own:
-            self.goes_wrong_when_restored()
-        elif self.is_aimed:
-            self.rng.choice((self.answer_is_lost, self.answer_is_lost,
-                             self.multipathd_fails, self.multipathd_fails,
-                             self.worker_dies))()
-            self.rival_acts()
-        else:
-            self.holder_goes()
-            for what in self.rng.choice(TROUBLES):
-                getattr(self, what)()
+        for what in self.pick(self.aim.troubles):
+            getattr(self, what)()
         self.multipathd_remembers()
         self.command()
 
@@ -239,6 +289,9 @@ class Case:
         base = AFTERWARDS if is_afterwards else self.base
         return self.target.act(what, nexus, step, 0 if step else int(
             base + after * SECOND), **more)
+
+    def pick(self, weights):
+        return self.rng.choices(list(weights), list(weights.values()))[0]
 
     def step(self):
         return self.rng.randint(1, self.rng.choice((8, 14, 14, 30)))
@@ -252,18 +305,14 @@ class Case:
         if rng.random() < .3:
             lab.mpd.version = '0.9.4'
             self.tell('0.9.4')
-        name = rng.choice(('nobody', 'registered', 'registered', 'fenced',
-                           'held', 'held', 'held', 'rival holds', 'twin',
-                           'twin holds', 'twin is left')
-                          + 6 * self.is_aimed * ('held',))
-        if self.is_own:
-            name = rng.choice(('registered', 'held'))
+        name = self.pick(self.aim.beginnings)
+        type_ = self.pick(self.aim.types)
         if name != 'nobody':
             lab.registered()
         if self.is_aimed or rng.random() < .7:
             lab.rival_registered()
         if name == 'held':
-            lab.held(rng.choice(TYPES), rng.choice(PATHS))
+            lab.held(type_, rng.choice(PATHS))
             if rng.random() < .15:
                 lab.known.prhold = rng.choice(('unknown', 'unset'))
                 self.tell('prhold ' + lab.known.prhold)
@@ -271,12 +320,12 @@ class Case:
             for path in PATHS:
                 self.nexus(path).key = 0
         if name in ('fenced', 'rival holds'):
-            lab.rival_holds(rng.choice(TYPES))
+            lab.rival_holds(type_)
         if name.startswith('twin'):
             self.nexus(TWIN).key = KEY
         if name == 'twin holds':
-            lab.lun.type, lab.lun.holder = rng.choice(TYPES), TWIN
-            if rng.random() < .5:       # as its guess is after a restart
+            lab.lun.type, lab.lun.holder = type_, TWIN
+            if rng.random() < .75:      # as its guess is after a restart
                 lab.known.prhold = 'set'
                 self.tell('prhold guessed')
         if rng.random() < .1:
@@ -299,27 +348,34 @@ class Case:
             known.prhold = 'unknown'
 
     def holder_goes(self):
-        """Or one that may have been it: then the disk alone cannot tell."""
-        rng, name = self.rng, self.beginning_is
-        if name == 'held' and rng.random() < .25:
-            self.path_state(self.lab.lun.holder,
-                            self.nexus(self.lab.lun.holder))
-        elif name == 'twin holds' and rng.random() < .4:
-            path = rng.choice(PATHS)
+        """Or a path that multipathd may have thought to be it."""
+        path = self.rng.choice(PATHS)
+        if self.beginning_is == 'held':
+            path = self.lab.lun.holder
+        if self.beginning_is == 'twin is left':
+            self.path_failed(path, self.nexus(path))    # gets a key again
+        else:
             self.path_state(path, self.nexus(path))
-        elif name == 'twin is left' and rng.random() < .4:
-            path = rng.choice(PATHS)    # multipathd may register it again
-            self.path_failed(path, self.nexus(path))
+
+    def nobody_tells_who_holds(self):
+        """To be asked by a RELEASE is not for every target (SPDK), or path."""
+        self.is_benign, self.refuses = False, True
+        kind = self.rng.choice(ILLEGAL)
+        for path in self.rng.choice((PATHS, PATHS, *zip(PATHS))):
+            self.nexus(path).answer(2, driver_status=8, sense=REFUSALS[kind],
+                                    only=(0x5f, RELEASE), count=EVER)
+            self.tell('%s: %s to RELEASE, for ever' % (
+                sim.disk_name(path), kind))
 
     def path_fails(self):
-        rng = self.rng
-        path = rng.choice(PATHS)
-        kind = rng.choice(('sense', 'sense', 'sense', 'host', 'host', 'host',
-                           'status', 'state', 'state', *3 * ('blocked',),
-                           *4 * ('refuses',), 'errno',
-                           'checked', 'failed', 'comes', 'comes', 'goes',
-                           'open', 'hang', 'slow'))
-        getattr(self, 'path_' + kind)(path, self.nexus(path))
+        path = self.rng.choice(PATHS)
+        getattr(self, 'path_' + self.pick(PATH_KINDS))(path, self.nexus(path))
+
+    def a_path_blocks(self):
+        path = self.rng.choice(PATHS)
+        if self.rng.random() < .4:
+            self.checker_says(path)
+        self.path_blocked(path, self.nexus(path))
 
     def inject(self, path, kind, durations, what, can_last=True, after=False):
         """For a few commands, or some time; from the beginning or later."""
@@ -384,13 +440,15 @@ class Case:
                     {'error': error})
 
     def path_checked(self, path, n):
+        self.checker_says(path)
+        getattr(self, 'path_' + self.rng.choice(('sense', 'host', 'refuses',
+                                                 'hang', 'blocked')))(path, n)
+
+    def checker_says(self, path):
         """What multipathd's checker thinks of a path is not what dm does."""
-        rng, name = self.rng, sim.disk_name(path)
-        self.is_benign = False
-        text = self.lab.known.states[name] = rng.choice(CHECKS)
+        name, self.is_benign = sim.disk_name(path), False
+        text = self.lab.known.states[name] = self.rng.choice(CHECKS)
         self.tell('%s: %s' % (name, text))
-        getattr(self, 'path_' + rng.choice(('sense', 'host', 'refuses',
-                                            'hang', 'blocked')))(path, n)
 
     def path_failed(self, path, n):
         """In dm only, from the beginning or later; and taken back."""
@@ -467,11 +525,11 @@ class Case:
     def answer_is_lost(self):
         """To the command itself, most often the first time it is sent; or it
         says that there was an error."""
-        path = self.lab.order[self.rng.choice((0, 0, 1, 2))]
+        path = self.lab.order[self.rng.choice((0, 0, 0, 0, 1, 2))]
         host, self.is_benign = self.rng.choice(LOST_BY), False
-        after = self.rng.random() < .75
+        after = self.rng.random() < .5
         what, text = {'host_status': host}, 'host %02x' % host
-        if self.rng.random() < .25:
+        if self.rng.random() < .2:
             text, self.refuses = self.rng.choice(FAILS_LATE), True
             what = {'status': 2, 'driver_status': 8, 'sense': REFUSALS[text]}
         self.nexus(path).answer(**what, after=after, only=(0x5f, self.action))
@@ -490,7 +548,7 @@ class Case:
         self.tell('%s: recovered after it is done' % sim.disk_name(first))
         if is_slow:
             kind = rng.choice(('transition', 'attention'))
-            count = rng.choice((1, 3, EVER))
+            count = rng.choice((1, 3, EVER, EVER))
             self.nexus(second).answer(
                 2, driver_status=8, sense=SENSES[kind], count=count,
                 only=(0x5f, REGISTER_AND_IGNORE))
@@ -500,7 +558,7 @@ class Case:
             self.is_killed, step = True, rng.randint(0, 6)
             self.act(KILL, first, HIT + step)
             self.tell('killed at step +%d' % step)
-        if not is_slow or rng.random() < .3:
+        if not is_slow or rng.random() < .5:
             self.rival_acts()
 
     def path_status(self, path, n):
@@ -522,7 +580,7 @@ class Case:
             self.act(DM, path, 0, seconds, argument=1)
             text += ' after %d s' % seconds
         self.gone.add(path)
-        if rng.random() < .4:
+        if rng.random() < .3:
             step = self.step()
             self.act(STATE, path, step, argument=RUNNING)
             text += ', running at step %d' % step
@@ -536,8 +594,8 @@ class Case:
     def path_blocked(self, path, n):
         rng = self.rng
         text = sim.disk_name(path) + ': blocked'
-        seconds = rng.choice((.5, 3, 3, 10, 25, 50, EVER, EVER))
-        if rng.random() < .5:
+        seconds = rng.choice((.5, 3, 3, 10, 25, 50, EVER, EVER, EVER))
+        if rng.random() < .65:
             n.state = BLOCKED
         else:
             step = self.step()
@@ -606,25 +664,23 @@ class Case:
     def multipathd_fails(self):
         rng, mpd = self.rng, self.lab.mpd
         self.is_mpd_well = False
-        how = rng.choice(('fail', 'empty', 'NULs', 'deny', 'timeout',
-                          'timeout', 'usage', 'cut', 'garbage', 'close',
-                          'hang', 'slow', 'slow', 'dead', 'no key',
-                          'restart', 'restart'))
+        how = self.pick(MULTIPATHD_KINDS)
         if how == 'no key':
             self.is_benign, self.is_keyless = False, True
             self.lab.known.fixed = None
             self.tell('no reservation_key')
             return
         behaviour = rng.choice((2, 6, 11, 15, 30)) if how == 'slow' else how
-        pattern = rng.choice(('', 'prkey', 'paths', 'prstatus', 'prstatus')
+        pattern = rng.choice(('', 'prkey', 'paths', *3 * ('prstatus',))
                              if self.action in REGISTERS else
-                             ('', 'prkey', 'prhold', 'suspend|resume'))
-        skip, count = rng.randrange(6 if pattern == '' else 2), 1
+                             ('', 'prkey', 'prhold', 'suspend|resume')
+                             + 8 * self.is_own * ('suspend|resume',))
+        skip, count = rng.choice(range(6) if pattern == '' else (0, 0, 1)), 1
         if how == 'restart':
             pattern, behaviour = '', self.restart
             skip = rng.randrange(8)
         effect = how in ('empty', 'NULs', 'cut', 'garbage', 'close', 'hang') \
-            and rng.random() < .5
+            and rng.random() < .7
         if how == 'dead' or how != 'restart' and rng.random() < .2:
             count = EVER
             behaviour = 'close' if how == 'dead' else behaviour
@@ -665,13 +721,14 @@ class Case:
                     (REGISTER_AND_IGNORE, PREEMPT), (0xff,),
                     (RESERVE, RELEASE), (REGISTER_AND_IGNORE,)]
         # Soon after something has gone wrong, or at any step.
-        step = HIT + rng.randint(0, 3 if self.is_killed else 5) \
+        step = HIT + max(0, rng.randint(-3, 3 if self.is_killed else 5)) \
             if self.is_aimed else self.step()
         if self.is_aimed:
             ways += 4 * ways[:3] if not is_twin else []
         type_ = rng.choice(TYPES)
         # It has read the keys when ours was there, or takes the first.
-        is_aware = self.action in REGISTERS and rng.random() < .4
+        is_aware = self.action in REGISTERS \
+            and rng.random() < (.8 if self.is_aimed else .4)
         told = []
         for what in rng.choice(ways):
             told.append('%s%s at step %s%d' % (
@@ -691,6 +748,10 @@ class Case:
             else:
                 self.act(what, nexus, step, argument=type_)
             step += rng.choice((0, 1, 1, 2, 4))
+        if self.is_own:         # see stays_out()
+            seconds = rng.choice((10, 20, 30))
+            self.act(LOOK, nexus, after=seconds, is_afterwards=True)
+            told.append('LOOK %d s later' % seconds)
         self.tell('%s: %s, type %d' % (WHO[nexus], ', '.join(told), type_))
 
     def worker_dies(self):
@@ -703,18 +764,17 @@ class Case:
     def choose(self):
         rng, lab = self.rng, self.lab
         is_in = self.beginning_is not in ('nobody', 'fenced', 'twin is left')
-        self.action = rng.choice(
-            5 * (REGISTER,) + 2 * (REGISTER_AND_IGNORE,) if not is_in
-            and rng.random() < .8 else 5 * (REGISTER,)
-            + 2 * (REGISTER_AND_IGNORE,) + 2 * (RELEASE, RESERVE) + (CLEAR,)
-            + 4 * (PREEMPT,) + (PREEMPT_AND_ABORT,))
+        actions = self.aim.actions
+        if not is_in and rng.random() < .8:
+            actions = {action: ACTIONS[action] for action in REGISTERS}
+        self.action = self.pick(actions)
         self.key = KEY if is_in or self.action not in REGISTERS else 0
         if rng.random() < .08:
             self.key = rng.choice((NEW, 0))
-        self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL))
+        self.sa_key = rng.choice((0, KEY, NEW, NEW, RIVAL) if is_in
+                                 else (0, KEY, NEW, NEW, NEW))
         self.is_in, self.is_cleanup = False, False
         if self.is_own:
-            self.action = rng.choice((PREEMPT, PREEMPT_AND_ABORT))
             self.key = self.sa_key = KEY
         elif rng.random() < .06:
             self.is_in = rng.random() < .5
@@ -747,6 +807,8 @@ class Case:
         with open(lab.helper.log_path, errors='replace') as log:
             log.seek(log_begin)
             self.log = log.read()
+        if 'no answer from multipathd' in self.log:
+            self.is_mpd_well = False    # it has no time on a busy machine
         self.tell('%s %x %x type %d%s: %s after %.1f s' % (
             'READ KEYS' if self.is_in else 'CLEANUP' if self.is_cleanup
             else NAMES[self.action], self.key, self.sa_key, self.type,
@@ -902,9 +964,9 @@ class Case:
 
     def wrong(self):
         """The rules that are broken."""
-        names = ('is_explained', 'is_known', 'is_remembered', 'is_resumed',
-                 'is_in_time', 'is_logged', 'is_undone', 'is_untouched',
-                 'works', 'goes_on')
+        names = ('is_explained', 'stays_out', 'is_known', 'is_remembered',
+                 'is_resumed', 'is_in_time', 'is_logged', 'is_undone',
+                 'is_untouched', 'works', 'goes_on')
         if self.is_in:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
@@ -956,6 +1018,20 @@ class Case:
             and (disk.reservation == seen.reservation
                  or not seen.reservation and disk.holds(US))
             for _, disk in found)
+
+    def stays_out(self):
+        """Rule 4, of who does not register: a rival who looks a while after
+        he has preempted him, and the map is resumed, finds no key of his."""
+        ends = [end for _, end in self.lab.known.suspensions]
+        hits = [act.done_at for act in self.hits() if act.key == KEY]
+        acts = self.done()
+        if self.action in REGISTERS or not hits or None in ends or self.came \
+                or self.nexus(TWIN).key \
+                or any(act.nexus == TWIN or act.what == DM for act in acts):
+            return True
+        return not any(act.what == LOOK and act.seen & SEEN_OTHERS
+                       and act.done_at > max(ends + hits) + SECOND
+                       for act in acts)
 
     def hits(self):
         """What rivals have done that a path of ours has lost its key by."""
@@ -1016,7 +1092,7 @@ class Case:
             return 0 in self.was_known or self.was_known[1] == 'unset' \
                 or {self.nexus(n).key for n in PATHS} != {self.was_known[0]} \
                 or (known.key, known.prflag) == self.was_known
-        if self.answer != GOOD:
+        if self.answer != GOOD and not self.is_cleared():
             return True
         if self.action == CLEAR or self.action in REGISTERS \
                 and not self.sa_key:
@@ -1026,6 +1102,19 @@ class Case:
             known.key == self.sa_key and (
                 known.prflag == 'set'       # or it has found no key there
                 or self.is_restarted and self.is_fenced))
+
+    def is_cleared(self):
+        """Its answer was lost, but anybody can see that no key is left."""
+        return self.action == CLEAR and self.answer == LOST \
+            and self.is_mpd_well and not self.is_killed and not self.hits() \
+            and not self.refuses and self.is_quiet(PATHS) \
+            and KEY not in self.lab.target.keys(0) \
+            and set(self.first.values()) == {KEY}
+
+    def is_quiet(self, paths):
+        """Nothing is the matter with those any more."""
+        return not any(n.inject_count or n.state or n.delay_ms or n.open_errno
+                       or n.open_other for n in map(self.nexus, paths))
 
     def is_remembered(self):
         """Rule 3, if the path is gone by the time of the next command; which,
@@ -1061,6 +1150,9 @@ class Case:
         if self.answer == LOST and not self.is_killed:
             if not re.search('dm-0|mpatha', log):
                 return False
+            if self.is_mpd_well and not self.lab.known.fixed \
+                    and not re.search(r'\bsd[a-z]+\b|' + NAMELESS, log):
+                return False
             if self.action in REGISTERS and len(self.story) == 4 and not all(
                     re.search(r'\b%s\b' % sim.disk_name(path), log)
                     for path in self.unopened):
@@ -1086,14 +1178,13 @@ class Case:
 
     def is_undone(self):
         """A new key is everywhere or nowhere, if it can be taken away."""
-        paths = [self.nexus(path) for path in PATHS if self.is_live(path)]
+        paths = [path for path in PATHS if self.is_live(path)]
         return self.answer == GOOD or self.action not in REGISTERS \
             or self.sa_key in (0, *self.first.values()) or self.is_killed \
             or self.seconds > 30 or self.is_silent \
             or any(self.is_multipathds(path) for path in PATHS) \
-            or any(n.inject_count or n.state or n.delay_ms or n.open_errno
-                   or n.open_other for n in paths) \
-            or len({n.key == self.sa_key for n in paths}) < 2
+            or not self.is_quiet(paths) \
+            or len({self.nexus(n).key == self.sa_key for n in paths}) < 2
 
     def is_untouched(self):
         """What waits for a transport in vain has not begun to change keys."""
