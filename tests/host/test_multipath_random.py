@@ -247,8 +247,8 @@ MULTIPATHD_KINDS = {
     'no key': 1, 'restart': 2}
 
 
-# Of our own answers the ones that need not say which path.
-NAMELESS = 'no path is known|some paths have lost|a path did not get'
+# Of our own answers the one that is no path's fault.
+NAMELESS = 'no path is known'
 # A key, by multipathd to a path that has come.
 Given = collections.namedtuple('Given', 'what key done_at')
 
