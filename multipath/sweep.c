@@ -291,6 +291,10 @@ static bool path_sweep(struct map *map, struct path *path,
         request_cut(request);
     if (path->verdict == UNREADY)
         path->verdict = LOST;
+    /* It ends the command, whose answer may be another one. */
+    if (path->verdict == REFUSED)
+        log_warning("%s (%s): %s refuses a registration: it %s", map->name,
+                    map->alias, path->name, path->why);
     if (path->verdict == DONE && registers && map->witness == NULL)
         map->witness = path;
     return path->verdict != REFUSED;
