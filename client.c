@@ -7,7 +7,6 @@
  * progress, keep a descriptor longer than the request it came with, or let
  * one client's bad input cost anything but that client's connection.
  */
-#include "report.h"
 #include "server.h"
 #include "sockets.h"
 

@@ -17,7 +17,6 @@
  * It must never lose what is in flight when it is told to stop.
  */
 #include "process.h"
-#include "report.h"
 #include "supervisor.h"
 
 #include <errno.h>

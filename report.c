@@ -7,7 +7,6 @@
  * else from a record, which a session can write to: an index is brought
  * within its bounds where it is used, as it may change meanwhile.
  */
-#include "report.h"
 #include "protocol.h"
 #include "roster.h"
 #include "sg_io.h"
@@ -47,25 +46,6 @@ static const char *device_name(char text[DEVICE_SIZE], int fd)
         snprintf(name, sizeof(name), "%s%u", is_block ? "dm-" : "sg", number);
     }
     snprintf(text, DEVICE_SIZE, "%s (%u:%u)", name, family, number);
-    return text;
-}
-
-const char *report_result(const struct pr_command *command,
-                          char text[RESULT_SIZE])
-{
-    uint16_t code;
-    uint8_t key;
-
-    if (command->status == GOOD)
-        return "GOOD";
-    if (command->status == RESERVATION_CONFLICT)
-        return "RESERVATION CONFLICT";
-    sense_get(command->sense, &key, &code);
-    snprintf(text, RESULT_SIZE,
-             command->status == CHECK_CONDITION ? "CHECK CONDITION %X/%02X/%02X"
-                                                : "status %02Xh",
-             command->status == CHECK_CONDITION ? key : command->status,
-             code >> 8, code & 0xffU);
     return text;
 }
 
@@ -122,7 +102,7 @@ void report_reply(const struct record *record, const struct pr_command *command,
         trace(event, "client pid %d uid %u: %s: %s: %s, %zu bytes in %lld us",
               record->peer.pid, record->peer.uid,
               device_name(device, command->fd), command_name(command, name),
-              report_result(command, result), payload,
+              result_name(command, result), payload,
               (long long)(clock_us() - record->since));
 }
 

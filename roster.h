@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * roster.h - who is connected, in the process that has the listener. A client
- * has a place in the table, and its record.
- *
- * It must never know what a client's bytes mean.
+ * roster.h - who is connected, in the process that has the listener, and what
+ * an administrator is told of that. A client has a place in the table, and its
+ * record.
  */
 #ifndef ROSTER_H
 #define ROSTER_H
 
 #include "log.h"
+
+struct pr_command;
 
 /*
  * What the rest of the helper may know about a client, but see roster.c for
@@ -30,6 +31,7 @@ struct place {
 
 #define NOBODY ((unsigned)-1)
 
+/* roster.c: it must never know what a client's bytes mean. */
 struct roster {
     unsigned most;          /* clients at a time */
     unsigned slots;         /* of the tables that follow */
@@ -67,5 +69,18 @@ unsigned roster_evict(const struct roster *);
  * spin.
  */
 void roster_back_off(struct roster *, const char *what, int error, int64_t now);
+
+/* report.c: it must never change what it is about. */
+/* A command has come, of the client with that record. */
+void report_request(const struct record *, const struct pr_command *);
+/* It is answered. The descriptor must still be open. */
+void report_reply(const struct record *, const struct pr_command *,
+                  size_t payload);
+/*
+ * Logs the sums if an administrator has asked, then a line for each client, a
+ * few at a time, so that whoever reads them keeps up. Returns when to go on.
+ */
+int64_t report_status(struct roster *, bool is_asked, unsigned workers,
+                      int64_t now);
 
 #endif

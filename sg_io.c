@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <scsi/sg.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -110,6 +111,25 @@ void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code)
 
     *key = sense[is_fixed ? 2 : 1] & 0x0f;
     *code = (uint16_t)(at[0] << 8 | at[1]);
+}
+
+const char *result_name(const struct pr_command *command,
+                        char text[RESULT_SIZE])
+{
+    uint16_t code;
+    uint8_t key;
+
+    if (command->status == GOOD)
+        return "GOOD";
+    if (command->status == RESERVATION_CONFLICT)
+        return "RESERVATION CONFLICT";
+    sense_get(command->sense, &key, &code);
+    snprintf(text, RESULT_SIZE,
+             command->status == CHECK_CONDITION ? "CHECK CONDITION %X/%02X/%02X"
+                                                : "status %02Xh",
+             command->status == CHECK_CONDITION ? key : command->status,
+             code >> 8, code & 0xffU);
+    return text;
 }
 
 /* The row for code, or the last one, whose code is 0. */

@@ -94,5 +94,8 @@ void status_set(struct pr_command *, uint8_t status); /* without sense data */
 void sense_set(struct pr_command *, uint8_t key, uint8_t asc, uint8_t ascq);
 /* Reads sense data of fixed (SPC-4 4.5.3) or descriptor format (4.5.2). */
 void sense_get(const uint8_t *sense, uint8_t *key, uint16_t *code);
+/* Returns what came of it, in words, or text, which is room for them. */
+enum { RESULT_SIZE = 32 };
+const char *result_name(const struct pr_command *, char text[RESULT_SIZE]);
 
 #endif

@@ -11,7 +11,6 @@
  */
 #include "supervisor.h"
 #include "process.h"
-#include "report.h"
 
 #include <errno.h>
 #include <signal.h>

@@ -11,7 +11,6 @@
  */
 #include "multipath.h"
 
-#include "../report.h"
 #include "../sysfs.h"
 
 #include <errno.h>
@@ -340,7 +339,7 @@ static enum verdict path_execute(struct map *map, struct path *path, int fd,
     answer->payload = command.payload;
     answer->refusal = command.refusal;
     snprintf(path->why, sizeof(path->why), "answers %s%s",
-             report_result(&command, result),
+             result_name(&command, result),
              command.unreached ? ", which is its transport's" : "");
     return verdict;
 }

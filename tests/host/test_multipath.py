@@ -543,7 +543,7 @@ def test_who_forgets_to_answer_has_not_said_good(tmp_path):
                    || map.answer.sense[2] != 0xb || map.answer.sense[12] != 8;
         }''')
     sources = [os.path.join(TOP, name + '.c') for name in (
-        'sg_io', 'sysfs', 'log', 'report', 'protocol', 'sockets',
+        'sg_io', 'sysfs', 'log', 'protocol', 'sockets',
         'multipath/map', 'multipath/multipathd')]
     subprocess.run(['cc', '-std=c99', '-D_GNU_SOURCE', '-w', '-I', TOP,
                     '-DVERSION=""', '-DLOCALSTATEDIR=""', '-o', program_,
