@@ -48,18 +48,6 @@
  */
 #define FIRST_USER_NAMESPACE 0xeffffffd
 
-/* The number is SYS_capget or SYS_capset. */
-static void capabilities(long number, const char *what,
-                         struct __user_cap_data_struct data[2])
-{
-    struct __user_cap_header_struct header = {
-        .version = _LINUX_CAPABILITY_VERSION_3
-    };
-
-    if (syscall(number, &header, data) < 0)
-        fatal("cannot %s capabilities:", what);
-}
-
 static bool bounding_set_empty(void)
 {
     unsigned long capability;
@@ -83,14 +71,15 @@ static void step_failed(const char *step, bool must)
     log_at(geteuid() == 0 ? LOG_NORMAL : LOG_VERBOSE, "cannot %s:", step);
 }
 
-/* The id stays as it is for (uid_t)-1 and (gid_t)-1. */
 void privdrop(uid_t uid, gid_t gid)
 {
     bool must = uid != (uid_t)-1 || gid != (gid_t)-1;
+    struct __user_cap_header_struct own = { _LINUX_CAPABILITY_VERSION_3, 0 };
     struct __user_cap_data_struct had[2], keep[2] = { { 0 } };
     struct stat st;
 
-    capabilities(SYS_capget, "read", had);
+    if (syscall(SYS_capget, &own, had) < 0)
+        fatal("cannot read capabilities:");
     keep[0].permitted = had[0].permitted & (UINT32_C(1) << CAP_SYS_RAWIO);
     keep[0].effective = keep[0].permitted;
     if (keep[0].permitted == 0)
@@ -115,7 +104,8 @@ void privdrop(uid_t uid, gid_t gid)
             || prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0))
         fatal("cannot change the user id to %u:", uid);
     /* An empty inheritable set empties the ambient one too. */
-    capabilities(SYS_capset, "drop", keep);
+    if (syscall(SYS_capset, &own, keep) < 0)
+        fatal("cannot drop capabilities:");
     if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0)
         fatal("cannot forbid core dumps:");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)

@@ -250,24 +250,23 @@ void sg_io_execute(struct pr_command *command, unsigned timeout,
                    unsigned attentions)
 {
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
-    uint8_t cdb[CDB_LENGTH], key;
     struct sg_io_hdr hdr = {
         .interface_id = 'S',
         /* Without data, /dev/sgN takes no direction but this one. */
         .dxfer_direction = command->length == 0 ? SG_DXFER_NONE
                            : is_out             ? SG_DXFER_TO_DEV
                                                 : SG_DXFER_FROM_DEV,
-        .cmd_len = command->cdb[0] == 0 ? 6 : sizeof(cdb), /* TEST UNIT READY */
+        .cmd_len = command->cdb[0] == TEST_UNIT_READY ? 6 : CDB_LENGTH,
         .mx_sb_len = PROTOCOL_SENSE_SIZE,
         .dxfer_len = (unsigned)command->length,
         .dxferp = command->data,
-        .cmdp = cdb,
+        .cmdp = (uint8_t *)command->cdb, /* which it only reads */
         .sbp = command->sense,
         .timeout = timeout,
     };
     uint16_t code;
+    uint8_t key;
 
-    memcpy(cdb, command->cdb, sizeof(cdb));
     do {
         status_set(command, GOOD);
         command->unreached = false;

@@ -141,7 +141,7 @@ EXPECTED = {
     'nanosleep events_wait': {SAME: (e.EINTR,)},
     'clock_gettime clock_us': {PERHAPS: (e.EPERM,)},
     # privdrop.c
-    'syscall capabilities': {START: (e.EPERM, e.ENOSYS)},
+    'syscall privdrop': {START: (e.EPERM, e.ENOSYS)},
     'stat privdrop': {SAME: (e.ENOENT, e.EACCES)},
     'prctl bounding_set_empty': {SAME: (e.EINVAL, e.EPERM)},
     'getgroups privdrop': {SAME: (e.EINVAL,)},
