@@ -17,18 +17,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static void client_trace(const struct client *client, enum trace_event event,
-                         const char *what)
+static void client_log(const struct client *client, int level, const char *what,
+                       const char *why)
 {
-    trace(event, "client pid %d uid %u: %s", client->record->peer.pid,
-          client->record->peer.uid, what);
-}
-
-static void client_warn(const struct client *client, const char *what,
-                        const char *why)
-{
-    log_warning("client pid %d uid %u: %s%s", client->record->peer.pid,
-                client->record->peer.uid, what, why);
+    log_at(level, "client pid %d uid %u: %s%s", client->record->peer.pid,
+           client->record->peer.uid, what, why);
 }
 
 void client_begin(struct client *client, int socket, struct service *service,
@@ -46,7 +39,7 @@ void client_begin(struct client *client, int socket, struct service *service,
     client->refusal_logged = false;
     client->is_busy = false;
     protocol_begin(&client->conversation);
-    client_trace(client, TRACE_CLIENT_CONNECT, "connected");
+    client_log(client, LOG_EVENT + TRACE_CLIENT_CONNECT, "connected", "");
 }
 
 bool client_poll(const struct client *client, struct pollfd *fds, int64_t *wake)
@@ -62,7 +55,7 @@ bool client_poll(const struct client *client, struct pollfd *fds, int64_t *wake)
 void client_leave(const struct client *client)
 {
     if (client->socket >= 0)
-        client_trace(client, TRACE_CLIENT_END, "told to leave");
+        client_log(client, LOG_EVENT + TRACE_CLIENT_END, "told to leave", "");
 }
 
 /*
@@ -196,8 +189,8 @@ static bool client_execute(struct client *client)
     client->record->errors += command.status != GOOD;
     if (command.status != GOOD && command.refusal != NOT_REFUSED
         && !client->refusal_logged) {
-        client_warn(client,
-                    "command refused: ", sg_io_refusals[command.refusal]);
+        client_log(client, LOG_NORMAL,
+                   "command refused: ", sg_io_refusals[command.refusal]);
         client->refusal_logged = true;
     }
     protocol_reply(c, command.status, command.payload);
@@ -219,8 +212,8 @@ bool client_work(struct client *client, bool is_ready, int64_t now)
     if (!is_ready && client->answer < 0)
         end = "timed out";
     else if (!is_ready)
-        client_warn(client, "a command on a multipath map hangs: ",
-                    "do all paths answer?");
+        client_log(client, LOG_NORMAL, "a command on a multipath map hangs: ",
+                   "do all paths answer?");
     while (more && end == NULL) {
         if (c->state == PROTOCOL_EXECUTE) {
             more = client_execute(client);
@@ -232,7 +225,7 @@ bool client_work(struct client *client, bool is_ready, int64_t now)
         }
     }
     if (end != NULL) {
-        client_trace(client, TRACE_CLIENT_END, end);
+        client_log(client, LOG_EVENT + TRACE_CLIENT_END, end, "");
         return false;
     }
     client->record->state = c->state;

@@ -32,13 +32,6 @@ void roster_enter(struct roster *roster, unsigned i, pid_t pid)
     roster->used += i == roster->used;
     roster->count++;
     roster->active++;
-    roster->pending = i;
-}
-
-void roster_greet(struct roster *roster)
-{
-    roster->clients++;
-    roster->pending = NOBODY;
 }
 
 void roster_remove(struct roster *roster, unsigned i)

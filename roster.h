@@ -51,10 +51,7 @@ struct roster {
 };
 /* Returns the place with that pid; 0: a free one. From .used on: nobody's. */
 unsigned roster_find(const struct roster *, pid_t);
-/* Takes in a process, to that place, which is pending: it has no client yet. */
-void roster_enter(struct roster *, unsigned place, pid_t);
-/* The pending one has its client now. */
-void roster_greet(struct roster *);
+void roster_enter(struct roster *, unsigned place, pid_t); /* takes it in */
 void roster_remove(struct roster *, unsigned place); /* its client has gone */
 /* Have there been too many clients for a moment? */
 bool roster_is_crowded(struct roster *, int64_t now);

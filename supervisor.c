@@ -116,7 +116,7 @@ static int64_t sessions_check(struct roster *roster, int64_t now)
     return next;
 }
 
-/* Kills all of them: commands in flight have had their time. */
+/* Kills all that are left: commands in flight have had their time. */
 static void sessions_kill(const struct roster *roster)
 {
     unsigned i, commands = 0;
@@ -148,10 +148,12 @@ static void reports_read(struct supervisor *supervisor)
         if (supervisor->room == ROOM_ENOUGH) /* else one had to go for it */
             roster->complained = false;
         supervisor->room = ROOM_ENOUGH;
-        if (bytes[count] == 'w')
+        if (bytes[count] == 'w') {
             workers_reported(&supervisor->workers);
-        else if (roster->pending != NOBODY)
-            roster_greet(roster);
+        } else if (roster->pending != NOBODY) {
+            roster->pending = NOBODY;
+            roster->clients++;
+        }
     }
 }
 
@@ -221,7 +223,6 @@ static void stop(struct supervisor *supervisor, int64_t now)
             session_leave(roster, i, now);
 }
 
-/* Forks for a command on the queue or, with a suspension, to resume a map. */
 static void worker_fork(struct supervisor *supervisor,
                         struct suspension *suspension, int64_t now)
 {
@@ -254,6 +255,7 @@ static bool session_start(struct supervisor *supervisor, int64_t now)
         return false;
     }
     roster_enter(roster, place, pid);
+    roster->pending = place;
     /* If there are too many from now on, it is not who has come that goes. */
     (void)roster_is_crowded(roster, now);
     return false;
@@ -279,12 +281,12 @@ bool supervise(struct supervisor *supervisor)
             children_reap(supervisor, now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
-        if (supervisor->stop_by <= now)
-            sessions_kill(roster);
         if (supervisor->stop_by <= now
             || (supervisor->stop_by != NEVER
-                && roster->count + workers->count == 0))
+                && roster->count + workers->count == 0)) {
+            sessions_kill(roster);
             return false;
+        }
         wake = sooner(wake, workers_check(workers, now, &due));
         /* But one each time: workers say what is due, and may lie. */
         if (due != NULL)
