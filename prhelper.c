@@ -185,7 +185,7 @@ static void supervisor_set_up(struct supervisor *supervisor,
 {
     struct workers *workers = &supervisor->workers;
     struct server *server = &supervisor->server;
-    int low;
+    int ends[2];
 
     server->roster.most = options->max_clients;
     server->roster.slots = workers->slots = options->max_clients * 2 + 16;
@@ -203,12 +203,11 @@ static void supervisor_set_up(struct supervisor *supervisor,
     supervisor->pid = getpid();
     if (pipe2(supervisor->report, O_CLOEXEC | O_NONBLOCK) < 0)
         fatal("cannot make a pipe:");
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, supervisor->queue)
-        < 0)
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
         fatal("cannot make a queue:");
-    low = supervisor->queue[QUEUE_IN];
-    server->service.queue = supervisor->queue[QUEUE_IN] = descriptor_high(low);
-    close(low);
+    supervisor->queue = ends[0];
+    server->service.queue = descriptor_high(ends[1]);
+    close(ends[1]);
     if (trace_file() >= 0)
         trace_file_set(descriptor_high(trace_file()));
 }

@@ -298,7 +298,7 @@ bool supervise(struct supervisor *supervisor)
             wake = sooner(wake, roster->retry);
 
         fds[QUEUE].fd = workers->pending == 0 && now >= workers->retry
-                            ? supervisor->queue[QUEUE_OUT]
+                            ? supervisor->queue
                             : -1;
         fds[LISTENER].fd = roster->pending == NOBODY && now >= roster->retry
                                    && supervisor->stop_by == NEVER

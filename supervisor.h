@@ -8,8 +8,6 @@
 
 #include "server.h"
 
-enum { QUEUE_OUT, QUEUE_IN }; /* the ends: for workers, for the others */
-
 /* Is there room to fork? Yes; a client was told to go for it; it has gone. */
 enum room { ROOM_ENOUGH, ROOM_AWAITED, ROOM_MADE };
 
@@ -21,7 +19,7 @@ struct supervisor {
     int64_t stop_by;  /* NEVER, or when to leave whatever is in flight */
     enum room room;
     int report[2]; /* children write a byte when they have a descriptor */
-    int queue[2];  /* commands on multipath maps: see multipath/ask.c */
+    int queue;     /* from service.queue, for workers: see multipath/ask.c */
     struct workers workers;
 };
 /* Returns true in a session, which has its client; false at the end. */

@@ -127,7 +127,7 @@ void worker_run(const struct supervisor *supervisor,
     int error;
 
     if (suspension == NULL) {
-        error = work_take(supervisor->queue[QUEUE_OUT], &work);
+        error = work_take(supervisor->queue, &work);
         while (write(supervisor->report[1], "w", 1) < 0 && errno == EINTR)
             ;
         if (error != 0 && error != EAGAIN)
@@ -139,7 +139,7 @@ void worker_run(const struct supervisor *supervisor,
     descriptors_close_except(supervisor->report[1], work.fds[MAP],
                              work.fds[ANSWER]);
     if (supervisor->is_filtered
-        && sandbox_enter(WORKER, supervisor->queue[QUEUE_IN]) < 0) {
+        && sandbox_enter(WORKER, supervisor->server.service.queue) < 0) {
         log_error("no seccomp filter for a worker:");
         _exit(EXIT_FAILURE);
     }
