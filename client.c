@@ -27,9 +27,7 @@ static void client_log(const struct client *client, int level, const char *what,
 void client_begin(struct client *client, int socket, struct service *service,
                   struct record *record)
 {
-    struct ucred peer = socket_peer(socket);
-
-    *record = (struct record){ .peer = { peer.pid, peer.uid },
+    *record = (struct record){ .peer = socket_peer(socket),
                                .since = clock_us() };
     client->socket = socket;
     client->service = service;

@@ -47,7 +47,7 @@ enum { LINE_SIZE = 512, HEAD_SIZE = 128 };
 struct shared {
     unsigned lost[2]; /* messages, lines of the trace file */
     struct window {
-        struct log_peer peer;
+        struct ucred peer;
         int64_t since;
         unsigned warnings;
     } windows[WINDOWS];
@@ -58,7 +58,7 @@ static struct {
     int facility; /* of the priorities on stderr; -1: there are none */
     char pid[11]; /* for syslogd, main's, as sessions may not ask */
     bool may_block;
-    struct log_peer peer;
+    struct ucred peer;
     unsigned told;   /* how many were lost when it was last said */
     int64_t tell_by; /* 0, or when to say it */
     struct shared *shared;
@@ -121,7 +121,7 @@ void log_share(void *page)
     log_state.shared = memcpy(page, &unshared, sizeof(unshared));
 }
 
-struct log_peer *log_about(void)
+struct ucred *log_about(void)
 {
     return &log_state.peer;
 }
@@ -134,7 +134,7 @@ struct log_peer *log_about(void)
  */
 static bool rate_is_exceeded(struct shared *shared)
 {
-    const struct log_peer peer = log_state.peer;
+    const struct ucred peer = log_state.peer;
     struct window *window = NULL;
     int64_t now = clock_us();
     unsigned i;

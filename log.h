@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <sys/types.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #define PROGRAM "qemu-pr-helper"
@@ -62,11 +62,7 @@ void log_level_set(int level);
 /* Gives it a page that all processes share, before the first is forked. */
 void log_share(void *page);
 /* The caller sets it to whom the warnings that follow are about. */
-struct log_peer {
-    pid_t pid;
-    uid_t uid;
-};
-struct log_peer *log_about(void);
+struct ucred *log_about(void);
 /*
  * Says how many messages were lost since it last said so, if any were, a second
  * after the first; or at once, if now is NEVER. Returns when to call it again.

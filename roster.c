@@ -101,7 +101,7 @@ unsigned roster_evict(const struct roster *roster)
     log_warning("%u clients: disconnecting one of pid %d uid %u",
                 roster->active < roster->most ? roster->active : roster->most,
                 log_about()->pid, log_about()->uid);
-    *log_about() = (struct log_peer){ 0 };
+    *log_about() = (struct ucred){ 0 };
     return victim;
 }
 

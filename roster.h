@@ -16,8 +16,8 @@ struct pr_command;
  * what it must not rely on.
  */
 struct record {
-    struct log_peer peer; /* when it connected; pid 0: of no namespace here */
-    int64_t since;        /* when it connected or last sent a command */
+    struct ucred peer; /* when it connected; pid 0: of no namespace here */
+    int64_t since;     /* when it connected or last sent a command */
     unsigned long long commands;
     unsigned long long errors; /* commands that were not answered with GOOD */
     uint32_t state;            /* enum protocol_state: what it waits for */

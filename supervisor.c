@@ -161,7 +161,7 @@ static void session_ended(struct roster *roster, unsigned i, int status,
                           int64_t now)
 {
     const struct place *place = &roster->places[i];
-    const struct log_peer peer = roster->records[i].peer;
+    const struct ucred peer = roster->records[i].peer;
     bool is_pending = i == roster->pending;
     char whose[64] = " that had no client yet";
 

@@ -27,7 +27,7 @@ static ssize_t work_put(int queue, const struct pr_command *command, int answer)
     bool is_out = command->cdb[0] == PERSISTENT_RESERVE_OUT;
     const int fds[DESCRIPTORS] = { command->fd, answer };
     struct iovec parts[3] = {
-        { .iov_base = log_about(), .iov_len = sizeof(struct log_peer) },
+        { .iov_base = log_about(), .iov_len = sizeof(struct ucred) },
         { .iov_base = (void *)command->cdb, .iov_len = PROTOCOL_CDB_SIZE },
         { .iov_base = command->data, .iov_len = is_out ? command->length : 0 },
     };

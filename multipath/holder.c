@@ -97,7 +97,7 @@ static enum holder initiator_find(const struct map *map, const uint8_t *id)
 {
     const char *text = (const char *)id + 4;
     struct search search = { .found = HOLDER_UNKNOWN };
-    char directory[64];
+    char directory[96];
     unsigned i;
 
     for (i = 0; (id[0] & 0x0f) == ISCSI && i < map->count; i++) {

@@ -33,9 +33,9 @@ struct work {
 /* Takes a command off the queue. Returns 0 or errno. */
 static int work_take(int queue, struct work *work)
 {
-    size_t length = sizeof(struct log_peer) + sizeof(work->cdb);
+    size_t length = sizeof(struct ucred) + sizeof(work->cdb);
     struct iovec parts[3] = {
-        { .iov_base = log_about(), .iov_len = sizeof(struct log_peer) },
+        { .iov_base = log_about(), .iov_len = sizeof(struct ucred) },
         { .iov_base = work->cdb, .iov_len = PROTOCOL_CDB_SIZE },
         { .iov_base = work->data, .iov_len = PROTOCOL_DATA_MAX },
     };

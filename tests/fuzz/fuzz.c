@@ -75,9 +75,9 @@ __attribute__((weak)) void log_at(int level, const char *format, ...)
     va_end(arguments);
 }
 
-struct log_peer *log_about(void)
+struct ucred *log_about(void)
 {
-    static struct log_peer peer;
+    static struct ucred peer;
 
     return &peer;
 }

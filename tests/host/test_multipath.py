@@ -3060,7 +3060,7 @@ def test_other_commands_on_the_queue(lab_of):
             with ours:
                 with theirs:
                     socket.send_fds(queue, [
-                        bytes(8), bytes([operation]) + bytes(7), b'\x18',
+                        bytes(12), bytes([operation]) + bytes(7), b'\x18',
                         bytes(7)], [lab.map, theirs.fileno()])
                 ours.settimeout(20)
                 ours.recv(200)
