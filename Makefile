@@ -81,7 +81,7 @@ $(BUILD)/%.o: %.c $(COMMON)
 # code has to find out where. Debian's musl-gcc does not find the kernel's
 # headers.
 STATIC_FLAGS = -static -fno-pie -no-pie -Os -flto -ffunction-sections \
-	-fdata-sections -fno-asynchronous-unwind-tables \
+	-fdata-sections -fno-asynchronous-unwind-tables -fno-jump-tables \
 	-Wl,--gc-sections,-z,noseparate-code,-z,norelro
 KERNEL_HEADERS = -idirafter /usr/include \
 	-idirafter /usr/include/$(shell $(STATIC_CC) -print-multiarch 2>&-)

@@ -229,14 +229,15 @@ void multipathd_show(const struct multipathd *multipathd, const char *command,
 struct multipathd_path multipathd_path(const char *table, const char *name)
 {
     struct multipathd_path path = { .is_ready = true };
+    const char *at = table;
     char wanted[64];
-    const char *at;
+    int length = snprintf(wanted, sizeof(wanted), "/%s ", name);
 
-    snprintf(wanted, sizeof(wanted), "/%s ", name);
-    at = strstr(table, wanted);
-    if (at == NULL)
+    while (*at != '\0' && strncmp(at, wanted, (size_t)length) != 0)
+        at += 1 + strcspn(at + 1, "/"); /* strstr() has 1 kB in musl */
+    if (*at == '\0')
         return path;
-    at += strlen(wanted);
+    at += length;
     path.is_failed = strncmp(at, "failed ", 7) == 0;
     at += strcspn(at, " \n");
     path.is_ready = strncmp(at, " ready\n", 7) == 0
