@@ -213,6 +213,7 @@ check-lint: $(OBJECTS) $(CLIENT_OBJECTS)
 	mandoc -Tlint man/*.[18]
 	! find *.[ch] admin contrib multipath tests -name '*.[chs]*' -o -name '*.py' | \
 		sed 's|.*/||' | sort | uniq -d | grep . # two files of one name
+	! grep -o '^def \w*' tests/*/*.py | sort | uniq -d | grep . # or two tests
 
 ## check-fuzz: the corpus, then FUZZ_SECONDS=60 of new inputs
 FUZZ_ENGINE = libfuzzer
