@@ -116,12 +116,13 @@ check-foreign: $(HELPER) $(THROUGH)
 
 ## check-qemu: a guest's reservations through QEMU, on disk and map
 check-qemu: $(HELPER)
-	tests/qemu/chain.sh
-	tests/qemu/chain.sh multipath
+	tests/lib/guest.sh tests/qemu/chain.py
+	tests/lib/guest.sh multipath tests/qemu/chain.py --multipath
 
 ## check-libvirt: libvirt's managed='yes', beside QEMU's helper
 check-libvirt: $(HELPER)
-	tests/libvirt/libvirt.sh
+	tests/lib/fetch.sh libvirt-daemon libvirt-clients -- \
+		tests/lib/guest.sh multipath tests/libvirt/life.py
 
 ## check-migration: a guest with a reservation moves, sid's QEMU (root)
 check-migration: $(HELPER)
@@ -212,6 +213,7 @@ check-lint: $(OBJECTS) $(CLIENT_OBJECTS)
 	mandoc -Tlint man/*.[18]
 	! find *.[ch] admin contrib multipath tests -name '*.[chs]*' -o -name '*.py' | \
 		sed 's|.*/||' | sort | uniq -d | grep . # two files of one name
+	! grep -o '^def \w*' tests/*/*.py | sort | uniq -d | grep . # or two tests
 
 ## check-fuzz: the corpus, then FUZZ_SECONDS=60 of new inputs
 FUZZ_ENGINE = libfuzzer

@@ -3,9 +3,8 @@ from host to host, while a rival tries to write all the time.
 
 Without an argument it starts itself in Debian sid, whose QEMU takes
 reservations along, and shows what comes of it (see story.py). There,
-tests/qemu/chain.sh runs it in User-mode Linux, with what migration.py gets as
-arguments: /dev/sda is host a's nexus onto the one LUN, /dev/sdb is host b's,
-and /dev/sdc the rival's.
+tests/lib/guest.sh runs it in User-mode Linux: /dev/sda is host a's nexus onto
+the one LUN, /dev/sdb is host b's, and /dev/sdc the rival's.
 
 Must send nothing to the disk but the rival's commands and a few writes, to show
 who may: the reservation is the guest's, through QEMU and the helper.
@@ -17,6 +16,10 @@ import time
 from story import Wrong, outside, say, step, tell
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.append(TESTS + '/lib')
+
+import hosts        # noqa: E402
+
 KEY, TYPE = 0x1001, 1
 
 
@@ -27,7 +30,7 @@ def must(condition, what):
 
 class Story:
     def __init__(self, binary, qemu):
-        self.hosts = [migration.Host(name, '/dev/sd' + name, ['sd' + name],
+        self.hosts = [hosts.Host(name, '/dev/sd' + name, ['sd' + name],
                                      binary, qemu) for name in 'ab']
         self.rival = None
 
@@ -88,7 +91,7 @@ runs on each host; the guest has the disk by QEMU's scsi-block.
         self.may_write(a, True)
         self.may_write(b, False)
         step('A rival tries to write, and to reserve, and will not stop.')
-        self.rival = migration.Trying(TYPE)
+        self.rival = hosts.Trying(TYPE)
         time.sleep(2)
         before = self.refusals()
         must(before, 'the rival was never refused')
@@ -106,10 +109,10 @@ runs on each host; the guest has the disk by QEMU's scsi-block.
              'along.')
         b.expect()
         began = time.monotonic()
-        a.guest.qmp('migrate', uri='unix:' + migration.SOCKET)
+        a.guest.qmp('migrate', uri='unix:' + hosts.SOCKET)
         while not b.runs():
             must(b.guest.process.poll() is None, 'the guest is lost')
-            must(time.monotonic() < began + migration.DEADLINE,
+            must(time.monotonic() < began + hosts.DEADLINE,
                  'the guest does not arrive')
             time.sleep(0.1)
         say('it runs on host b after %.1f seconds'
@@ -124,10 +127,8 @@ runs on each host; the guest has the disk by QEMU's scsi-block.
              'wrote before has come onto it.')
         self.rival.end()
         self.refusals()
-        with open('/run/disk0', 'rb') as disk:
-            disk.seek(migration.RIVALS * migration.BLOCK)
-            must(disk.read(migration.BLOCK) == bytes(migration.BLOCK),
-                 'what the rival wrote is on the disk')
+        must(not hosts.written_by_rival(),
+             'what the rival wrote is on the disk')
         self.guest(b, '--out --release --param-rk=%#x --prout-type=%d'
                    % (KEY, TYPE))
         self.guest(b, '--out --register --param-rk=%#x --param-sark=0' % KEY)
@@ -140,9 +141,6 @@ runs on each host; the guest has the disk by QEMU's scsi-block.
 
 
 def inside(binary, *qemu):
-    global migration
-    sys.path += [TESTS + '/qemu', TESTS + '/lib']
-    import migration        # noqa: E402
     story = Story(binary, list(qemu))
     try:
         return tell(story.play)
@@ -156,8 +154,7 @@ cat >build/helper
 chmod 755 build/helper
 HELPER=$PWD/build/helper UML_NEXUSES=3
 export HELPER UML_NEXUSES
-exec tests/lib/fetch.sh python3 -- sh -c '
-    QEMU_RUN="$PYTHON -B $PWD/tests/demo/moving.py" exec tests/qemu/chain.sh'
+exec tests/lib/guest.sh tests/demo/moving.py
 '''
 
 if __name__ == '__main__':

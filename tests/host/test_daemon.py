@@ -570,27 +570,8 @@ def test_200_hanging_commands_do_not_slow_another_client(helper, target,
             client.close()
 
 
-def lingering_socket():
-    """(socket whose close() blocks for a minute, its receiver)."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    listener.bind(('127.0.0.1', 0))
-    listener.listen(1)
-    sender = socket.create_connection(listener.getsockname())
-    receiver = listener.accept()[0]
-    listener.close()
-    sender.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sender.send(bytes(65536))
-    sender.setblocking(True)
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
-                      struct.pack('ii', 1, 60))
-    return sender, receiver
-
-
 def test_close_of_the_lingering_socket_does_block():
-    sender, receiver = lingering_socket()
+    sender, receiver = lingering()
     closer = threading.Thread(target=sender.close)
     closer.start()
     closer.join(0.3)
@@ -605,7 +586,7 @@ def send_lingering(helper, client, spared):
 
     Returns the receiver; spared are the sessions of all other clients.
     """
-    sender, receiver = lingering_socket()
+    sender, receiver = lingering()
     session, = set(helper.sessions()) - set(spared)
     os.kill(session, signal.SIGSTOP)
     client.send(READ_CDB, [sender.fileno()])
@@ -620,7 +601,7 @@ def leave_unaccepted(helper):
 
     Returns the receiver; main is stopped (SIGSTOP) afterwards.
     """
-    sender, receiver = lingering_socket()
+    sender, receiver = lingering()
     os.kill(helper.pid, signal.SIGSTOP)
     with helper.client(hello=False) as client:
         client.send(bytes(4), [sender.fileno()])

@@ -31,16 +31,7 @@ TYPES = (1, 3, 5, 6, 7, 8)
 A, B = 0, 1                                     # the two nexuses
 KEY = (0xa11ce, 0xb0b)
 FIFREEZE, FITHAW = 0xc0045877, 0xc0045878
-
-
-class DirectClient(Direct, pr.Client):
-    """The named commands of prclient.Client, straight to the device."""
-
-    def __init__(self):
-        pass
-
-
-direct = DirectClient()
+direct = Direct()
 
 
 @pytest.fixture

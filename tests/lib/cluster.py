@@ -61,6 +61,8 @@ blacklist {
     devnode "%s"
 }
 '''
+# What a path is to the map, to multipathd's checker, and to the kernel.
+WORDS = {'offline': 'failed faulty offline', 'running': 'active ready running'}
 
 
 def other_than(path):
@@ -116,7 +118,7 @@ class Multipathd:
         self.launch()
         wait_until(lambda: os.path.exists(MAP), 'multipathd makes ' + MAP)
         for path in PATHS:
-            self.wait_path(path, 'active ready running')
+            self.wait_path(path, WORDS['running'])
         return self
 
     def launch(self):
@@ -144,8 +146,7 @@ class Multipathd:
             self.process.wait()
 
     def path(self, name):
-        """Such as 'failed faulty offline': the map's, the checker's, the
-        kernel's word."""
+        """What it is said to be, as in WORDS."""
         for line in ask('show paths format "%d %t %T %o"').splitlines():
             words = line.split()
             if words[0] == name:
@@ -155,6 +156,11 @@ class Multipathd:
     def wait_path(self, name, state):
         wait_until(lambda: self.path(name) == state,
                    '%s becomes %s' % (name, state))
+
+    def set_state(self, path, state):
+        """As set_state() does, until multipathd knows it."""
+        set_state(path, state)
+        self.wait_path(path, WORDS[state])
 
     def key(self):
         return ask('getprkey map dm-0').strip()
@@ -228,14 +234,7 @@ def is_suspended():
 
 # What the target holds, as the rival's nexus sees it. ------------------------
 
-class DirectClient(Direct, pr.Client):
-    """The named commands of prclient.Client, straight to a device."""
-
-    def __init__(self):
-        pass
-
-
-direct = DirectClient()
+direct = Direct()
 
 # keys is {'sda': KEY, ...}; reservation is (KEY, TYPE) or None, held by us, by
 # the rival, or by both if it is one of all registrants.
@@ -243,19 +242,39 @@ View = namedtuple('View', 'keys reservation holders')
 EMPTY = View({}, None, set())
 
 
-def view():
-    fd = pr.open_device(RIVAL)
+def by_nexus(name, function, *arguments):
+    """What this returns of a descriptor of that disk, such as sda, when the
+    unit attentions of the nexus are taken."""
+    fd = pr.open_device(os.path.join('/dev', name))
     try:
         settle(fd)
-        for _ in range(10):     # multipathd may be registering a path
-            full = direct.read_in(fd, pr.READ_FULL_STATUS).payload
-            keys = direct.keys(fd)
-            reservation = direct.reservation(fd)
-            again = direct.read_in(fd, pr.READ_KEYS).payload
-            if again[:4] == full[:4]:       # the generation
-                break
+        return function(fd, *arguments)
     finally:
         os.close(fd)
+
+
+def settle(fd):
+    """Take the unit attentions of a nexus."""
+    for _ in range(8):
+        if direct.read_in(fd, pr.READ_KEYS).status == pr.GOOD:
+            return
+    raise AssertionError('there is no end of unit attentions')
+
+
+def read_all(fd):
+    """READ FULL STATUS, the keys, and the reservation, of one moment."""
+    for _ in range(10):     # multipathd may be registering a path
+        full = direct.read_in(fd, pr.READ_FULL_STATUS).payload
+        keys = direct.keys(fd)
+        reservation = direct.reservation(fd)
+        again = direct.read_in(fd, pr.READ_KEYS).payload
+        if again[:4] == full[:4]:       # the generation
+            break
+    return full, keys, reservation
+
+
+def view():
+    full, keys, reservation = by_nexus(RIVAL, read_all)
     found, holders, at = {}, set(), 8
     while at < len(full):
         key, held, more = struct.unpack('>Q4xB7xI', full[at:at + 24])
@@ -269,14 +288,6 @@ def view():
     return View(found, reservation, holders)
 
 
-def settle(fd):
-    """Take the unit attentions of a nexus."""
-    for _ in range(8):
-        if direct.read_in(fd, pr.READ_KEYS).status == pr.GOOD:
-            return
-    raise AssertionError('there is no end of unit attentions')
-
-
 def reset(multipathd):
     """No key, no reservation, all paths there, and multipathd knows it."""
     for path in PATHS:
@@ -288,10 +299,8 @@ def reset(multipathd):
     assert rival.out(pr.REGISTER_AND_IGNORE, 0, 1) == GOOD
     assert rival.out(pr.CLEAR, 1) == GOOD
     for path in PATHS:
-        fd = pr.open_device('/dev/' + path)
-        settle(fd)
-        os.close(fd)
-        multipathd.wait_path(path, 'active ready running')
+        by_nexus(path, settle)
+        multipathd.wait_path(path, WORDS['running'])
     assert view() == EMPTY
 
 
@@ -341,11 +350,6 @@ class Rival:
     """Another host: one nexus, straight to the disk."""
 
     def out(self, action, key=0, sa_key=0, type_=0):
-        fd = pr.open_device(RIVAL)
-        try:
-            settle(fd)
-            reply = direct.out(fd, action, key, sa_key, type_)
-        finally:
-            os.close(fd)
+        reply = by_nexus(RIVAL, direct.out, action, key, sa_key, type_)
         return {pr.GOOD: GOOD, pr.RESERVATION_CONFLICT: CONFLICT}.get(
             reply.status, FAILED)

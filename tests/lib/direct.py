@@ -6,7 +6,7 @@ never go through the helper, and shares no code with it.
 import ctypes
 import fcntl
 
-from prclient import Reply
+from prclient import Client, Reply
 
 SG_IO = 0x2285
 TO_DEV, FROM_DEV = -2, -3
@@ -45,8 +45,11 @@ def sg_io(fd, cdb, data=b'', length=0, cmd_len=10, timeout=30000):
     return hdr, sense.raw, buffer.raw[:length]
 
 
-class Direct:
+class Direct(Client):
     """prclient.Client's commands by name, without a helper between."""
+
+    def __init__(self):
+        pass
 
     def request(self, cdb, fd, data=b''):
         hdr, sense, buffer = sg_io(fd, cdb, data,

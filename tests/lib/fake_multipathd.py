@@ -19,8 +19,6 @@ import struct
 import threading
 import time
 
-import sim
-
 # A size_t of the machine that the helper is built for, and what it is not.
 SIZE = struct.Struct(os.environ.get('SIM_SIZE_T', '@N'))
 OTHER_SIZE = struct.Struct('=Q' if SIZE.size == 4 else '=I')

@@ -23,7 +23,7 @@ from collections import namedtuple
 
 import cluster
 import prclient as pr
-from cluster import DEADLINE, ask, direct, settle, wait_until
+from cluster import DEADLINE, ask, by_nexus, direct, settle, wait_until
 
 TARGET = 'iqn.2026-11.example:target'
 US, RIVAL = 'iqn.2026-11.example:us', 'iqn.2026-11.example:rival'
@@ -223,12 +223,7 @@ class Map:
         self.device = '/dev/' + self.name
 
     def rival_do(self, function, *arguments):
-        fd = pr.open_device('/dev/' + self.rival)
-        try:
-            settle(fd)
-            return function(fd, *arguments)
-        finally:
-            os.close(fd)
+        return by_nexus(self.rival, function, *arguments)
 
     def rival_out(self, action, key=0, sa_key=0, type_=0):
         return self.rival_do(direct.out, action, key, sa_key, type_).status
@@ -263,9 +258,7 @@ class Map:
         assert self.rival_out(pr.REGISTER_AND_IGNORE, 0, 1) == pr.GOOD
         assert self.rival_out(pr.CLEAR, 1) == pr.GOOD
         for path in self.paths:
-            fd = pr.open_device('/dev/' + path)
-            settle(fd)
-            os.close(fd)
+            by_nexus(path, settle)
         assert self.view() == View([], [], None, None)
 
     def is_suspended(self):

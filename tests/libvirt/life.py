@@ -1,17 +1,15 @@
-"""The helper in libvirt's hands, run inside User-mode Linux by libvirt.sh.
+"""The helper in libvirt's hands, run inside User-mode Linux by lib/guest.sh.
 
 libvirtd starts one for a virtual machine whose disk has <reservations
 managed='yes'/>, as in contrib/examples/libvirt.xml, with its own environment,
 as a daemon, and with a PID file of which it lets the helper inherit the
-descriptor that is locked. The machine is the one of chain.sh, and so are the
-initiators: what its guest did is judged by what the rival's nexus, /dev/sdb,
-reads from the target.
+descriptor that is locked. What its guest did is judged by what the rival's
+nexus, /dev/sdb, reads from the target.
 
 All of it is done with the helper under test, and then with QEMU's. Where
 QEMU's does otherwise, that is said, and is no failure.
 
-This must never wait without a deadline; the deadlines are generous, as
-User-mode Linux with an emulated guest on a busy machine is slow.
+What guest.py must never do, this must not, either.
 
     usage: life.py HELPER QEMU [QEMU-OPTION...]
 """
@@ -30,11 +28,8 @@ import sys
 import time
 import types
 
-TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path += [os.path.join(TESTS, 'lib'), os.path.join(TESTS, 'qemu')]
-
-import chain      # noqa: E402
-from chain import GOOD, GUEST_KEY, OURS, check      # noqa: E402
+from guest import (GOOD, GUEST_KEY, GUEST_LOG, OURS, RIVAL_KEY, TOP, Guest,
+                   Rival, check, report)
 
 STATE, IMAGES = '/run/libvirt/qemu/', '/var/lib/libvirt/qemu/'
 NOTIFY, GUEST, LOG = '/run/notify', '/run/guest.sock', '/run/libvirtd.log'
@@ -57,7 +52,7 @@ cgroup_controllers = []
 stdio_handler = "file"
 pr_helper = "%s"
 '''}
-with open(os.path.join(TESTS, '../contrib/examples/libvirt.xml')) as f:
+with open(os.path.join(TOP, 'contrib/examples/libvirt.xml')) as f:
     DISK = re.search("<disk type='block'.*?</disk>", f.read(), re.S)[0]
 DISK = re.sub("dev='/dev/.*?'", "dev='/dev/%s'",
               DISK.replace("dev='sda'", "dev='%s'"))
@@ -75,7 +70,7 @@ DOMAIN = '''
     <controller type='scsi' model='virtio-scsi'/>
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
-    <serial type='file'><source path='/run/guest.log'/></serial>
+    <serial type='file'><source path='%s'/></serial>
     <serial type='unix'><source mode='bind' path='%s'/></serial>
     %s
   </devices>
@@ -115,7 +110,7 @@ class Libvirtd:
         subprocess.check_call(['mount', '--rbind', '/var', '/run/var'])
         subprocess.check_call(['mount', '-t', 'tmpfs', 'var', '/var'])
         os.symlink('/run', '/var/run')
-        for path in (os.path.dirname(TESTS), os.environ['BUILD'],
+        for path in (TOP, os.environ['BUILD'],
                      os.path.dirname(sys.argv[1])):
             if path.startswith('/var/') and not os.path.exists(path):
                 os.makedirs(path)           # as it was
@@ -173,7 +168,7 @@ class Libvirtd:
                              f.read()) is not None
 
 
-class Guest(chain.Guest):
+class Domain(Guest):
     """The virtual machine, whose second serial port is a socket."""
 
     def __init__(self):
@@ -380,7 +375,7 @@ def life(name, helper, libvirtd, rival, is_ours):
     check(name + ': the machine is defined',
           virsh('define', '/run/vm.xml')[0], 0)
     check(name + ': and starts', virsh('start', 'vm'), (0, ''))
-    guest = Guest()
+    guest = Domain()
     started(name, helper, guest, rival)
     killed(name, helper, guest, rival)
     plugged(name, helper, guest, rival)
@@ -392,8 +387,8 @@ def life(name, helper, libvirtd, rival, is_ours):
     check(name + ': nobody but libvirtd speaks to libvirtd\'s service manager',
           libvirtd.others_heard(), [])
     libvirtd.stop()
-    rival.out('--register-ignore --param-sark=0x2222')
-    rival.out('--clear --param-rk=0x2222')
+    rival.out('--register-ignore --param-sark=' + RIVAL_KEY)
+    rival.out('--clear --param-rk=' + RIVAL_KEY)
     check(name + ': the target is as before', rival.keys(), [])
 
 
@@ -404,22 +399,15 @@ def main():
     try:
         write('/run/vm.xml', DOMAIN % (
             option('-kernel'), option('-initrd'), option('-append'),
-            shutil.which(sys.argv[2]), GUEST, DISK % ('sda', 'sda')))
+            shutil.which(sys.argv[2]), GUEST_LOG, GUEST,
+            DISK % ('sda', 'sda')))
         for name, helper in (('ours', sys.argv[1]),
                              ("QEMU's", shutil.which('qemu-pr-helper'))):
-            life(name, os.path.realpath(helper), libvirtd, chain.Rival(),
+            life(name, os.path.realpath(helper), libvirtd, Rival(),
                  name == 'ours')
     except Exception as error:
         check('the test comes to its end', repr(error), None)
-    verdicts = chain.verdicts
-    if not all(verdicts):
-        for path in (LOG, '/run/guest.log', '/var/log/libvirt/qemu/vm.log'):
-            if os.path.exists(path):
-                with open(path, errors='replace') as log:
-                    print('--- %s\n%s' % (path, log.read()[-2000:]))
-    print('%d passed, %d failed, 0 skipped'
-          % (verdicts.count(True), verdicts.count(False)))
-    return 0 if all(verdicts) else 1
+    return report((LOG, GUEST_LOG, '/var/log/libvirt/qemu/vm.log'))
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ fetch() {
 fetch python3-pytest:arm64 =busybox-static:arm64 =util-linux:arm64 \
     =libcap-ng0:arm64 =libc6-dev:arm64 =linux-libc-dev:arm64 \
     =musl-dev:arm64 =linux-image-cloud-arm64:arm64
-# An empty package; see chain.sh.
+# An empty package; see guest.sh.
 image=$(readlink "$root/usr/share/doc/linux-image-cloud-arm64")
 fetch "=$image:arm64"
 

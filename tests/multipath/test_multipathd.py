@@ -22,7 +22,7 @@ import pytest
 import prclient as pr
 from cluster import (A, A2, ALL_REGISTRANTS, B, BOTH, CONFLICT, EMPTY, FAILED,
                      FIXED, GOOD, MAP, NAME, PATHS, RIVAL, TYPES, Helper, View,
-                     ask, direct, is_suspended, other_than, set_state, settle,
+                     ask, by_nexus, direct, is_suspended, other_than, set_state,
                      view, wait_until)
 from fixtures import (daemons, multipathd, needed, relay,    # noqa: F401
                       rival, serve, us)
@@ -39,11 +39,7 @@ def configured(defaults):
 
 def on_path(name, service_action, length=8192):
     """What a path itself answers."""
-    fd = pr.open_device('/dev/' + name)
-    settle(fd)
-    reply = direct.read_in(fd, service_action, length)
-    os.close(fd)
-    return reply
+    return by_nexus(name, direct.read_in, service_action, length)
 
 
 def test_pr_in_is_what_a_path_answers(us, rival):
@@ -269,7 +265,7 @@ def test_preempting_all_registrants_leaves_all_our_paths(us, rival, type_):
     assert not is_suspended()
 
 
-def test_release_with_the_holder_gone(us, multipathd):
+def test_release_with_the_holder_gone_and_this_multipathd(us, multipathd):
     """A multipathd before 0.13 does not know whether the reservation is
     ours; mpathpersist 0.9.4 guesses that it is, and clears the disk."""
     assert us.out(pr.REGISTER, 0, A) == GOOD
@@ -279,7 +275,7 @@ def test_release_with_the_holder_gone(us, multipathd):
     before = view()
     if multipathd.knows_the_holder():
         assert us.out(pr.RELEASE, A, type_=pr.EXCLUSIVE_ACCESS) == GOOD
-        assert view() == View(BOTH, None, set())
+        assert view() == View({other_than(held): A}, None, set())
         return
     assert us.out(pr.RELEASE, A, type_=pr.EXCLUSIVE_ACCESS) == FAILED
     assert view() == before
@@ -292,12 +288,9 @@ def test_release_with_the_holder_gone(us, multipathd):
 def holder():
     """The path by which we hold the reservation."""
     for name in PATHS:
-        fd = pr.open_device('/dev/' + name)
-        settle(fd)
-        key, type_ = direct.reservation(fd)
-        status = direct.out(fd, pr.RESERVE, key, type_=type_).status
-        os.close(fd)
-        if status == pr.GOOD:
+        key, type_ = by_nexus(name, direct.reservation)
+        reply = by_nexus(name, direct.out, pr.RESERVE, key, 0, type_)
+        if reply.status == pr.GOOD:
             return name
     raise AssertionError('no path holds it')
 
@@ -309,9 +302,7 @@ def test_register_with_no_path_tells_multipathd_nothing(us, multipathd):
     assert us.out(pr.REGISTER, 0, A) == FAILED
     assert (multipathd.key(), multipathd.registers()) == ('none', False)
     for name in PATHS:
-        set_state(name, 'running')
-    for name in PATHS:
-        multipathd.wait_path(name, 'active ready running')
+        multipathd.set_state(name, 'running')
     assert view() == EMPTY
 
 
@@ -347,8 +338,7 @@ def test_release_with_the_holder_gone(multipathd, serve, newer, rival):
     assert us.out(pr.REGISTER, 0, A) == GOOD
     assert us.out(pr.RESERVE, A, type_=pr.EXCLUSIVE_ACCESS) == GOOD
     held = holder()
-    set_state(held, 'offline')
-    multipathd.wait_path(held, 'failed faulty offline')
+    multipathd.set_state(held, 'offline')
     # A type that it is not held with is no reason to do anything.
     assert us.out(pr.RELEASE, A, type_=pr.WRITE_EXCLUSIVE) == CONFLICT
     assert view().reservation == (A, pr.EXCLUSIVE_ACCESS)
@@ -368,8 +358,7 @@ def test_another_key_with_the_holder_gone(multipathd, serve, newer):
     assert us.out(pr.REGISTER, 0, A) == GOOD
     assert us.out(pr.RESERVE, A, type_=pr.WRITE_EXCLUSIVE_RO) == GOOD
     held = holder()
-    set_state(held, 'offline')
-    multipathd.wait_path(held, 'failed faulty offline')
+    multipathd.set_state(held, 'offline')
     assert us.out(pr.REGISTER, A, A2) == GOOD
     assert view() == View({other_than(held): A2},
                           (A2, pr.WRITE_EXCLUSIVE_RO), {'us'})
@@ -383,13 +372,11 @@ def test_unregister_with_the_holder_gone(multipathd, serve, newer):
     assert us.out(pr.REGISTER, 0, A) == GOOD
     assert us.out(pr.RESERVE, A, type_=pr.EXCLUSIVE_ACCESS) == GOOD
     held = holder()
-    set_state(held, 'offline')
-    multipathd.wait_path(held, 'failed faulty offline')
+    multipathd.set_state(held, 'offline')
     assert us.out(pr.REGISTER, A, 0) == GOOD
     assert view() == EMPTY
     assert not is_suspended()
-    set_state(held, 'running')
-    multipathd.wait_path(held, 'active ready running')
+    multipathd.set_state(held, 'running')
     assert view() == EMPTY
 
 
@@ -632,8 +619,7 @@ def test_a_fixed_key_that_matches(multipathd, us):
     # multipathd cannot forget a key of its configuration, and need not.
     assert us.out(pr.REGISTER, A, 0) == GOOD
     assert (view(), multipathd.registers()) == (EMPTY, False)
-    set_state('sda', 'offline')
-    multipathd.wait_path('sda', 'failed faulty offline')
+    multipathd.set_state('sda', 'offline')
     assert us.out(pr.REGISTER_AND_IGNORE, 0, A) == GOOD
     set_state('sda', 'running')
     wait_until(lambda: view().keys == BOTH, 'multipathd registers sda')
@@ -852,10 +838,7 @@ def test_check_of_a_partition_of_a_map_names_the_map(multipathd, serve):
 def test_check_finds_the_path_that_is_not_registered(multipathd, serve):
     helper, us = serve()
     assert us.out(pr.REGISTER, 0, A) == GOOD
-    fd = pr.open_device('/dev/sdb')
-    settle(fd)
-    assert direct.out(fd, pr.REGISTER, A, 0).status == pr.GOOD
-    os.close(fd)
+    assert by_nexus('sdb', direct.out, pr.REGISTER, A, 0).status == pr.GOOD
     text, status = checked(helper)
     assert says(text, sda='registered', sdb='not registered')
     assert 'may fail' in text and status == FINDING
@@ -958,10 +941,8 @@ def test_cleanup_makes_the_host_forget(multipathd, us, rival, holds):
     assert (multipathd.key(), multipathd.registers()) == ('none', False)
     assert us.client.request(CLEANUP, us.fd).status == pr.GOOD
     # Nor does multipathd register a path that comes back.
-    set_state('sda', 'offline')
-    multipathd.wait_path('sda', 'failed faulty offline')
-    set_state('sda', 'running')
-    multipathd.wait_path('sda', 'active ready running')
+    multipathd.set_state('sda', 'offline')
+    multipathd.set_state('sda', 'running')
     assert view() == View({'sdc': B}, None, set())
 
 

@@ -17,8 +17,8 @@ import pytest
 
 import prclient as pr
 from cluster import (A, A2, ALL_REGISTRANTS, B, BOTH, CONFLICT, FAILED, FILE,
-                     FIXED, GOOD, TYPES, Mpathpersist, View, direct,
-                     other_than, reset, set_state, view, wait_until)
+                     FIXED, GOOD, TYPES, Mpathpersist, View, by_nexus,
+                     direct, other_than, reset, view, wait_until)
 from fixtures import (daemons, multipathd, needed, relay,    # noqa: F401
                       rival, serve, us)
 
@@ -55,10 +55,7 @@ class Path:
         self.label = '%s %s' % (name, state)
 
     def take(self, subject, rival, multipathd):
-        set_state(self.name, self.state)
-        multipathd.wait_path(self.name, {
-            'offline': 'failed faulty offline',
-            'running': 'active ready running'}[self.state])
+        multipathd.set_state(self.name, self.state)
         keys = self.keys
         if callable(keys):
             keys = keys(multipathd)
@@ -267,9 +264,7 @@ def test_the_comparison_would_see_a_difference(multipathd, rival):
 
     class OnePath:
         def out(self, *arguments):
-            fd = pr.open_device('/dev/sda')
-            direct.out(fd, *arguments)
-            os.close(fd)
+            by_nexus('sda', direct.out, *arguments)
             return GOOD
 
     assert play(OnePath(), rival, multipathd, steps)[0][1:] == (

@@ -1,167 +1,41 @@
-"""Live migration, run inside User-mode Linux by chain.sh: a guest with a
-reservation moves from host to host, and takes it along (QEMU's migrate-pr).
-
-A host is an initiator of its own onto the one LUN (a multipath map's is two),
-a helper of its own, and the QEMU that runs the guest:
+"""Live migration, run inside User-mode Linux by lib/guest.sh: a guest
+with a reservation moves from host to host, and takes it along (QEMU's
+migrate-pr). The hosts (hosts.py) and their nexuses onto the one LUN are
 
     a   /dev/mapper/mpatha, of /dev/sda and /dev/sdb
     b   /dev/sdd
     c   /dev/sde
 
-and /dev/sdc is a rival's, who is not registered, and who at every moment at
-which the guest holds its reservation tries to write, to reserve, and, where
-the type forbids that, to read. What has become of keys and reservation is
-judged by what the rival's nexus reads from the target.
+and /dev/sdc is the rival's, who is at work at every moment at which the guest
+holds its reservation. What has become of keys and reservation is judged by what
+the rival's nexus reads from the target.
 
 Not tested are the types 7 and 8, of all registrants: QEMU 11.1 takes them over
 as type 1, with every helper.
 
-Must never use the helper under test for the outside view, and must never
-wait without a deadline; see chain.py, whose parts these are.
+What hosts.py must never do, this must not, either.
 
     usage: migration.py HELPER QEMU [QEMU-OPTION...]
 """
-import errno
-import mmap
 import os
 import signal
-import struct
 import subprocess
 import sys
-import threading
 import time
 
-from chain import GOOD, TYPES, Guest, Helper, check, report
-
 import cluster
-import prclient as pr
-from direct import sg_io
+from guest import GOOD, TYPES, check, report
+from hosts import DEADLINE, EXCLUSIVE, SOCKET, Host, Trying, written_by_rival
 
-BLOCK, RIVALS, HOSTS = 512, 600, 704    # its size; those that they write
-SOCKET = '/run/migration.sock'
-DEADLINE = 120
-EXCLUSIVE = 3, 6        # types that forbid others to read, too
 TO_ONE = 1, 3           # types that let only the nexus write that reserved
-NAMES = dict(TYPES)
 TARGET = '/sys/kernel/config/target/'
 LUN = TARGET + 'loopback/naa.50014050000000%02x/tpgt_1/lun/lun_0'
 ALUA = TARGET + 'core/fileio_0/disk0/alua/gp2'
 
 
-def attempt(fd, cdb, data=b'', length=0):
-    """A command's status, or the sense data that came instead."""
-    hdr, sense, _ = sg_io(fd, cdb, data, length)
-    return (pr.sense_code(sense) if hdr.status == pr.CHECK_CONDITION
-            else hdr.status)
-
-
-def block_cdb(operation, lba):
-    """A READ(10) or WRITE(10) of one block."""
-    return struct.pack('>BBIBHB', operation, 0, lba, 0, 1, 0)
-
-
-class Trying(threading.Thread):
-    """The rival, who tries all the time."""
-
-    def __init__(self, type_):
-        super().__init__(daemon=True)
-        self.type, self.seen, self.ends = type_, {}, False
-        self.start()
-
-    def run(self):
-        fd = os.open(cluster.RIVAL, os.O_RDWR)
-        tries = [(block_cdb(0x2a, RIVALS), b'R' * BLOCK),
-                 (pr.pr_out(pr.RESERVE, self.type), pr.parameters(0x2222))]
-        if self.type in EXCLUSIVE:
-            tries.append((block_cdb(0x28, RIVALS), b''))
-        while not self.ends:
-            for cdb, data in tries:
-                result = attempt(fd, cdb, data, BLOCK)
-                self.seen[result] = self.seen.get(result, 0) + 1
-            time.sleep(0.02)
-        os.close(fd)
-
-    def refused(self):
-        return self.seen.get(pr.RESERVATION_CONFLICT, 0)
-
-    def breaches(self):
-        return {result: count for result, count in self.seen.items()
-                if result != pr.RESERVATION_CONFLICT
-                and not str(result).startswith('6/')}
-
-    def end(self):
-        self.ends = True
-        self.join()
-
-
-class Host:
-    def __init__(self, name, disk, nexuses, binary, qemu):
-        self.name, self.disk, self.nexuses = name, disk, nexuses
-        self.socket = '/run/pr-%s.sock' % name
-        self.helper = Helper(binary, self.socket)
-        self.qemu, self.guest = qemu, None
-
-    def start(self, *options):
-        self.guest = Guest(
-            [*self.qemu, *options], self.disk, self.socket,
-            '/run/qmp-%s.sock' % self.name, 'qemu-migrate.sh')
-        return self.guest
-
-    def expect(self):
-        """A QEMU that waits for a guest."""
-        if os.path.exists(SOCKET):
-            os.unlink(SOCKET)
-        self.start('-incoming', 'unix:' + SOCKET)
-        cluster.wait_until(lambda: os.path.exists(SOCKET)
-                           or self.guest.process.poll() is not None,
-                           'QEMU waits on host ' + self.name)
-
-    def runs(self):
-        try:
-            return self.guest.qmp('query-status')['status'] == 'running'
-        except OSError:
-            return False        # it is gone
-
-    def end(self):
-        """QEMU's exit status."""
-        guest, self.guest = self.guest, None
-        if guest.process.poll() is None:
-            guest.qmp('quit')
-        return guest.process.wait(DEADLINE)
-
-    def kill(self):
-        if self.guest:
-            self.guest.process.kill()
-            self.guest.process.wait()
-            self.guest = None
-
-    def attempt(self, operation):
-        """What the kernel says to a direct transfer through each nexus."""
-        results = set()
-        for name in self.nexuses:
-            fd = os.open('/dev/' + name, os.O_RDWR | os.O_DIRECT)
-            with mmap.mmap(-1, 4096) as buffer:
-                try:
-                    if operation == 'write':
-                        os.pwrite(fd, memoryview(buffer), HOSTS * BLOCK)
-                    else:
-                        os.preadv(fd, [buffer], HOSTS * BLOCK)
-                    results.add('done')
-                except OSError as error:
-                    results.add(errno.errorcode[error.errno])
-                finally:
-                    os.close(fd)
-        return results
-
-
 def seen():
     """Keys and reservation, as the rival's nexus reads them."""
-    fd = pr.open_device(cluster.RIVAL)
-    try:
-        cluster.settle(fd)
-        return cluster.direct.keys(fd), cluster.direct.reservation(fd)
-    finally:
-        os.close(fd)
+    return cluster.by_nexus(cluster.RIVAL, cluster.read_all)[1:]
 
 
 class Journey:
@@ -210,7 +84,7 @@ class Journey:
         check('the guest sees its key and its reservation',
               (self.guest.keys(), self.guest.reservation()),
               ([hex(key) for key in keys],
-               (hex(self.key), NAMES[self.type])))
+               (hex(self.key), TYPES[self.type])))
         if len(keys) == 1 or self.type not in TO_ONE:
             check('it writes', self.guest.write(), GOOD)
         else:       # even if the guest itself had reserved, on either path
@@ -232,7 +106,7 @@ class Journey:
             check('nor read', host.attempt('read'), {'EBADE'})
 
     def begin(self, number):
-        print('-- type %d, %s' % (number, NAMES[number]))
+        print('-- type %d, %s' % (number, TYPES[number]))
         self.type = number
         check('the guest reserves', self.out('--reserve'), GOOD)
         self.fence()
@@ -355,10 +229,8 @@ def main():
     def a_path_returns():
         """To the map that the guest has left, see the helper's manual."""
         multipathd.forget()
-        for state, word in (('offline', 'failed faulty offline'),
-                            ('running', 'active ready running')):
-            cluster.set_state('sda', state)
-            multipathd.wait_path('sda', word)
+        for state in 'offline', 'running':
+            multipathd.set_state('sda', state)
         print('-- a path of host a was gone for a moment')
         journey.check_fenced(hosts['a'])
 
@@ -383,10 +255,8 @@ def main():
                 journey.move('c', nothing)
                 journey.move('b', alua)
             journey.end()
-        with open('/run/disk0', 'rb') as disk:
-            disk.seek(RIVALS * BLOCK)
-            check('nothing of what the rival wrote is on the disk',
-                  disk.read(BLOCK), bytes(BLOCK))
+        check('nothing of what the rival wrote is on the disk',
+              written_by_rival(), b'')
     except Exception as error:      # and go on to the report
         check('the test comes to its end', repr(error), None)
     finally:

@@ -18,8 +18,8 @@ status=0
     mkdir -p build
     cat >build/helper
     chmod 755 build/helper
-    HELPER=$PWD/build/helper UML_TIMEOUT=1500 \
-        exec tests/qemu/chain.sh migration' \
+    HELPER=$PWD/build/helper UML_NEXUSES=5 UML_MEMORY=1024M UML_TIMEOUT=1500 \
+        exec tests/lib/guest.sh multipath tests/qemu/migration.py' \
     <"${HELPER:-$top/qemu-pr-helper}" || status=$?
 if [ $status -eq 77 ]; then
     echo 'SKIP: the archive does not give Debian sid'

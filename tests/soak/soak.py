@@ -42,13 +42,13 @@ sys.path += [os.path.join(TESTS, 'lib'), os.path.join(TESTS, 'host')]
 # flake8: noqa: E402
 import sim
 from helper import Helper, program
+from launch import lingering
 from prclient import (
     CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_FULL_STATUS, READ_KEYS,
     READ_RESERVATION, REGISTER, REGISTER_AND_IGNORE, REGISTER_AND_MOVE,
     RELEASE, REPORT_CAPABILITIES, RESERVATION_CONFLICT, RESERVE, Client,
     Closed, parameters, pr_in, pr_out, sense_code)
-from test_daemon import (
-    ERRNO_REPLIES, HOST_REPLIES, failure, lingering_socket)
+from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
 
 WORKERS, CLIENTS = 8, 31            # one nexus for each client
 CLUSTER = 4                         # but for one, which has these
@@ -907,7 +907,7 @@ class Guest:
     def linger(self):
         """Has the helper close a descriptor that blocks for a while."""
         client, self.client = self.client, None
-        sender, receiver = lingering_socket()
+        sender, receiver = lingering()
         wait = self.random.uniform(0, 0.05 if SINGLE else 2)
         timer = threading.Timer(wait, receiver.close)
         self.count('lingers')

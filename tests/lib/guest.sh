@@ -1,50 +1,40 @@
 #!/bin/sh
-# chain.sh [multipath | migration]
+# guest.sh [multipath] SCRIPT [ARGUMENT...]
 #
-# The whole chain with the real client: boots User-mode Linux with a SCSI
-# target, the helper and QEMU in it, and lets a virtual machine make
-# persistent reservations through them; see qemu/chain.py for what is tested.
-# With multipath, its disk is a multipath map; with migration, it moves from one
-# host to the next, see qemu/migration.py.
-# HELPER is the helper under test (./qemu-pr-helper).  QEMU, the guest's
-# kernel and what goes into its initramfs are fetched if not installed.
-# QEMU_RUN is run in place of qemu/chain.py, with the same arguments.
+# For tests with the real client: boots User-mode Linux with a SCSI target, and
+# runs SCRIPT, in Python, in it, with what is in this directory on its path.
+# Behind its ARGUMENTs it gets the helper under test (HELPER, ./qemu-pr-helper),
+# and QEMU with the options that start a virtual machine of ours, whose disk is
+# for SCRIPT to add: see guest.py. With multipath, that kernel can make maps
+# (multipath.sh). QEMU, the guest's kernel and what goes into its initramfs are
+# fetched if not installed.
 #
 # Must work for any user and without KVM, and must write nothing outside the
 # build directory.
 set -eu
 
-top=$(cd "$(dirname "$0")/../.." && pwd)
+lib=$(cd "$(dirname "$0")" && pwd)
+top=${lib%/tests/lib}
 BUILD=${BUILD:-$top/build}
-"$top/tests/lib/uml.sh" || {
+"$lib/uml.sh" || {
     echo '0 passed, 0 failed, 1 skipped'
     exit 0
 }
-[ -n "${QEMU_FETCHED:-}" ] ||
-    QEMU_FETCHED=1 exec "$top/tests/lib/fetch.sh" qemu-system-x86 \
-        busybox-static sg3-utils xz-utils python3 =linux-image-cloud-amd64 \
-        -- "$0" "$@"
-
-run="$PYTHON $top/tests/qemu/chain.py"
-UML_MEMORY=768M
-case ${1:-} in
-multipath)
-    run="$run --multipath"
-    UML_NEXUSES=3
-    ;;
-migration)
-    run="$PYTHON $top/tests/qemu/migration.py"
-    UML_NEXUSES=5
-    UML_MEMORY=1024M
-    ;;
-esac
-if [ -n "${1:-}" ]; then
-    # shellcheck disable=SC2046 # a list of words
-    "$top/tests/lib/fetch.sh" $("$top/tests/lib/multipath.sh" packages)
-    run="$top/tests/lib/multipath.sh $run"
+packages='qemu-system-x86 busybox-static sg3-utils xz-utils python3
+    =linux-image-cloud-amd64'
+[ "$1" != multipath ] || packages="$packages $("$lib/multipath.sh" packages)"
+# shellcheck disable=SC2086 # words
+[ -n "${GUEST_FETCHED:-}" ] ||
+    GUEST_FETCHED=1 exec "$lib/fetch.sh" $packages -- "$0" "$@"
+if [ "$1" = multipath ]; then
+    shift
+    set -- "$lib/multipath.sh" "$PYTHON" "$@"
+    UML_NEXUSES=${UML_NEXUSES:-3}
     export UML_NEXUSES
+else
+    set -- "$PYTHON" "$@"
 fi
-run=${QEMU_RUN:-$run}
+PYTHONPATH=$lib${PYTHONPATH:+:$PYTHONPATH}
 
 # The newest kernel that there is.
 for root in "$BUILD/debian" ''; do
@@ -59,7 +49,7 @@ ram=$BUILD/qemu/initramfs
 rm -rf "$ram"
 mkdir -p "$ram/bin" "$ram/lib" "$ram/modules" "$ram/dev" "$ram/proc" "$ram/sys"
 ln -s lib "$ram/lib64"
-cp "$top/tests/qemu/guest-init.sh" "$ram/init"
+cp "$lib/guest-init.sh" "$ram/init"
 chmod 755 "$ram/init"
 cp "$(command -v busybox)" "$(command -v sg_persist)" "$ram/bin/"
 for applet in sh mount insmod stty sleep dd poweroff; do
@@ -95,11 +85,11 @@ done
 
 # A fetched QEMU finds what was fetched with it, but not what was installed.
 QEMU_MODULE_DIR=/usr/lib/x86_64-linux-gnu/qemu
+UML_MEMORY=${UML_MEMORY:-768M}
 UML_TIMEOUT=${UML_TIMEOUT:-500}
-export BUILD QEMU_MODULE_DIR UML_MEMORY UML_TIMEOUT
+export BUILD PYTHONPATH QEMU_MODULE_DIR UML_MEMORY UML_TIMEOUT
 trap 'kill "$pid"; exit 130' INT TERM HUP
-# shellcheck disable=SC2086 # words
-"$top/tests/lib/uml.sh" $run \
+"$lib/uml.sh" "$@" \
     "${HELPER:-$top/qemu-pr-helper}" qemu-system-x86_64 \
     -L "$BUILD/debian/usr/share/qemu" -L "$BUILD/debian/usr/share/seabios" \
     -L /usr/share/qemu -L /usr/share/seabios \

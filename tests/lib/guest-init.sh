@@ -1,6 +1,6 @@
 #!/bin/sh
-# Init of the virtual machine of `make check-qemu`, run by busybox in the
-# initramfs that chain.sh packs.  It loads the SCSI modules, waits for the
+# Init of the virtual machine of the tests with QEMU, run by busybox in the
+# initramfs that guest.sh packs.  It loads the SCSI modules, waits for the
 # disk, and then is the test's remote hand: it runs each line that comes over
 # the second serial port and answers with the output and "== STATUS".  The
 # first port is left to the kernel's messages.
