@@ -379,11 +379,14 @@ class Machine:
         more paths each. The kernel, which is patient by itself, leaves it to
         the helper how long a command may take."""
         make_target(SECOND, (US,), luns)
+        put(group_of(SECOND) + '/acls/%s/attrib/nopin_timeout' % US, 0)
+        # Before multipathd sees them: its checker takes as much time.
+        put('/etc/udev/rules.d/50-patient.rules', 'ACTION=="add", '
+            'KERNEL=="sd*[a-z]", ATTR{device/timeout}="300"')
+        subprocess.check_call(['udevadm', 'control', '--reload'])
         added = [Relay(PORT + 3), Relay(PORT + 4)]
         paths = [log_in(SECOND, relay.port, 'default', UNNOTICED, luns)
                  for relay in added]
-        for path in sum(paths, []):
-            put('/sys/block/%s/device/timeout' % path, 300)
         self.relays += added
         self.multipathd.paths += sum(paths, [])
         self.multipathd.wait_for_all()
