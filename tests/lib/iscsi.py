@@ -8,7 +8,8 @@ through relays that can fail.
 
 Each LUN is a map of two paths, and another disk of the rival's. Both
 initiators are in the target's access list: the registrations of one that is
-not end with its session.
+not end with its session. To some LUNs there can be two more paths, through
+relays 2 and 3 and a target of their own, which may unmap them.
 
 Must never wait without a deadline, nor take a delay for a failure: the
 machine may be slow, and whoever waits here waits for a state, not a time.
@@ -19,6 +20,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections import namedtuple
 
 import cluster
@@ -26,6 +28,7 @@ import prclient as pr
 from cluster import DEADLINE, ask, by_nexus, direct, settle, wait_until
 
 TARGET = 'iqn.2026-11.example:target'
+SECOND = 'iqn.2026-11.example:second'
 US, RIVAL = 'iqn.2026-11.example:us', 'iqn.2026-11.example:rival'
 CONFIGFS = '/sys/kernel/config/target'
 PORT = 3260                     # the target's; the relays' are the next ones
@@ -43,6 +46,17 @@ node.session.err_timeo.abort_timeout = 3
 node.session.err_timeo.lu_reset_timeout = 3
 node.session.err_timeo.tgt_reset_timeout = 3
 ''' % (REPLACEMENT, NOOP, NOOP)
+
+# That such a session has fallen silent is noticed when a command of ours has
+# waited as long as it may, and by nobody else (see also Machine.add_paths()).
+UNNOTICED = SETTINGS + '''
+node.session.timeo.replacement_timeout = 1
+node.conn[0].timeo.noop_out_interval = 0
+node.conn[0].timeo.noop_out_timeout = 0
+node.session.err_timeo.abort_timeout = 1
+node.session.err_timeo.lu_reset_timeout = 1
+node.session.err_timeo.tgt_reset_timeout = 1
+'''
 
 # A path that fails is noticed late, after max_polling_interval, and one that
 # comes back soon. Writes go by each path in turn.
@@ -156,24 +170,43 @@ def simplify_udev():
     subprocess.check_call(['udevadm', 'control', '--reload'])
 
 
-def make_target(luns):
-    core, fabric = [CONFIGFS + name for name in ('/core', '/iscsi')]
-    group = '%s/%s/tpgt_1' % (fabric, TARGET)
-    for lun in range(luns):
-        disk = '%s/fileio_%d/lun%d' % (core, lun + 1, lun)
+def disk_of(lun):
+    return '%s/core/fileio_%d/lun%d' % (CONFIGFS, lun + 1, lun)
+
+
+def group_of(target):
+    return '%s/iscsi/%s/tpgt_1' % (CONFIGFS, target)
+
+
+def mapping_of(target, initiator, lun):
+    return '%s/acls/%s/lun_%d/lun' % (group_of(target), initiator, lun)
+
+
+def make_disks(luns):
+    for lun in luns:
+        disk = disk_of(lun)
         os.makedirs(disk)
         put(disk + '/control', 'fd_dev_name=/run/lun%d,fd_dev_size=1048576'
             % lun)
         put(disk + '/enable', 1)
         # The WWID is made of its first 25 digits.
         put(disk + '/wwn/vpd_unit_serial', '%025x' % (lun + 1))
+
+
+def map_lun(target, initiator, lun):
+    os.symlink('%s/lun/lun_%d' % (group_of(target), lun),
+               mapping_of(target, initiator, lun))
+
+
+def make_target(target, initiators, luns):
+    group = group_of(target)
+    for lun in luns:
         os.makedirs('%s/lun/lun_%d' % (group, lun))
-        os.symlink(disk, '%s/lun/lun_%d/disk' % (group, lun))
-    for name in US, RIVAL:
-        for lun in range(luns):
-            mapped = '%s/acls/%s/lun_%d' % (group, name, lun)
-            os.makedirs(mapped)
-            os.symlink('%s/lun/lun_%d' % (group, lun), mapped + '/lun')
+        os.symlink(disk_of(lun), '%s/lun/lun_%d/disk' % (group, lun))
+    for name in initiators:
+        for lun in luns:
+            os.makedirs(os.path.dirname(mapping_of(target, name, lun)))
+            map_lun(target, name, lun)
     put(group + '/attrib/authentication', 0)
     os.mkdir('%s/np/127.0.0.1:%d' % (group, PORT))
     put(group + '/enable', 1)
@@ -188,11 +221,11 @@ def sessions():
     return set(os.listdir('/sys/class/iscsi_session'))
 
 
-def log_in(port, interface, settings, luns):
-    """The disks of a new session, by LUN."""
+def log_in(target, port, interface, settings, luns):
+    """The disks of a new session, in the order of these LUNs."""
     put('/etc/iscsi/iscsid.conf', settings)
     before = sessions()
-    node = ['-m', 'node', '-T', TARGET, '-p', '127.0.0.1:%d' % port,
+    node = ['-m', 'node', '-T', target, '-p', '127.0.0.1:%d' % port,
             '-I', interface]
     iscsiadm(*node, '-o', 'new')
     iscsiadm(*node, '--login')
@@ -204,9 +237,9 @@ def log_in(port, interface, settings, luns):
         for directory, names, _ in os.walk(top):
             if directory.endswith('/block') and names:
                 found[int(directory.split('/')[-2].split(':')[3])] = names[0]
-        return len(found) == luns
+        return len(found) == len(luns)
     wait_until(all_there, 'the disks of ' + interface)
-    return [found[lun] for lun in range(luns)]
+    return [found[lun] for lun in luns]
 
 
 # A map, and what the target holds for it. ------------------------------------
@@ -296,17 +329,19 @@ class Multipathd(cluster.Multipathd):
 
 
 class Machine:
-    """relays are the two that paths go through; paths and rivals are disks by
+    """relays are those that paths go through; paths and rivals are disks by
     LUN, and maps, once they are made, have one LUN each."""
 
-    def __init__(self, luns):
+    def __init__(self, number):
+        luns = range(number)
         subprocess.check_call(
             ['/run/insmod', 'iscsi_target_mod', 'scsi_transport_iscsi',
              'libiscsi', 'libiscsi_tcp', 'iscsi_tcp'])
         subprocess.check_call(['ip', 'link', 'set', 'lo', 'up'])
         put('/proc/sys/kernel/printk', 1)   # each conflict is a message
         simplify_udev()
-        make_target(luns)
+        make_disks(luns)
+        make_target(TARGET, (US, RIVAL), luns)
         self.relays = [Relay(PORT + 1), Relay(PORT + 2)]
 
         os.makedirs('/etc/iscsi', exist_ok=True)
@@ -318,8 +353,8 @@ class Machine:
         iscsiadm('-m', 'iface', '-I', 'rival', '-o', 'new')
         iscsiadm('-m', 'iface', '-I', 'rival', '-o', 'update',
                  '-n', 'iface.initiatorname', '-v', RIVAL)
-        self.rivals = log_in(PORT, 'rival', '', luns)
-        self.paths = [log_in(relay.port, 'default', SETTINGS, luns)
+        self.rivals = log_in(TARGET, PORT, 'rival', '', luns)
+        self.paths = [log_in(TARGET, relay.port, 'default', SETTINGS, luns)
                       for relay in self.relays]
 
     def make_maps(self, number=None):
@@ -332,14 +367,45 @@ class Machine:
         self.maps = [Map(*disks) for disks in zip(zip(*paths), self.rivals)]
         return self
 
+    def add_paths(self, luns):
+        """The maps of these LUNs (not 0, which cannot be unmapped) with two
+        more paths each. The kernel, which is patient by itself, leaves it to
+        the helper how long a command may take."""
+        make_target(SECOND, (US,), luns)
+        put(group_of(SECOND) + '/acls/%s/attrib/nopin_timeout' % US, 0)
+        # Before multipathd sees them: its checker takes as much time.
+        put('/etc/udev/rules.d/50-patient.rules', 'ACTION=="add", '
+            'KERNEL=="sd*[a-z]", ATTR{device/timeout}="300"')
+        subprocess.check_call(['udevadm', 'control', '--reload'])
+        added = [Relay(PORT + 3), Relay(PORT + 4)]
+        paths = [log_in(SECOND, relay.port, 'default', UNNOTICED, luns)
+                 for relay in added]
+        self.relays += added
+        self.multipathd.paths += sum(paths, [])
+        self.multipathd.wait_for_all()
+        return [Map([*self.maps[lun].paths, *more], self.rivals[lun])
+                for lun, more in zip(luns, zip(*paths))]
+
     def fail(self, how, numbers):
         """A function of Relay, for these; a cut is known when this ends."""
         for number in numbers:
             getattr(self.relays[number], how)()
         if how == 'cut':
-            wait_until(lambda: not any(
-                state(m.paths[number]) == 'running'
-                for m in self.maps for number in numbers), 'disks are blocked')
+            wait_until(lambda: 'running' not in self.states(numbers),
+                       'disks are blocked')
+
+    def cut_again(self, numbers, pause):
+        """So many seconds after they are back."""
+        for number in numbers:
+            self.relays[number].restore()
+        wait_until(lambda: self.states(numbers) == {'running'},
+                   'disks are connected')
+        time.sleep(pause)
+        self.fail('cut', numbers)
+
+    def states(self, numbers):
+        return {state(m.paths[number])
+                for m in self.maps for number in numbers}
 
     def restore(self):
         for relay in self.relays:

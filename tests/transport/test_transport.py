@@ -20,10 +20,11 @@ import time
 
 import pytest
 
+import cluster
 import prclient as pr
 import iscsi
 from helper import Helper, program
-from iscsi import DEADLINE, View, direct, wait_until
+from iscsi import DEADLINE, View, ask, direct, settle, wait_until
 
 A, A2, B = 0xa11ce, 0xa11ce2, 0xb0b     # keys: ours, our next, the rival's
 TYPE, OTHER = pr.WRITE_EXCLUSIVE_RO, pr.EXCLUSIVE_ACCESS_RO
@@ -89,7 +90,8 @@ UNREGISTRATIONS = [case for name, case in CASES.items()
 
 class Failure:
     """how: what becomes of the connections of these paths, either before the
-    command or, with 'midst', while it is carried out; for so many seconds."""
+    command or, with 'midst', while it is carried out; for so many seconds.
+    'again': then they are cut twice more, as soon as they are back."""
 
     def __init__(self, how, paths, seconds, moment='before'):
         self.how, self.paths, self.seconds = how, paths, seconds
@@ -103,7 +105,7 @@ FAILURES = {
     for name, how, seconds, moment, places in (
         ('cut', 'cut', 2, 'before', ((0,), (1,), (0, 1))),
         ('cut-long', 'cut', LONG, 'before', ((0,), (1,))),
-        ('cut-in-the-midst', 'cut', 2, 'midst', ((0,), (1,))),
+        ('cut-in-the-midst', 'cut', 2, 'midst again', ((0,), (1,))),
         ('stalled', 'stall', 2, 'before', ((0,),)),
         ('mute', 'mute', 3 * iscsi.NOOP, 'before', ((0,), (1,))))
     for paths in places}
@@ -279,17 +281,19 @@ def trials(request, machine, helpers):
     everyone = by_name.values()
     join(start_all([trial.prepare for trial in everyone]))
     commands = []
-    if failure.moment == 'midst':
+    if 'midst' in failure.moment:
         commands = start_all([trial.run for trial in everyone])
         time.sleep(0.1)
     began = time.monotonic()
     machine.fail(failure.how, failure.paths)
-    if failure.moment != 'midst':
+    if 'midst' not in failure.moment:
         commands = start_all([trial.run for trial in everyone])
     time.sleep(0.5)
     commands += start_all([trial.fence for trial in everyone
                            if trial.case.fenced])
     time.sleep(max(0, began + failure.seconds - time.monotonic()))
+    for pause in (0, 0.5) if 'again' in failure.moment else ():
+        machine.cut_again(failure.paths, pause)
     machine.restore()
     join(commands)
     join(start_all([trial.finish for trial in everyone]))
@@ -411,6 +415,142 @@ def test_the_client_knows_this_host(machine, helpers):
     assert status == 41 and [f['exit_status'] for f in found['findings']
                              ] == [41]
     disk.reset()
+
+
+# Four paths, two of which have a LUN that is unmapped, or hang. --------------
+
+MORE = 1, 2                     # the LUNs of maps that have two more paths
+SECONDS = 110                   # in which a command ends: it has one minute
+
+
+@pytest.fixture(scope='module')
+def wide(machine):
+    """Two maps of four paths. Must be the last that is asked for, as they
+    stay so."""
+    machine.restore()
+    return machine.add_paths(MORE)
+
+
+def failed(paths):
+    """Those of them that multipathd has seen fail."""
+    lines = ask('show paths format "%d %t %T"').splitlines()
+    return {line.split()[0] for line in lines
+            if line.split()[1:] != ['active', 'ready']} & set(paths)
+
+
+class Asker:
+    """A client of its own, with the map's device, for one thread; what it was
+    told last, if it was."""
+    status = keys = None
+
+    def __init__(self, helper, disk):
+        self.client = helper.client(timeout=SECONDS)
+        self.disk, self.fd = disk, pr.open_device(disk.device)
+
+    def out(self, *command):
+        self.status = self.client.out(self.fd, *command).status
+        self.failed = failed(self.disk.paths)
+        return self.status
+
+    def look(self):
+        self.keys = self.client.keys(self.fd)
+
+    def close(self):
+        os.close(self.fd)
+        self.client.close()
+
+
+@pytest.fixture
+def asker(wide):
+    """A function that makes one, for a helper and the number of a map."""
+    made = []
+
+    def make(helper, number):
+        made.append(Asker(helper, wide[number]))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def ours(disk):
+    return disk.view().ours
+
+
+def test_paths_whose_lun_is_unmapped(wide, machine, asker, start):
+    """They answer 5/25/00, and are left out once multipathd has seen that."""
+    helper = start()
+    for disk in wide:
+        disk.reset()
+    register, change = asker(helper, 0), asker(helper, 1)
+    assert change.out(pr.REGISTER, 0, A) == pr.GOOD
+    assert ours(wide[1]) == 4 * [A]
+    for lun in MORE:
+        os.unlink(iscsi.mapping_of(iscsi.SECOND, iscsi.US, lun))
+    try:
+        join(start_all([lambda: register.out(pr.REGISTER, 0, A2),
+                        lambda: change.out(pr.REGISTER, A, A2)]))
+    finally:
+        views = [ours(disk) for disk in wide]
+        for lun in MORE:
+            iscsi.map_lun(iscsi.SECOND, iscsi.US, lun)
+    for one in register, change:
+        assert one.status == pr.GOOD, helper.log()
+        assert one.failed == set(one.disk.paths[2:]), (
+            'GOOD, and paths in use have no key: ' + helper.log())
+    assert views == 2 * [2 * [A2]]
+    for name in wide[0].paths[2:]:
+        assert name + ' is left out' in helper.log()
+    machine.restore()
+    for disk in wide:
+        wait_until(lambda: ours(disk) == 4 * [A2], 'multipathd registers them')
+
+
+def test_two_paths_hang(wide, machine, asker, start, tmp_path):
+    """From the moment that a map is suspended to preempt our own key. None of
+    the commands waits for them for long, and the map is resumed."""
+    def strike(command, pid):
+        if not command.startswith('suspend'):
+            return None
+        answer = ask(command)
+        machine.fail('mute', (2, 3))
+        is_struck.set()
+        return answer
+
+    is_struck = threading.Event()
+    relay = cluster.Relay(str(tmp_path / 'm'), answer=strike)
+    helper = start(env={**os.environ, 'MULTIPATH_SOCKET_NAME': relay.path})
+    for disk in wide:
+        disk.reset()
+    register, preempt = asker(helper, 0), asker(helper, 1)
+    looks = asker(helper, 0), asker(helper, 1)
+    assert preempt.out(pr.REGISTER, 0, A) == pr.GOOD
+    assert preempt.out(pr.RESERVE, A, 0, TYPE) == pr.GOOD
+    commands = start_all([lambda: preempt.out(pr.PREEMPT, A, A, OTHER)])
+    try:
+        assert is_struck.wait(DEADLINE)
+        commands += start_all([lambda: register.out(pr.REGISTER, 0, A),
+                               *(one.look for one in looks)])
+        join(commands)
+        assert None not in (register.status, preempt.status), (
+            'no answer in %d seconds: %s' % (SECONDS, helper.log()))
+        assert None not in (looks[0].keys, looks[1].keys), helper.log()
+        wait_until(lambda: not wide[1].is_suspended(), 'the map is resumed')
+        for one in register, preempt:
+            keys = ours(one.disk)
+            assert one.status != pr.GOOD or (
+                set(keys) == {A} and len(keys) + len(one.failed) >= 4
+            ), helper.log()
+        assert all(set(one.keys) <= {A} for one in looks)
+        machine.restore()
+        for one in register, preempt:
+            assert one.out(pr.REGISTER_AND_IGNORE, 0, A) == pr.GOOD, (
+                helper.log())
+            assert ours(one.disk) == 4 * [A]
+    finally:
+        machine.restore()
+        relay.close()
 
 
 # This removes disks, and nobody brings them back. ----------------------------
