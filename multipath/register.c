@@ -161,14 +161,19 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     bool is_whole = count_of(map, DONE) + count_of(map, ASIDE) == map->count;
     const struct answer answer = map->answer;
     const uint64_t key = map->key.value;
-    unsigned i, changed = 0;
+    const struct path *changed = NULL;
+    unsigned i;
 
     for (i = 0; i < map->count; i++)
-        changed += map->paths[i].is_changed;
+        if (map->paths[i].is_changed)
+            changed = &map->paths[i];
     /* It is done, but multipathd does not know: it has to be repeated. */
-    if (changed > 0 && !map->is_doubtful
+    if (changed != NULL && !map->is_doubtful
         && (key == 0 || (is_whole && previous != 0))) {
-        map_fail(map, "some paths have lost the key or got it: repeat it");
+        map_fail(map,
+                 "some paths have lost the key or got it, such as %s, which "
+                 "%s: repeat it",
+                 changed->name, changed->why);
         return;
     }
     map->deadline = map->end - AFTERWARDS_WITHIN / 2; /* and then the keys */
@@ -180,7 +185,7 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
                     map->name, map->alias, (unsigned long long)key, map->name);
-    if (map->is_doubtful || (changed > 0 && key != previous))
+    if (map->is_doubtful || (changed != NULL && key != previous))
         keys_take_off(map, key, flags);
     if (map->is_doubtful && previous != 0)
         keys_take_off(map, previous, flags);

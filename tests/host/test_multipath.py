@@ -1215,6 +1215,18 @@ def test_a_path_that_gets_its_key_meanwhile_does_not_hold(run_one):
                     or lab.holder() is None
 
 
+def test_who_has_preempted_his_own_key_is_busy_then(run_one):
+    """He is asked again if he has kept his key, and is the witness."""
+    for holder in PATHS:
+        with run_one.scenario(holder) as lab:
+            lab.held(1, holder)
+            for path in PATHS:
+                lab.nexus(path).answer(status=8, only=(0x5f, REGISTER),
+                                       count=3)
+            assert lab.out(PREEMPT, KEY, KEY, 1) == GOOD
+            lab.assert_held(1)
+
+
 def test_a_conflict_of_our_preemption_leaves_no_hold_behind(run_one):
     """Somebody has fenced us, and our twin holds."""
     with run_one.scenario() as lab:
