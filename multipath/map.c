@@ -178,9 +178,11 @@ bool path_is_left_out(struct map *map, struct path *path)
         && (path->seen.is_ready || !(path->seen.is_failed || verdict == DOWN)))
         return false;
     if (!path->is_reported)
-        log_warning("%s (%s): %s is left out: it %s%s", map->name, map->alias,
-                    path->name, path->why,
-                    verdict == ASIDE ? "" : ", and multipathd has failed it");
+        log_warning(verdict == ASIDE
+                        ? "%s (%s): %s is left out: it %s"
+                        : "%s (%s): %s is left out: it %s, and multipathd has "
+                          "failed it",
+                    map->name, map->alias, path->name, path->why);
     path->is_reported = true;
     return true;
 }
