@@ -130,7 +130,7 @@ suite() {
     case $name in
     kernel | supervisors) seconds=540 ;;
     multipath | reference) seconds=720 ;;
-    transport | foreign) seconds=600 ;;
+    transport | foreign) seconds=900 ;;
     esac
     # shellcheck disable=SC2046 # a list of words
     set -- timeout --foreground -s INT -k 10 $seconds "$PYTHON" -m pytest \
@@ -144,7 +144,7 @@ suite() {
             tests/lib/multipath.sh "$@"
         ;;
     transport | foreign)
-        set -- UML_TIMEOUT=610 UML_NEXUSES=0 tests/lib/uml.sh \
+        set -- UML_TIMEOUT=910 UML_NEXUSES=0 tests/lib/uml.sh \
             tests/lib/multipath.sh "$@"
         ;;
     *) set -- "TMPDIR=$temporary" "$@" ;;
