@@ -82,7 +82,8 @@ static bool name_compare(void *context, const char *entry)
 
     snprintf(path, sizeof(path), "%s/%s/%s", search->directory, entry,
              search->file);
-    if (search->found != HOLDER_GONE && sysfs_line(path, line, sizeof(line)))
+    if (search->found != HOLDER_GONE && sysfs_line(path, line, sizeof(line))
+        && strlen(line) >= sizeof("(null)")) /* which some drivers have */
         search->found = strcasecmp(line, search->name) == 0 ? HOLDER_GONE
                                                             : HOLDER_OTHER;
     return search->found != HOLDER_GONE;
