@@ -1949,6 +1949,58 @@ def test_the_disk_knows_that_a_twin_holds(run_one, hold):
             assert not lab.mpd.texts('suspend')
 
 
+def test_a_phy_of_an_expander_is_no_initiator_of_this_host(run_one):
+    """With some drivers it has the address of what is attached to it, which
+    may be another host (libsas: sas_set_ex_phy())."""
+    for name, path, how in itertools.product(
+            ('release', 'unregister', 'change the key'), PATHS, GONE):
+        with run_one.scenario(name, path, how) as lab:
+            lab.registered()
+            lab.nexus(RIVALS).key = KEY
+            lab.lun.type, lab.lun.holder = 1, RIVALS
+            holder_has_gone(lab, path, how)
+            phy = lab.root.path('sys/class/sas_phy/phy-1:0:7')
+            os.makedirs(phy)
+            lab.root.write(os.path.join(phy, 'sas_address'),
+                           '0x%016x\n' % (sim.SAS_ADDRESS + RIVALS))
+            assert ACTIONS[name].run(lab) == GOOD
+            assert lab.holder() == (RIVALS, 1)
+            assert lab.nexus(RIVALS).key == KEY
+            assert not lab.mpd.texts('suspend')
+
+
+@pytest.mark.parametrize('name', ['release', 'unregister', 'change the key',
+                                  'clean up'])
+def test_a_twin_keeps_his_key_if_our_path_that_holds_is_gone(run_one, name):
+    """To take over by PREEMPT would take it from him."""
+    for path, how in itertools.product(PATHS, GONE):
+        with run_one.scenario(path, how) as lab:
+            lab.held(WRITE_EXCLUSIVE, path)
+            lab.nexus(RIVALS).key = KEY
+            holder_has_gone(lab, path, how)
+            if name == 'clean up':
+                code(lab.request(bytes([0xff]) + bytes(15)))
+            else:
+                ACTIONS[name].run(lab)
+            assert lab.nexus(RIVALS).key == KEY
+
+
+@pytest.mark.parametrize('name', ['release', 'unregister', 'change the key'])
+def test_names_of_other_adapters_prove_nothing(run_one, name):
+    """The transport of the paths has none in sysfs (virtio-scsi, Hyper-V),
+    but a disk of the host's own has an adapter."""
+    with run_one.scenario() as lab:
+        lab.held(WRITE_EXCLUSIVE, 0)
+        lab.root.initiators([15])
+        lab.die(0)
+        answer = ACTIONS[name].run(lab)
+        lab.dead.clear()
+        assert answer == LOST or lab.holder() is None \
+            or lab.holder()[0] in PATHS and lab.holder()[0] != 0, \
+            'GOOD, and held by %r' % (lab.holder(),)
+        lab.is_consistent = False
+
+
 def test_reserve_again_if_the_holder_has_left_the_map(run_one):
     for path, how, type_ in itertools.product(PATHS, GONE, (1, 3)):
         with run_one.scenario(path, how, type_) as lab:
