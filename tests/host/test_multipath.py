@@ -3001,6 +3001,50 @@ def test_map_is_resumed_before_the_next_command_has_it(lab_of):
     assert {tuple(k) for k in keys} == {(KEY, KEY, KEY)}
 
 
+def test_resumer_leaves_the_next_suspension_alone(lab_of):
+    """Who had the lock before it has resumed the map, and may have suspended
+    it since, for its own command."""
+    lab = lab_of(env={'SIM_SPEED': '4'})
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    second = lab.helper.client()
+    lab.helper.wait_sessions(2)
+    lab.sessions = set(lab.helper.sessions())
+    nexus, asked, resumers, resumed_by = lab.nexus(lab.order[0]), [], [], []
+
+    def dies(command):
+        send(second, action, lab.map)
+        wait_until(lambda: len(lab.workers()) == 2)
+        time.sleep(.2)          # it waits for the lock
+        kill(command.pid)
+        return 'close'
+
+    def delays(command):
+        asked.append(command.pid)
+        if asked == [asked[0], command.pid]:    # it recovers the map
+            wait_until(lambda: lab.workers() - set(asked))
+            resumers.extend(lab.workers() - set(asked))
+        elif asked.count(command.pid) == 2:     # it has, and goes on
+            os.kill(resumers[0], signal.SIGSTOP)
+            nexus.hold_from, nexus.hold = nexus.commands + 1, 1
+
+    def goes_on(_):
+        if resumers:
+            os.kill(resumers[0], signal.SIGCONT)
+            wait_until(lambda: resumers[0] in resumed_by
+                       or resumers[0] not in lab.workers())
+    lab.mpd.on('^getprkey', delays)
+    lab.mpd.on('^resume', dies, count=1)
+    lab.mpd.on('^resume', lambda command: resumed_by.append(command.pid))
+    lab.mpd.on('^suspend', goes_on, effect=True)
+    assert action.run(lab) == LOST
+    wait_until(lambda: nexus.hold)
+    nexus.wait_held()
+    time.sleep(2.3)             # longer than the resumer has patience
+    nexus.hold = 0
+    assert code(second.reply()) == GOOD
+    assert resumers and resumers[0] not in resumed_by
+
+
 @pytest.mark.parametrize('mode', MODES)
 def test_map_is_resumed_when_multipathd_does_so_again(lab_of, mode):
     """However late; with --single-process nobody but the helper can."""
