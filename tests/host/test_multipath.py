@@ -3045,6 +3045,30 @@ def test_resumer_leaves_the_next_suspension_alone(lab_of):
     assert resumers and resumers[0] not in resumed_by
 
 
+def test_command_is_not_carried_out_after_its_answer(lab_of):
+    """To recover the map first may take as long as a command."""
+    lab = lab_of(env={'SIM_SPEED': '20'})
+    action = prepare(lab, ACTIONS[SUSPENDED])
+    second = lab.helper.client()
+    lab.helper.wait_sessions(2)
+    lab.sessions = set(lab.helper.sessions())
+    nexus = lab.nexus(lab.order[1])
+
+    def dies(command):
+        send(second, ACTIONS['change the key'], lab.map)
+        wait_until(lambda: len(lab.workers()) == 2)
+        time.sleep(.1)          # it waits for the lock
+        nexus.answer(status=8, count=EVER)
+        kill(command.pid)
+        return 'close'
+    lab.mpd.on('^suspend', dies, count=1, effect=True)
+    assert action.run(lab) == LOST
+    assert code(second.reply()) == LOST
+    nexus.inject = 0
+    wait_until(lambda: not lab.workers())
+    assert lab.keys() == [KEY] * 3
+
+
 @pytest.mark.parametrize('mode', MODES)
 def test_map_is_resumed_when_multipathd_does_so_again(lab_of, mode):
     """However late; with --single-process nobody but the helper can."""
