@@ -2001,6 +2001,21 @@ def test_names_of_other_adapters_prove_nothing(run_one, name):
         lab.is_consistent = False
 
 
+@pytest.mark.parametrize('name', ['release', 'unregister', 'change the key'])
+def test_a_target_that_does_not_answer_read_full_status(lab_of, name):
+    """A twin holds, no path is gone: nobody needs it to."""
+    lab = lab_of(env=FAST)
+    lab.registered()
+    lab.nexus(RIVALS).key = KEY
+    lab.lun.type, lab.lun.holder = 1, RIVALS
+    for path in PATHS:
+        lab.nexus(path).answer(host_status=3, count=EVER, only=(0x5e, 3))
+    begin = lab.target.clock()
+    assert ACTIONS[name].run(lab) == GOOD
+    assert lab.target.clock() - begin < 30000000
+    assert lab.holder() == (RIVALS, 1)
+
+
 def test_reserve_again_if_the_holder_has_left_the_map(run_one):
     for path, how, type_ in itertools.product(PATHS, GONE, (1, 3)):
         with run_one.scenario(path, how, type_) as lab:
