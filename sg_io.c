@@ -202,6 +202,7 @@ enum vet sg_io_vet(struct pr_command *command)
         return sg_io_refuse(command, NOT_FOR_WRITING);
     if (fstat(command->fd, &st) < 0)
         return refuse_as(command, errno, NO_STATUS);
+    command->device = st.st_rdev;
     is_block = S_ISBLK(st.st_mode);
     is_disk = is_block && sg_io_disk_row(major(st.st_rdev)) >= 0;
     if (is_block && !is_disk && sysfs_has(st.st_rdev, "/dm"))

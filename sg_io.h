@@ -38,6 +38,7 @@ extern const char *const sg_io_refusals[]; /* indexed by them */
 struct pr_command {
     int fd;
     const uint8_t *cdb;
+    dev_t device;         /* result of sg_io_vet(): what VET_MAPPED is about */
     size_t length;        /* of data, as the CDB says */
     uint8_t *data;        /* the parameter list, or room for the payload */
     uint8_t *sense;       /* PROTOCOL_SENSE_SIZE bytes, always written */

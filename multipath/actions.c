@@ -175,11 +175,13 @@ static void map_preempt(struct map *map, struct request *request)
     else
         any_send(map, request);
     answer = map->answer;
-    if (takes_over && (answer.status == GOOD || !is_own))
+    if (takes_over && (answer.status == GOOD || !is_own)) {
         hold_settle(map);
-    else if (takes_over && map->hold == MULTIPATHD_DONE
-             && keys_read(map, NULL, preempted) >= 0
-             && map->generation == generation) /* nothing has happened */
+        return;
+    }
+    if (takes_over && map->hold == MULTIPATHD_DONE
+        && keys_read(map, NULL, preempted) >= 0
+        && map->generation == generation) /* nothing has happened */
         multipathd_tell(&map->multipathd, "unsetprhold");
     else if (answer.status != RESERVATION_CONFLICT && !was_held
              && holder_find(map) == HOLDER_PATH)
@@ -222,15 +224,12 @@ void multipath_execute(struct pr_command *command, const char *socket_path,
 {
     struct request request = { .data = command->data,
                                .length = command->length };
-    struct stat st = { 0 };
-    bool has_status = fstat(command->fd, &st) == 0;
     struct map map;
-    enum refusal refusal = map_begin(&map, st.st_rdev, socket_path, suspension);
+    enum refusal refusal = map_begin(&map, command->device, socket_path,
+                                     suspension);
     bool is_listed = refusal == NOT_REFUSED && map_list(&map);
     unsigned i;
 
-    if (!has_status)
-        refusal = NO_STATUS;
     for (i = 0; i < map.count; i++) /* NVMe disks have other names */
         if (strncmp(map.paths[i].name, "sd", 2) != 0)
             refusal = NOT_SCSI_PATHS;

@@ -5,7 +5,7 @@
  * machine has migrated.
  *
  * It must never take another host's for ours because of the key, nor change
- * anything.
+ * who holds, or any key.
  */
 #include "../sysfs.h"
 #include "multipath.h"
@@ -82,7 +82,10 @@ static bool name_compare(void *context, const char *entry)
 
     snprintf(path, sizeof(path), "%s/%s/%s", search->directory, entry,
              search->file);
-    if (search->found != HOLDER_GONE && sysfs_line(path, line, sizeof(line))
+    /* The phys of expanders (phy-H:E:N) may be named after another host. */
+    if (search->found != HOLDER_GONE
+        && strchr(entry, ':') == strrchr(entry, ':')
+        && sysfs_line(path, line, sizeof(line))
         && strlen(line) >= sizeof("(null)")) /* which some drivers have */
         search->found = strcasecmp(line, search->name) == 0 ? HOLDER_GONE
                                                             : HOLDER_OTHER;
@@ -91,8 +94,8 @@ static bool name_compare(void *context, const char *entry)
 
 /*
  * Is the initiator this host? iSCSI's name is text, perhaps with a comma and an
- * ISID behind it, and that of sessions: the map's paths have them. Behind the
- * TransportID there is a 0.
+ * ISID behind it, and that of sessions: the map's paths have them. A 0 follows,
+ * at the latest behind all of them.
  */
 static enum holder initiator_find(const struct map *map, const uint8_t *id)
 {
@@ -123,13 +126,25 @@ static enum holder initiator_find(const struct map *map, const uint8_t *id)
     return search.found;
 }
 
-/* Is it this host that holds, as far as the disk and sysfs know? */
+/*
+ * Is it this host that holds, as far as the disk and sysfs know? That it is
+ * another one they know only if they know this one, whose other paths are
+ * registered, too.
+ */
 static enum holder host_find(struct map *map)
 {
     uint8_t data[STATUS_SIZE + 1]; /* a 0 at the end of whatever is text */
+    enum holder holder = HOLDER_UNKNOWN, who;
+    unsigned ours = 0, others = 0;
     size_t at, end, size;
+    bool is_read = false;
+    struct path *path;
 
-    if (!in_read(map, NULL, READ_FULL_STATUS, data, STATUS_SIZE))
+    /* Once each: not all targets answer that. */
+    for (path = map->paths; !is_read && path < map->paths + map->count; path++)
+        is_read = path->verdict >= DONE
+                  && in_read(map, path, READ_FULL_STATUS, data, STATUS_SIZE);
+    if (!is_read)
         return HOLDER_UNKNOWN;
     data[STATUS_SIZE] = 0;
     end = 8 + (size_t)be32_get(data + 4);
@@ -137,10 +152,16 @@ static enum holder host_find(struct map *map)
         size = be32_get(data + at + 20);
         if (size > end - at - 24)
             break;
-        if ((data[at + 12] & 1) != 0 && be64_get(data + at) == map->key.value)
-            return initiator_find(map, data + at + 24);
+        if (be64_get(data + at) != map->key.value)
+            continue;
+        who = initiator_find(map, data + at + 24);
+        ours += who == HOLDER_GONE;
+        others += who != HOLDER_GONE;
+        if ((data[at + 12] & 1) != 0)
+            holder = who;
     }
-    return HOLDER_UNKNOWN;
+    map->has_twin = holder == HOLDER_GONE && others > 0;
+    return ours > 0 ? holder : HOLDER_UNKNOWN;
 }
 
 /*
@@ -161,6 +182,7 @@ enum holder holder_find(struct map *map)
     int keys = -1;
 
     map->holder = NULL;
+    map->has_twin = false;
     if (!reservation_read(map))
         return HOLDER_UNKNOWN;
     if (!map->reservation.is_held || map->reservation.key == 0

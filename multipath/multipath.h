@@ -117,6 +117,7 @@ struct map {
     uint32_t generation;   /* PRGENERATION, when keys_read() was called */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */
+    bool has_twin;                  /* with our key: not to be preempted */
     enum multipathd_said hold;      /* what multipathd thought; DONE: is told */
 };
 

@@ -206,6 +206,11 @@ struct path *take_over(struct map *map)
     struct request preempt;
     struct path *path;
 
+    if (map->has_twin) {
+        map_fail(map, "the path that holds the reservation is gone, and "
+                      "another host has the same key: bring the path back");
+        return NULL;
+    }
     request_set(&preempt, PREEMPT, map->reservation.scope_type, map->key.value,
                 map->key.value, 0);
     path = preempt_own(map, &preempt);
@@ -229,6 +234,9 @@ void multipath_recover(const char *socket_path, int lock,
     if (refusal != NOT_REFUSED)
         return;
     if (!map_lock(lock, device, now + patience)) {
+        /* Who has the lock has resumed it, and may have suspended it since. */
+        if (suspension->alias[0] == '\0' || suspension->device != device)
+            return;
         map.deadline = clock_us() + SUSPENDED_WITHIN;
         map_resume(&map, false);
         if (!map_lock(lock, device, now + COMMAND_WITHIN))

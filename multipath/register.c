@@ -185,8 +185,11 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
                     map->name, map->alias, (unsigned long long)key, map->name);
+    /* A path that does not answer must not take the time of the other key. */
+    map->end -= AFTERWARDS_WITHIN / 4;
     if (map->is_doubtful || (changed != NULL && key != previous))
         keys_take_off(map, key, flags);
+    map->end += AFTERWARDS_WITHIN / 4;
     if (map->is_doubtful && previous != 0)
         keys_take_off(map, previous, flags);
     map->answer = answer;

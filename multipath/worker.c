@@ -67,15 +67,12 @@ static int work_take(int queue, struct work *work)
 static bool map_take(const struct supervisor *supervisor, dev_t device)
 {
     const struct workers *workers = &supervisor->workers;
+    const int64_t deadline = clock_us() + LOCK_WITHIN;
     const int lock = supervisor->report[1];
+    bool is_locked = map_lock(lock, device, deadline);
     unsigned i;
 
-    if (!map_lock(lock, device, clock_us() + LOCK_WITHIN)) {
-        log_warning("dm-%u: another command on it takes too long",
-                    minor(device));
-        return false;
-    }
-    for (i = 0; i < workers->used; i++) {
+    for (i = 0; is_locked && i < workers->used; i++) {
         struct suspension *left = &workers->suspensions[i];
 
         if (left->alias[0] != '\0' && left->device == device)
@@ -85,7 +82,10 @@ static bool map_take(const struct supervisor *supervisor, dev_t device)
             return false;
         }
     }
-    return true;
+    if (is_locked && clock_us() < deadline)
+        return true;
+    log_warning("dm-%u: another command on it takes too long", minor(device));
+    return false;
 }
 
 static void work_do(const struct supervisor *supervisor, struct work *work,
@@ -102,12 +102,11 @@ static void work_do(const struct supervisor *supervisor, struct work *work,
     enum vet vet = sg_io_vet(&command);
     bool is_in = work->cdb[0] == PERSISTENT_RESERVE_IN;
     size_t size = ANSWER_HEAD;
-    struct stat st = { 0 };
 
-    fstat(command.fd, &st);
     if (vet == VET_SEND)
         sg_io_refuse(&command, NOT_MAPPED);
-    else if (vet == VET_MAPPED && !is_in && !map_take(supervisor, st.st_rdev))
+    else if (vet == VET_MAPPED && !is_in
+             && !map_take(supervisor, command.device))
         sense_set(&command, ABORTED_COMMAND, 0x08, 0x00);
     else if (vet == VET_MAPPED)
         multipath_execute(&command, supervisor->server.listener.path,

@@ -156,7 +156,6 @@ EXPECTED = {
     'recvmsg worker_answer': {LOST: (e.EINTR, e.ENOMEM)},
     'recvmsg work_take': {SAME: (e.EINTR, e.EAGAIN, e.ENOMEM)},
     'setrlimit descriptors_seal': {CLOSED: (e.EPERM, e.EINVAL)},
-    'fstat multipath_execute': {'5/20/00': (e.EIO,)},
     'fcntl map_lock': {SAME: (e.EAGAIN, e.EACCES), LOST: (e.ENOLCK,)},
     'send work_do': {LOST: (e.EPIPE, e.ENOBUFS)},
     'write worker_run': {SAME: (e.EINTR, e.EPIPE)},
@@ -744,10 +743,8 @@ SCENARIOS = [
                       'getsockopt socket_peer': {FAILS: (e.EINVAL,)},
                       # Of the map, as of which each run has the first two.
                       'stat sysfs_has': {'B/00/06': (e.EACCES, e.ENOENT)},
-                      'open sysfs_read': {REFUSED: (e.ENOENT, e.EMFILE)},
-                      'read sysfs_read': {REFUSED: (e.ENODEV, SHORT)}}),
-    Scenario('multipath, one process', '-v', '--single-process',
-             mapped=True, single=True, only='multipath_execute'),
+                      'open sysfs_line': {REFUSED: (e.ENOENT, e.EMFILE)},
+                      'read sysfs_line': {REFUSED: (e.ENODEV, SHORT)}}),
     Scenario('multipath, mute worker', '-v', mapped=True, mute=True,
              only='workers_check', usual=[
                  'qemu-pr-helper: a command on a multipath map died of '
