@@ -12,7 +12,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 
 /* ---- The path --------------------------------------------------------- */
 
@@ -87,8 +86,8 @@ static bool name_compare(void *context, const char *entry)
         && strchr(entry, ':') == strrchr(entry, ':')
         && sysfs_line(path, line, sizeof(line))
         && strlen(line) >= sizeof("(null)")) /* which some drivers have */
-        search->found = strcasecmp(line, search->name) == 0 ? HOLDER_GONE
-                                                            : HOLDER_OTHER;
+        search->found = strcmp(line, search->name) == 0 ? HOLDER_GONE
+                                                        : HOLDER_OTHER;
     return search->found != HOLDER_GONE;
 }
 

@@ -207,8 +207,10 @@ struct path *take_over(struct map *map)
     struct path *path;
 
     if (map->has_twin) {
-        map_fail(map, "the path that holds the reservation is gone, and "
-                      "another host has the same key: bring the path back");
+        map_fail(map,
+                 "the path that may hold the reservation is gone, and %s: "
+                 "bring the path back",
+                 "another host may have the same key");
         return NULL;
     }
     request_set(&preempt, PREEMPT, map->reservation.scope_type, map->key.value,
