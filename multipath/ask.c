@@ -86,16 +86,3 @@ void worker_answer(int answer, struct pr_command *command)
         sense_set(command, ABORTED_COMMAND, 0x08, 0x00);
     }
 }
-
-int64_t multipath_check(const char *socket_path, struct suspension *suspension,
-                        int64_t now, int64_t *wake)
-{
-    if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
-        multipath_recover(socket_path, -1, suspension, 0);
-        now = clock_us();
-        suspension->resume_by = now + RESUME_AGAIN;
-    }
-    if (suspension->alias[0] != '\0')
-        *wake = sooner(*wake, suspension->resume_by);
-    return now;
-}

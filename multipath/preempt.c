@@ -258,3 +258,16 @@ void multipath_recover(const char *socket_path, int lock,
         map.is_doubtful = !keys_take_off(&map, map.key.value, 0);
     map_restore(&map, has_key);
 }
+
+int64_t multipath_check(const char *socket_path, struct suspension *suspension,
+                        int64_t now, int64_t *wake)
+{
+    if (suspension->alias[0] != '\0' && now >= suspension->resume_by) {
+        multipath_recover(socket_path, -1, suspension, 0);
+        now = clock_us();
+        suspension->resume_by = now + RESUME_AGAIN;
+    }
+    if (suspension->alias[0] != '\0')
+        *wake = sooner(*wake, suspension->resume_by);
+    return now;
+}
