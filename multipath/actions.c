@@ -71,21 +71,23 @@ static void map_reserve(struct map *map, struct request *request)
 {
     enum holder holder = HOLDER_OTHER;
     struct answer answer;
+    bool is_gone;
 
     /* If a twin holds, it stays his: multipathd hears of ours afterwards. */
     if (!reservation_read(map)
         || !hold_announce(map, !map->reservation.is_held))
         return;
     if (any_send(map, request) == NULL && map->hold != MULTIPATHD_DONE) {
+        is_gone = count_of(map, ASIDE) > 0;
         answer = map->answer;
         if (!reservation_read(map))
             return;
         if (map->reservation.scope_type == request->cdb[2])
             holder = holder_find(map);
-        if (holder == HOLDER_UNKNOWN)
+        if (holder == HOLDER_UNKNOWN && is_gone)
             return;
         map->answer = answer;
-        if (holder != HOLDER_OTHER
+        if (holder > HOLDER_OTHER
             && map->reservation.scope_type == request->cdb[2])
             map_answer(map, GOOD);
     }

@@ -2016,6 +2016,20 @@ def test_a_target_that_does_not_answer_read_full_status(lab_of, name):
     assert lab.holder() == (RIVALS, 1)
 
 
+def test_a_twin_holds_and_no_path_tells_who(run_one):
+    """As with SPDK's target: all are there, so what the disk says is true."""
+    for type_ in 1, 3:
+        with run_one.scenario(type_) as lab:
+            lab.registered()
+            lab.nexus(RIVALS).key = KEY
+            lab.lun.type, lab.lun.holder = 1, RIVALS
+            for path in PATHS:
+                lab.nexus(path).answer(**sense_of(5, 0x24, 0), count=EVER,
+                                       only=(0x5f, RELEASE))
+            assert lab.out(RESERVE, KEY, 0, type_) == CONFLICT
+            assert lab.holder() == (RIVALS, 1)
+
+
 def test_reserve_again_if_the_holder_has_left_the_map(run_one):
     for path, how, type_ in itertools.product(PATHS, GONE, (1, 3)):
         with run_one.scenario(path, how, type_) as lab:
