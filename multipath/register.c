@@ -161,7 +161,7 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     bool is_whole = count_of(map, DONE) + count_of(map, ASIDE) == map->count;
     const struct answer answer = map->answer;
     const uint64_t key = map->key.value;
-    const bool is_twice = map->is_doubtful && previous != 0;
+    const int64_t end = map->end;
     const struct path *changed = NULL;
     unsigned i;
 
@@ -187,11 +187,12 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
                     "'multipathd unsetprstatus map %s'",
                     map->name, map->alias, (unsigned long long)key, map->name);
     /* A path that does not answer must not take the time of the other key. */
-    map->end -= is_twice ? AFTERWARDS_WITHIN / 4 : 0;
+    if (map->is_doubtful && previous != 0)
+        map->end -= AFTERWARDS_WITHIN / 4;
     if (map->is_doubtful || (changed != NULL && key != previous))
         keys_take_off(map, key, flags);
-    map->end += is_twice ? AFTERWARDS_WITHIN / 4 : 0;
-    if (is_twice)
+    map->end = end;
+    if (map->is_doubtful && previous != 0)
         keys_take_off(map, previous, flags);
     map->answer = answer;
 }

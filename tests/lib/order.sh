@@ -9,8 +9,8 @@ set -eu
 client='qemu-pr-client watch check check_map findings status commands state
     arguments show transport outcome surroundings identity decode'
 order="$client"' prhelper supervisor client ask workers worker actions register
-    preempt holder sweep map multipathd report sandbox roster descriptors events options
-    listen daemon privdrop sg_io sysfs protocol sockets log output'
+    preempt holder sweep map multipathd report sandbox roster descriptors events
+    options listen daemon privdrop sg_io sysfs protocol sockets log output'
 
 for object; do
     name=${object##*/}
