@@ -178,6 +178,12 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         return;
     }
     map->deadline = map->end - AFTERWARDS_WITHIN / 2; /* and then the keys */
+    /* The key may be on a path that had none, and be removed from this one. */
+    if (changed != NULL && key == previous
+        && path_prove(map, map->last) == CONFLICT) {
+        map->is_doubtful = true;
+        previous = 0;
+    }
     map->key = map->is_doubtful ? none : *told;
     if (!key_tell(map)
         || ((map->is_doubtful || (previous == 0 && map->is_status_told))

@@ -2619,6 +2619,24 @@ def test_a_blocked_path_does_not_keep_others_from_being_undone(run_one):
                                    if path != blocked]
 
 
+def test_a_key_that_is_given_again_does_not_outlive_its_removal(run_one):
+    """One path had none, another cannot be opened, and a rival preempts."""
+    for opens, step in itertools.product(range(4, 8), range(4, 16)):
+        with run_one.scenario(opens, step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.nexus(lab.order[1]).key = 0
+            lab.target.act(sim.OPEN, lab.order[2], opens,
+                           argument=errno.EMFILE)
+            preempts = lab.target.act(PREEMPT, RIVALS, step, key=KEY,
+                                      argument=5)
+            assert lab.out(REGISTER_AND_IGNORE, 0, KEY) == LOST
+            lab.wait_idle()
+            lab.is_consistent = False
+            if preempts.done_at and not preempts.status:
+                assert lab.keys() == [0, 0, 0]
+
+
 def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
     """The path that has it is blocked until the map is not suspended."""
     for step, gap in itertools.product(range(6, 14), range(2)):
