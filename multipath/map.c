@@ -66,7 +66,7 @@ bool map_lock(int lock, dev_t device, int64_t deadline)
 
     byte.l_start = minor(device);
     while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0)
-        if ((errno != EAGAIN && errno != EACCES) || !is_in_time(deadline))
+        if (errno != EAGAIN || !is_in_time(deadline))
             return false;
     return true;
 }
@@ -83,7 +83,7 @@ static bool path_found(void *context, const char *name)
             return true;
     if (map->count == PATHS_MOST || strlen(name) >= sizeof(path->name))
         return false;
-    memcpy(path->name, name, strlen(name) + 1);
+    strcpy(path->name, name);
     strcpy(path->why, "was not asked in time");
     map->count++;
     return true;
@@ -178,11 +178,9 @@ bool path_is_left_out(struct map *map, struct path *path)
         && (path->seen.is_ready || !(path->seen.is_failed || verdict == DOWN)))
         return false;
     if (!path->is_reported)
-        log_warning(verdict == ASIDE
-                        ? "%s (%s): %s is left out: it %s"
-                        : "%s (%s): %s is left out: it %s, and multipathd has "
-                          "failed it",
-                    map->name, map->alias, path->name, path->why);
+        log_warning("%s (%s): %s is left out: it %s%s", map->name, map->alias,
+                    path->name, path->why,
+                    verdict != ASIDE ? ", and multipathd has failed it" : "");
     path->is_reported = true;
     return true;
 }
@@ -337,7 +335,8 @@ static enum verdict path_execute(struct map *map, struct path *path, int fd,
     }
     if (verdict == DONE)
         map_answer(map, GOOD);
-    answer->status = verdict == DONE ? GOOD : command.status;
+    else
+        answer->status = command.status;
     answer->payload = command.payload;
     answer->refusal = command.refusal;
     snprintf(path->why, sizeof(path->why), "answers %s%s",
@@ -352,6 +351,8 @@ enum verdict path_send(struct map *map, struct path *path,
     enum verdict verdict = path_look(map, path);
     int fd = -1;
 
+    if (verdict == ASIDE)
+        path_is_left_out(map, path); /* which says so */
     if (verdict == DUE) {
         verdict = NOT_TAKEN;
         snprintf(path->why, sizeof(path->why), "was not asked in time");

@@ -10,8 +10,6 @@
  */
 #include "multipath.h"
 
-static const struct multipathd_key none = { 0, false };
-
 /* ---- What multipathd is told ------------------------------------------ */
 
 /* Tells it the key; 0 has it forget that, but for a configured one. */
@@ -184,7 +182,9 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         map->is_doubtful = true;
         previous = 0;
     }
-    map->key = map->is_doubtful ? none : *told;
+    map->key = *told;
+    if (map->is_doubtful)
+        map->key = (struct multipathd_key){ 0 };
     if (!key_tell(map)
         || ((map->is_doubtful || (previous == 0 && map->is_status_told))
             && multipathd_tell(&map->multipathd, "unsetprstatus")
@@ -292,7 +292,7 @@ void map_clear(struct map *map, struct request *request)
     map->deadline = map->end;
     if (answer.status == GOOD
         || (map->lost != NULL && keys_read(map, NULL, key) == 0)) {
-        map->key = none;
+        map->key = (struct multipathd_key){ 0 };
         all_due(map);
         if (!key_tell(map) || !status_tell(map)) {
             map_fail(map,
