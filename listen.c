@@ -184,13 +184,12 @@ void listen_remove(const struct listener *listener)
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
+    const char *pid = getenv("SYSTEMD_EXEC_PID");
     struct sockaddr_un address;
     socklen_t length;
     int fd;
 
-    if (name == NULL
-        || (getenv("SYSTEMD_EXEC_PID") != NULL
-            && number_of(getenv("SYSTEMD_EXEC_PID")) != getpid()))
+    if (name == NULL || (pid != NULL && number_of(pid) != getpid()))
         return -1;
     length = socket_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {
