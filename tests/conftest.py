@@ -17,9 +17,11 @@ from helper import Helper, program                          # noqa: E402
 
 
 # What is told while the tests run: a line in the file PROGRESS for each file
-# of tests that is done.
+# of tests that is done. With PART=1/2 every other test is another process'.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
+    part, parts = map(int, os.environ.get('PART', '1/1').split('/'))
+    items[:] = items[part - 1::parts]
     for item in items:
         path = item.nodeid.split('::')[0]
         counts = PROGRESS.setdefault(path, {'left': 0})

@@ -5,9 +5,9 @@
 # another is named; host and kernel, at the same time, unless others are given:
 #
 #   host         needs no root and no SCSI; its tests of maps, which mostly
-#                wait, run beside the others, as the suite maps
-#   kernel       in User-mode Linux, as root; and again the host's tests in
-#                which root makes a difference
+#                wait, and those of faults run beside the others
+#   kernel       in User-mode Linux, as root; and AGAIN (options startup log),
+#                where root makes a difference, unless root runs host
 #   hostile      on the simulated disk
 #   multipath, reference
 #                each in a User-mode Linux, the files of multipath/
@@ -36,12 +36,13 @@ export BUILD
 named=$(printf '%s\n' "$@" | sed -n '/^tests\//p')
 suites=$(printf '%s\n' "$@" | sed 's|^tests/\([^/]*\)/.*|\1|' |
     awk '!seen[$0]++' | paste -s -d ' ')
-[ -n "$named" ] || suites=$(echo "$suites" | sed 's/\<host\>/host maps/')
+[ -n "$named" ] ||
+    suites=$(echo "$suites" | sed 's/\<host\>/host maps-1 maps-2 slow/')
 
 # Without the kernel of uml.sh only these run, and the others are a skip each.
 wanted=$suites
 no_kernel=$("$top/tests/lib/uml.sh" 2>&1) || wanted=$(echo "$suites" |
-    tr ' ' '\n' | grep -x -e host -e maps -e hostile -e docs |
+    tr ' ' '\n' | grep -x -e host -e 'maps-.' -e slow -e hostile -e docs |
     paste -s -d ' ')
 
 if [ -z "${RUN_FETCHED:-}" ]; then
@@ -109,11 +110,18 @@ tests_of() {
     case $1:$named in
     *:?*) echo "$named" | grep "^tests/$1/" ;;
     kernel:)
-        echo tests/kernel tests/host/test_options.py \
-            tests/host/test_startup.py tests/host/test_log.py
+        echo tests/kernel
+        [ "$(id -u) ${suites%% *}" != '0 host' ] || AGAIN=
+        for test in ${AGAIN-options startup log}; do
+            echo "tests/host/test_$test.py"
+        done
         ;;
-    host:) echo tests/host '--ignore-glob=tests/host/test_multipath*' ;;
-    maps:) echo tests/host/test_multipath*.py ;;
+    host:)
+        echo tests/host '--ignore-glob=tests/host/test_multipath*' \
+            --ignore=tests/host/test_fault.py
+        ;;
+    maps-?:) echo tests/host/test_multipath.py ;;
+    slow:) echo tests/host/test_fault.py tests/host/test_multipath_random.py ;;
     multipath:) echo tests/multipath/test_multipathd.py ;;
     reference:)
         echo tests/multipath/test_reference.py tests/multipath/test_pod_map.py
@@ -138,6 +146,7 @@ suite() {
         --junitxml="$results/$name.xml" $(tests_of "$name")
     # TMPDIR is of this machine.
     case $name in
+    maps-?) set -- "TMPDIR=$temporary" "PART=${name#maps-}/2" "$@" ;;
     kernel | supervisors) set -- UML_TIMEOUT=550 tests/lib/uml.sh "$@" ;;
     multipath | reference)
         set -- UML_TIMEOUT=730 UML_NEXUSES=3 tests/lib/uml.sh \
@@ -169,8 +178,8 @@ suite() {
 
 for name in $suites; do
     case $name in
-    host | maps | kernel | hostile | multipath | reference | transport | \
-        foreign | supervisors | docs) ;;
+    host | maps-? | slow | kernel | hostile | multipath | reference | \
+        transport | foreign | supervisors | docs) ;;
     *)
         echo "run.sh: there is no suite $name" >&2
         exit 1
@@ -213,7 +222,7 @@ export PROGRESS
 echo "running $wanted, each file of tests:"
 tail -n +1 -s 0.3 -f --pid=$$ "$PROGRESS" &
 follower=$!
-for name in kernel multipath reference maps host docs; do
+for name in kernel multipath reference slow maps-1 maps-2 host docs; do
     case " $wanted " in
     *" $name "*) suite $name ;;
     esac
