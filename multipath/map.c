@@ -66,7 +66,7 @@ bool map_lock(int lock, dev_t device, int64_t deadline)
 
     byte.l_start = minor(device);
     while (lock >= 0 && fcntl(lock, F_SETLK, &byte) < 0)
-        if (errno != EAGAIN || !is_in_time(deadline))
+        if ((errno != EAGAIN && errno != EACCES) || !is_in_time(deadline))
             return false;
     return true;
 }
