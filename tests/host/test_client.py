@@ -958,6 +958,31 @@ def test_this_host_is_known_by_its_adapter(fake, target, tmp_path, adapter,
     assert [r['logged_in'] for r in seen] == [True, False, None]
 
 
+def test_a_generic_device_is_one_path_of_several(fake, target, tmp_path):
+    """This host's other paths to that disk are block devices to sysfs."""
+    host = Host(tmp_path, target)
+    for nexus in 4, 5:
+        block = host.disk(nexus, port=nexus - 3)
+        host.put('class/scsi_host/host%d/host_sas_address' % nexus,
+                 '0x5001405000000001\n')
+        generic = 'sg%d' % nexus
+        host.link('class/scsi_generic/' + generic, block.replace(
+            'block/' + sim.disk_name(nexus), 'scsi_generic/' + generic))
+        host.link(block.replace('block/' + sim.disk_name(nexus),
+                                'scsi_generic/%s/device' % generic),
+                  os.path.dirname(os.path.dirname(block)))
+        host.link('dev/char/21:%d' % nexus, 'class/scsi_generic/' + generic)
+        sim.device(host.root.path('dev/' + generic), 21, nexus, character=True)
+    listed = reply(listing(full(1, transport=SAS),
+                           full(2, port=2, transport=SAS)))
+    lines = host('sg4', 'status', helper=fake(listed)).out.splitlines()
+    assert lines[0].startswith('Disk of vendor LIO-ORG, ')
+    assert lines[2].endswith(', this host by sde')
+    assert lines[3].endswith(', this host by sdf')
+    seen = host.json('sg4', 'status', helper=fake(listed))['registrations']
+    assert [r['logged_in'] for r in seen] == [True, True]
+
+
 def test_sessions_that_are_no_more(fake, target, tmp_path):
     """What a registration leaves when its iSCSI session logs in anew."""
     host = Host(tmp_path, target)
