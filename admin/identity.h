@@ -28,7 +28,7 @@ struct path {
 struct identity {
     dev_t number;
     bool is_map;
-    char name[32];          /* the kernel's: sda, sg0, dm-0 */
+    char name[32];          /* the kernel's: sda, dm-0; sg0 if no disk has it */
     char alias[ALIAS_SIZE]; /* of a map */
     char vendor[32], model[32], serial[128];
     unsigned count;
