@@ -1082,6 +1082,18 @@ def test_a_partition_of_a_map_is_named(host):
     assert '/dev/dm-1 is a partition; name /dev/mapper/mpatha\n' in done.err
 
 
+@pytest.mark.parametrize('uuid, words', [
+    ('mpath-3600', 'the disk has no persistent reservations'),
+    ('LVM-abc', 'is no multipath map')])
+def test_a_map_is_not_called_something_else(host, fake, uuid, words):
+    """A map is served; it is its disk that does not know the command."""
+    host.put('dev/block/253:0/dm/uuid', uuid + '\n')
+    sim.device(host.root.path('dev/dm-0'), 253, 0)
+    done = host('dm-0', 'keys', helper=fake(sensed('5/20/00')))
+    assert done.status == 9 and words in done.err, done
+    assert 'only if it is a multipath map' not in done.err
+
+
 def test_check_names_a_helper_without_the_capability(start, target, tmp_path):
     host = Host(tmp_path, target)
     host.disk(0)
