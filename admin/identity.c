@@ -250,9 +250,17 @@ static void serial_find(struct identity *identity)
              length < size - 4 ? length : size - 4);
 }
 
+bool identity_is_map(dev_t number)
+{
+    char uuid[ALIAS_SIZE];
+
+    return sysfs_read(number, "/dm/uuid", uuid, sizeof(uuid))
+           && strncmp(uuid, "mpath-", 6) == 0;
+}
+
 bool identity_find(struct identity *identity, int fd)
 {
-    char uuid[ALIAS_SIZE], name[NAME_SIZE];
+    char name[NAME_SIZE];
     struct stat st;
 
     memset(identity, 0, sizeof(*identity));
@@ -260,9 +268,7 @@ bool identity_find(struct identity *identity, int fd)
         return false;
     identity->number = st.st_rdev;
     name_find(identity->name, sizeof(identity->name), st.st_mode, st.st_rdev);
-    if (S_ISBLK(st.st_mode)
-        && sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))
-        && strncmp(uuid, "mpath-", 6) == 0) {
+    if (S_ISBLK(st.st_mode) && identity_is_map(st.st_rdev)) {
         identity->is_map = true;
         snprintf(identity->name, sizeof(identity->name), "dm-%u",
                  minor(st.st_rdev));

@@ -38,6 +38,7 @@ struct identity {
 /* Which registration of a list is whose. */
 enum whose { NOT_OURS, PERHAPS_OURS, OURS };
 
+bool identity_is_map(dev_t); /* Is this block device a multipath map? */
 /* False, and all unknown, if sysfs knows no SCSI device or map by that. */
 bool identity_find(struct identity *, int fd);
 /* Vendor, model and serial number, in a line or as an object. */
