@@ -122,6 +122,23 @@ def test_there_is_one_version():
         assert found and found[1] == version, name
 
 
+@pytest.mark.parametrize('manual', [MANUAL, CLIENT_MANUAL])
+def test_tables_fit_into_the_manual(manual):
+    """man(1) breaks a cell that is wider than its column, or begins beyond the
+    end of a line (groff puts 4 blanks between columns); and an item's name is
+    not taken for one once more."""
+    for widths, rows in re.findall(r'^\.Bl -column -offset 1n (.*)\n((?:.*\n)*?)'
+                                   r'\.El', read(manual), re.M):
+        columns = [len(width) for width in re.findall('"(.*?)"', widths)]
+        assert 5 + 1 + sum(columns) + 4 * (len(columns) - 1) <= 78
+        for row in re.findall(r'^\.It (.*)', rows, re.M):
+            cells = row.replace(r'\(en', '-').split(' Ta ')
+            assert len(cells) == len(columns), row
+            for cell, width in zip(cells, columns):
+                assert len(cell) <= width, (cell, width)
+            assert not row.startswith('It '), row
+
+
 # Numbers. -------------------------------------------------------------------
 
 def test_a_session_has_so_many_system_calls():
