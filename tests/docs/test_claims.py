@@ -139,6 +139,23 @@ def test_tables_fit_into_the_manual(manual):
             assert not row.startswith('It '), row
 
 
+def test_recipes_ask_for_what_readme_says():
+    oldest, = re.findall(r'oldest headers are those of (\d+)\.(\d+)\.',
+                         read('README.md').replace('\n', ' '))
+    wanted = re.findall(r'HEADERS_AT_LEAST_(\d+)_(\d+)',
+                        read('contrib/buildroot/Config.in'))
+    assert wanted and set(wanted) == {oldest}
+
+
+def test_the_recipe_for_yocto_leaves_the_sources_where_they_are():
+    """From Yocto 5.3 on S may not be below WORKDIR (do_qa_unpack() in its
+    insane.bbclass), and up to 5.0 there is no UNPACKDIR; the default is right
+    in all of them."""
+    recipe = read('contrib/yocto/prhelper.bb')
+    assert not re.findall('^S *=', recipe, re.M)
+    assert 'file://prhelper-${PV}.tar.gz' in recipe     # has a folder ${BP}
+
+
 # Numbers. -------------------------------------------------------------------
 
 def test_a_session_has_so_many_system_calls():
