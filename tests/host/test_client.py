@@ -1218,6 +1218,8 @@ def test_json_is_whole_or_not_there(fake, tmp_path):
     for answers in [sensed('B/08/00')], [reply(listing()), reply(bytes(3))]:
         done = ask(fake(*answers), 'check', '--json')
         assert json.loads(done.out)['exit_status'] == done.status != 0
+    done = ask(fake(), 'check', '--json', device=str(tmp_path / 'none'))
+    assert done.status == 15 and done.out == ''
     path = tmp_path / 'a "\\\n\xe9'
     path.touch()
     done = ask(fake(reply(listing())), 'keys', '--json', device=str(path))
