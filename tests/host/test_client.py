@@ -1056,6 +1056,21 @@ def test_check_cannot_know_who_has_reserved(cluster):
     assert 'unless it is one of them, which cannot be known here' in done.err
 
 
+def test_check_does_not_judge_by_a_list_that_is_cut_off(host, fake):
+    """Who is not in what fits into 8192 bytes may be registered even so."""
+    others = [full(n, transport=SAS[:4] + bytes(7) + bytes([n]) + bytes(12))
+              for n in range(1, 181)]
+    everybody = listing(full(1, 1, 5, transport=SAS[:4] + bytes(20)), *others)
+    reserved = listing(struct.pack('>Q5xB2x', 1, 5))
+    capable = b'\0\x08\0\x80\xea\x01\0\0'
+    done = host('sda', 'check', helper=fake(
+        reply(listing()), reply(capable), reply(everybody[:8192]),
+        reply(reserved)))
+    assert done.status == RESERVED and 'bytes that are cut off' in done.out
+    assert 'somebody else' not in done.err
+    assert 'unless it is one of them, which cannot be known' in done.err
+
+
 def test_a_partition_is_named(host):
     block = host.disk(2)
     host.put(block + '/sdc1/partition', '1\n')
