@@ -25,6 +25,7 @@ from collections import namedtuple
 import pytest
 
 import sim
+from fake_multipathd import Map, Multipathd
 from helper import TOP, program
 from launch import NOBODY, SYS_RAWIO, become, needs_root, wait_until
 from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
@@ -1056,19 +1057,46 @@ def test_check_cannot_know_who_has_reserved(cluster):
     assert 'unless it is one of them, which cannot be known here' in done.err
 
 
-def test_check_does_not_judge_by_a_list_that_is_cut_off(host, fake):
-    """Who is not in what fits into 8192 bytes may be registered even so."""
+def cut_off():
+    """What check is told of a disk with more registrations than fit."""
     others = [full(n, transport=SAS[:4] + bytes(7) + bytes([n]) + bytes(12))
               for n in range(1, 181)]
     everybody = listing(full(1, 1, 5, transport=SAS[:4] + bytes(20)), *others)
-    reserved = listing(struct.pack('>Q5xB2x', 1, 5))
-    capable = b'\0\x08\0\x80\xea\x01\0\0'
-    done = host('sda', 'check', helper=fake(
-        reply(listing()), reply(capable), reply(everybody[:8192]),
-        reply(reserved)))
+    return [reply(payload) for payload in (
+        listing(), b'\0\x08\0\x80\xea\x01\0\0', everybody[:8192],
+        listing(struct.pack('>Q5xB2x', 1, 5)))]
+
+
+def test_check_does_not_judge_by_a_list_that_is_cut_off(host, fake):
+    """Who is not in what fits into 8192 bytes may be registered even so."""
+    done = host('sda', 'check', helper=fake(*cut_off()))
     assert done.status == RESERVED and 'bytes that are cut off' in done.out
     assert 'somebody else' not in done.err
     assert 'unless it is one of them, which cannot be known' in done.err
+
+
+@needs_root
+@pytest.mark.parametrize('is_seen', [True, False])
+def test_check_of_a_map_and_a_list_that_is_cut_off(host, fake, tmp_path,
+                                                   is_seen):
+    """What multipathd has registered need not be in it."""
+    host.put('dev/block/253:0/dm/uuid', 'mpath-3600\n')
+    host.put('dev/block/253:0/dm/name', 'mpatha\n')
+    host.link('dev/block/253:0/slaves/sda', 'block/sda')
+    sim.device(host.root.path('dev/dm-0'), 253, 0)
+    multipathd = Multipathd(str(tmp_path / 'm'))
+    multipathd.maps = [Map('dm-0', 'mpatha',
+                           {'sda': host.target.nexus(0)})]
+    multipathd.maps[0].key = 7 if is_seen else 0xdef
+    multipathd.start()
+    host.env['MULTIPATH_SOCKET_NAME'] = multipathd.address
+    try:
+        done = host('dm-0', 'check', helper=fake(*cut_off()))
+    finally:
+        multipathd.stop()
+    assert 'is not registered' not in done.out + done.err
+    assert 'somebody else' not in done.err
+    assert ('which cannot be known' in done.err) == (not is_seen), done
 
 
 def test_a_partition_is_named(host):
