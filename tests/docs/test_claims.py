@@ -139,6 +139,14 @@ def test_tables_fit_into_the_manual(manual):
             assert not row.startswith('It '), row
 
 
+def test_the_unit_leaves_a_worker_the_time_to_resume_a_map():
+    """Other values of KillMode= than this have systemd kill all that is left
+    when the main process has ended, see systemd.kill(5) and
+    test_worker_resumes_the_map_when_the_helper_has_left()."""
+    assert re.findall('^KillMode=(.*)', read(
+        'contrib/systemd/qemu-pr-helper.service'), re.M) == ['process']
+
+
 def test_recipes_ask_for_what_readme_says():
     oldest, = re.findall(r'oldest headers are those of (\d+)\.(\d+)\.',
                          read('README.md').replace('\n', ' '))
