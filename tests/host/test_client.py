@@ -33,6 +33,7 @@ from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
 from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
 
 CLIENT = os.path.abspath(program('CLIENT', 'qemu-pr-client'))
+HELPER = os.path.abspath(program('HELPER', 'qemu-pr-helper'))
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 # The client whose /sys and /dev are the simulated disks'.
 SIM_CLIENT = os.path.join(os.path.dirname(os.path.abspath(SIM_HELPER)),
@@ -757,6 +758,26 @@ def test_check_does_not_take_a_service_manager_for_the_helper(
         process.terminate()
         assert process.wait(20) == 0
         listening.close()
+
+
+@needs_root
+def test_a_helper_of_another_user_on_root_s_socket(tmp_path):
+    """As systemd starts one with DynamicUser=yes: root started it."""
+    path = str(tmp_path / 's')
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        helper = subprocess.Popen(
+            ['sh', '-c', 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0"', HELPER],
+            close_fds=False, stderr=subprocess.DEVNULL, preexec_fn=lambda: (
+                os.dup2(listening.fileno(), 3), become(NOBODY.pw_uid)()))
+        try:
+            for _ in range(2):
+                done = run('-k', path, 'keys', '/dev/null')
+                assert done.status == 11 and 'not trusted' not in done.err
+        finally:
+            helper.terminate()
+            assert helper.wait(20) == 0
 
 
 def test_check_changes_nothing(cluster, target):
