@@ -1419,6 +1419,7 @@ OPTIONS = ['--socket', '--timeout', '--version', '--help'] + sorted(
 @pytest.mark.parametrize('command', COMMANDS)
 def test_help_for_a_command(command):
     done = run('help', command)
+    assert re.search(r'^[A-Z][^?.]*\.$', done.out, re.M), done     # a sentence
     assert done.status == 0 and done.err == ''
     usage = done.out.partition('\n\n')[0]
     needed, taken = COMMANDS[command]
