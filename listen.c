@@ -69,7 +69,9 @@ void listen_activated(struct listener *listener, const char *path)
         fatal("socket activation failed:");
     for (i = 0; i < COUNT(attached); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
-    listen(ACTIVATION_FD, BACKLOG); /* again, for our backlog */
+    /* Again, for our backlog. It would take from a socket that it is root's. */
+    if (geteuid() == 0)
+        listen(ACTIVATION_FD, BACKLOG);
     listener->fd = ACTIVATION_FD;
 }
 
@@ -184,12 +186,12 @@ void listen_remove(const struct listener *listener)
 int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
-    const char *pid = getenv("SYSTEMD_EXEC_PID");
+    const char *whose = getenv("SYSTEMD_EXEC_PID");
     struct sockaddr_un address;
     socklen_t length;
     int fd;
 
-    if (name == NULL || (pid != NULL && number_of(pid) != getpid()))
+    if (name == NULL || (whose != NULL && number_of(whose) != getpid()))
         return -1;
     length = socket_address(&address, name);
     if (length == 0 || (name[0] != '/' && name[0] != '@')) {

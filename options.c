@@ -44,13 +44,12 @@ static const char usage[] =
     "      --single-process     serve all clients in one process\n"
     "      --max-clients=N      clients served at a time (default 1024)\n"
     "      --client-timeout=SECONDS\n"
-    "                           how long a client may stop inside a message\n"
-    "                           (default 30)\n"
+    "                           how long a client may stop in a message "
+    "(default 30)\n"
     "      --stop-timeout=SECONDS\n"
-    "                           how long commands may take to end at exit\n"
-    "                           (default 8)\n"
-    "      --sandbox=on|off     refuse what the helper does not need\n"
-    "                           (default on)\n";
+    "                           how long commands may take at exit "
+    "(default 8)\n"
+    "      --sandbox=on|off     refuse what it does not need (default on)\n";
 
 /* They are those of usage[]. */
 static const struct options defaults = {

@@ -281,13 +281,18 @@ bool supervise(struct supervisor *supervisor)
             children_reap(supervisor, now);
         if ((signals & SIGNAL_STOP) != 0 && supervisor->stop_by == NEVER)
             stop(supervisor, now);
+        wake = sooner(wake, workers_check(workers, now, &due));
+        /* A worker that has a map suspended may die with us: in a container. */
+        if (supervisor->stop_by <= now && workers->suspended) {
+            supervisor->stop_by += 2 * supervisor->stop_timeout;
+            supervisor->stop_timeout = 0;
+        }
         if (supervisor->stop_by <= now
             || (supervisor->stop_by != NEVER
                 && roster->count + workers->count == 0)) {
             sessions_kill(roster);
             return false;
         }
-        wake = sooner(wake, workers_check(workers, now, &due));
         /* But one each time: workers say what is due, and may lie. */
         if (due != NULL)
             worker_fork(supervisor, due, now);

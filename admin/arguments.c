@@ -26,7 +26,7 @@
 
 static const struct command commands[] = {
     { "check", VERB_CHECK, READ_KEYS, 0, JSON, "[--json]",
-      "can virtual machines use reservations here?", OLD_RESERVE },
+      "say if virtual machines can use reservations here", OLD_RESERVE },
     { "keys", VERB_READ, READ_KEYS, 0, JSON, "[--json]",
       "list the registered keys", OLD_RESERVE },
     { "reservation", VERB_READ, READ_RESERVATION, 0, JSON, "[--json]",

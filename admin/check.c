@@ -104,10 +104,11 @@ static void ours_find(struct check *check)
     unsigned i;
 
     check->registered = check->holder = PERHAPS_OURS;
-    if (check->full.size == 0)
+    if (!decode_list(&list, check->full.payload, check->full.size))
         return;
-    check->registered = check->holder = NOT_OURS;
-    decode_list(&list, check->full.payload, check->full.size);
+    check->is_whole = list.came == list.said;
+    if (check->is_whole)
+        check->registered = check->holder = NOT_OURS;
     while (decode_registration(&list, &registration)) {
         enum whose whose = check->identity.count == 0 ? PERHAPS_OURS : NOT_OURS;
 

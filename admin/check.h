@@ -23,6 +23,7 @@ struct check {
     struct output output;
     struct identity identity;
     struct reply full; /* what READ FULL STATUS answered; size 0: it did not */
+    bool is_whole;     /* it has all that are registered */
     bool is_reserved;
     struct reservation reservation;
     enum whose registered, holder; /* this host, through this device? */

@@ -207,10 +207,18 @@ static bool disk_found(void *context, const char *name)
     memcpy(other.name, name, strlen(name) + 1);
     device_line(&identity->paths[0], "wwid", wwid, sizeof(wwid));
     device_line(&other, "wwid", its, sizeof(its));
-    if (wwid[0] != '\0' && strcmp(wwid, its) == 0
-        && strncmp(identity->name, "sg", 2) != 0)
+    if (wwid[0] != '\0' && strcmp(wwid, its) == 0)
         path_add(identity, name);
     return true;
+}
+
+/* A callback: the disk that a generic SCSI device is. */
+static bool generic_found(void *context, const char *name)
+{
+    struct identity *identity = context;
+
+    snprintf(identity->name, sizeof(identity->name), "%s", name);
+    return false;
 }
 
 /* Finds the last component of where sysfs has a device with this number. */
@@ -242,9 +250,17 @@ static void serial_find(struct identity *identity)
              length < size - 4 ? length : size - 4);
 }
 
-bool identity_find(struct identity *identity, int fd)
+bool identity_is_map(dev_t number)
 {
     char uuid[ALIAS_SIZE];
+
+    return sysfs_read(number, "/dm/uuid", uuid, sizeof(uuid))
+           && strncmp(uuid, "mpath-", 6) == 0;
+}
+
+bool identity_find(struct identity *identity, int fd)
+{
+    char name[NAME_SIZE];
     struct stat st;
 
     memset(identity, 0, sizeof(*identity));
@@ -252,9 +268,7 @@ bool identity_find(struct identity *identity, int fd)
         return false;
     identity->number = st.st_rdev;
     name_find(identity->name, sizeof(identity->name), st.st_mode, st.st_rdev);
-    if (S_ISBLK(st.st_mode)
-        && sysfs_read(st.st_rdev, "/dm/uuid", uuid, sizeof(uuid))
-        && strncmp(uuid, "mpath-", 6) == 0) {
+    if (S_ISBLK(st.st_mode) && identity_is_map(st.st_rdev)) {
         identity->is_map = true;
         snprintf(identity->name, sizeof(identity->name), "dm-%u",
                  minor(st.st_rdev));
@@ -264,6 +278,9 @@ bool identity_find(struct identity *identity, int fd)
             say("cannot list all paths of %s", identity->name);
     } else if (strncmp(identity->name, "sg", 2) == 0
                || (sg_io_is_disk(&st) && identity->name[0] != '\0')) {
+        snprintf(name, sizeof(name), "/sys/class/scsi_generic/%s/device/block",
+                 identity->name);
+        sysfs_list(name, generic_found, identity);
         path_add(identity, identity->name)->is_ours = true;
     }
     if (identity->count == 0)

@@ -28,7 +28,7 @@ struct path {
 struct identity {
     dev_t number;
     bool is_map;
-    char name[32];          /* the kernel's: sda, sg0, dm-0 */
+    char name[32];          /* the kernel's: sda, dm-0; sg0 if no disk has it */
     char alias[ALIAS_SIZE]; /* of a map */
     char vendor[32], model[32], serial[128];
     unsigned count;
@@ -38,6 +38,7 @@ struct identity {
 /* Which registration of a list is whose. */
 enum whose { NOT_OURS, PERHAPS_OURS, OURS };
 
+bool identity_is_map(dev_t); /* Is this block device a multipath map? */
 /* False, and all unknown, if sysfs knows no SCSI device or map by that. */
 bool identity_find(struct identity *, int fd);
 /* Vendor, model and serial number, in a line or as an object. */

@@ -47,18 +47,18 @@ static int exit_status(const struct reply *reply)
 /*
  * What the helper has refused, this program's copy of sg_io.c would refuse,
  * too: *refusal is why, NULL if it would not. Returns whether the descriptor
- * is of a device-mapper device.
+ * is of a multipath map.
  */
-static bool is_mapped(int fd, const uint8_t *cdb, const char **refusal)
+static bool is_map(int fd, const uint8_t *cdb, const char **refusal)
 {
     uint8_t sense[PROTOCOL_SENSE_SIZE];
     struct pr_command vetted = { .fd = fd, .cdb = cdb, .sense = sense };
-    bool mapped = sg_io_vet(&vetted) == VET_MAPPED;
+    bool is_mapped = sg_io_vet(&vetted) == VET_MAPPED;
 
-    *refusal = mapped ? "a device-mapper device is served only if it is a "
-                        "multipath map, and its name has no odd characters"
-                      : sg_io_refusals[vetted.refusal];
-    return mapped;
+    if (is_mapped && !identity_is_map(vetted.device))
+        vetted.refusal = NO_MULTIPATH;
+    *refusal = sg_io_refusals[vetted.refusal];
+    return is_mapped && *refusal == NULL;
 }
 
 /* Why a command failed, in plain words; NULL if no more is to be said. */
@@ -74,16 +74,16 @@ static const char *reason(const struct command *command, int fd,
         return NULL;
     switch (code) {
     case SENSE_CODE(ILLEGAL_REQUEST, 0x20, 0x00):
-        is_mapped(fd, cdb, &refusal);
+        is_map(fd, cdb, &refusal);
         return refusal != NULL ? refusal
                                : "the disk has no persistent reservations";
     case SENSE_CODE(ABORTED_COMMAND, 0x00, 0x06):
-        is_mapped(fd, cdb, &refusal);
+        is_map(fd, cdb, &refusal);
         return refusal != NULL ? refusal
                                : "the kernel refuses the helper: it needs "
                                  "CAP_SYS_RAWIO";
     case SENSE_CODE(ABORTED_COMMAND, 0x08, 0x00):
-        if (is_mapped(fd, cdb, &refusal))
+        if (is_map(fd, cdb, &refusal))
             return "no path of the map is usable, or multipathd cannot be "
                    "told (is it running, with reservation_key file?): see "
                    "the helper's log";

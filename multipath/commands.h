@@ -48,6 +48,7 @@ struct workers {
     unsigned count;       /* of places that are not free */
     pid_t *pids;          /* the supervisor's alone; 0: free, see workers.c */
     struct suspension *suspensions; /* shared with the workers */
+    bool suspended;                 /* a map is, as of the last look */
     pid_t pending; /* the one that has not taken its command; 0: none */
     int64_t retry; /* when to fork the next, or kill the pending one */
 };

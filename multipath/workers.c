@@ -99,6 +99,7 @@ int64_t workers_check(struct workers *workers, int64_t now,
     unsigned i;
 
     *due = NULL;
+    workers->suspended = false;
     if (workers->pending != 0 && now >= workers->retry) {
         kill(workers->pending, SIGKILL);
         workers->retry = now + TAKE_WITHIN;
@@ -113,6 +114,7 @@ int64_t workers_check(struct workers *workers, int64_t now,
         next = sooner(next, now + LOOK_AGAIN);
         if (!is_suspender(suspension))
             continue;
+        workers->suspended = true;
         /* No worker takes longer: who says so would have its place for ever. */
         suspension->resume_by = sooner(suspension->resume_by,
                                        now + COMMAND_WITHIN);

@@ -11,7 +11,7 @@ LIC_FILES_CHKSUM = "file://LICENSE;md5=ead7b6c334b4097579eecbea28b119b2"
 
 PV = "1.0.0"
 SRC_URI = "file://prhelper-${PV}.tar.gz"
-S = "${WORKDIR}/prhelper-${PV}"
+# S is the default: later versions unpack to another place than earlier ones.
 
 EXTRA_OEMAKE = "'CC=${CC}' 'CFLAGS=${CFLAGS}' 'CPPFLAGS=${CPPFLAGS}' 'LDFLAGS=${LDFLAGS}'"
 

@@ -122,6 +122,48 @@ def test_there_is_one_version():
         assert found and found[1] == version, name
 
 
+@pytest.mark.parametrize('manual', [MANUAL, CLIENT_MANUAL])
+def test_tables_fit_into_the_manual(manual):
+    """man(1) breaks a cell that is wider than its column, or begins beyond the
+    end of a line (groff puts 4 blanks between columns); and an item's name is
+    not taken for one once more."""
+    for widths, rows in re.findall(r'^\.Bl -column -offset 1n (.*)\n((?:.*\n)*?)'
+                                   r'\.El', read(manual), re.M):
+        columns = [len(width) for width in re.findall('"(.*?)"', widths)]
+        assert 5 + 1 + sum(columns) + 4 * (len(columns) - 1) <= 78
+        for row in re.findall(r'^\.It (.*)', rows, re.M):
+            cells = row.replace(r'\(en', '-').split(' Ta ')
+            assert len(cells) == len(columns), row
+            for cell, width in zip(cells, columns):
+                assert len(cell) <= width, (cell, width)
+            assert not row.startswith('It '), row
+
+
+def test_the_unit_leaves_a_worker_the_time_to_resume_a_map():
+    """Other values of KillMode= than this have systemd kill all that is left
+    when the main process has ended, see systemd.kill(5) and
+    test_worker_resumes_the_map_when_the_helper_has_left()."""
+    assert re.findall('^KillMode=(.*)', read(
+        'contrib/systemd/qemu-pr-helper.service'), re.M) == ['process']
+
+
+def test_recipes_ask_for_what_readme_says():
+    oldest, = re.findall(r'oldest headers are those of (\d+)\.(\d+)\.',
+                         read('README.md').replace('\n', ' '))
+    wanted = re.findall(r'HEADERS_AT_LEAST_(\d+)_(\d+)',
+                        read('contrib/buildroot/Config.in'))
+    assert wanted and set(wanted) == {oldest}
+
+
+def test_the_recipe_for_yocto_leaves_the_sources_where_they_are():
+    """From Yocto 5.3 on S may not be below WORKDIR (do_qa_unpack() in its
+    insane.bbclass), and up to 5.0 there is no UNPACKDIR; the default is right
+    in all of them."""
+    recipe = read('contrib/yocto/prhelper.bb')
+    assert not re.findall('^S *=', recipe, re.M)
+    assert 'file://prhelper-${PV}.tar.gz' in recipe     # has a folder ${BP}
+
+
 # Numbers. -------------------------------------------------------------------
 
 def test_a_session_has_so_many_system_calls():

@@ -25,6 +25,7 @@ from collections import namedtuple
 import pytest
 
 import sim
+from fake_multipathd import Map, Multipathd
 from helper import TOP, program
 from launch import NOBODY, SYS_RAWIO, become, needs_root, wait_until
 from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
@@ -32,6 +33,7 @@ from prclient import (BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT,
 from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
 
 CLIENT = os.path.abspath(program('CLIENT', 'qemu-pr-client'))
+HELPER = os.path.abspath(program('HELPER', 'qemu-pr-helper'))
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 # The client whose /sys and /dev are the simulated disks'.
 SIM_CLIENT = os.path.join(os.path.dirname(os.path.abspath(SIM_HELPER)),
@@ -758,6 +760,26 @@ def test_check_does_not_take_a_service_manager_for_the_helper(
         listening.close()
 
 
+@needs_root
+def test_a_helper_of_another_user_on_root_s_socket(tmp_path):
+    """As systemd starts one with DynamicUser=yes: root started it."""
+    path = str(tmp_path / 's')
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        helper = subprocess.Popen(
+            ['sh', '-c', 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0"', HELPER],
+            close_fds=False, stderr=subprocess.DEVNULL, preexec_fn=lambda: (
+                os.dup2(listening.fileno(), 3), become(NOBODY.pw_uid)()))
+        try:
+            for _ in range(2):
+                done = run('-k', path, 'keys', '/dev/null')
+                assert done.status == 11 and 'not trusted' not in done.err
+        finally:
+            helper.terminate()
+            assert helper.wait(20) == 0
+
+
 def test_check_changes_nothing(cluster, target):
     cluster(0, 'check')
     assert target.generation == 0
@@ -958,6 +980,31 @@ def test_this_host_is_known_by_its_adapter(fake, target, tmp_path, adapter,
     assert [r['logged_in'] for r in seen] == [True, False, None]
 
 
+def test_a_generic_device_is_one_path_of_several(fake, target, tmp_path):
+    """This host's other paths to that disk are block devices to sysfs."""
+    host = Host(tmp_path, target)
+    for nexus in 4, 5:
+        block = host.disk(nexus, port=nexus - 3)
+        host.put('class/scsi_host/host%d/host_sas_address' % nexus,
+                 '0x5001405000000001\n')
+        generic = 'sg%d' % nexus
+        host.link('class/scsi_generic/' + generic, block.replace(
+            'block/' + sim.disk_name(nexus), 'scsi_generic/' + generic))
+        host.link(block.replace('block/' + sim.disk_name(nexus),
+                                'scsi_generic/%s/device' % generic),
+                  os.path.dirname(os.path.dirname(block)))
+        host.link('dev/char/21:%d' % nexus, 'class/scsi_generic/' + generic)
+        sim.device(host.root.path('dev/' + generic), 21, nexus, character=True)
+    listed = reply(listing(full(1, transport=SAS),
+                           full(2, port=2, transport=SAS)))
+    lines = host('sg4', 'status', helper=fake(listed)).out.splitlines()
+    assert lines[0].startswith('Disk of vendor LIO-ORG, ')
+    assert lines[2].endswith(', this host by sde')
+    assert lines[3].endswith(', this host by sdf')
+    seen = host.json('sg4', 'status', helper=fake(listed))['registrations']
+    assert [r['logged_in'] for r in seen] == [True, True]
+
+
 def test_sessions_that_are_no_more(fake, target, tmp_path):
     """What a registration leaves when its iSCSI session logs in anew."""
     host = Host(tmp_path, target)
@@ -1031,6 +1078,48 @@ def test_check_cannot_know_who_has_reserved(cluster):
     assert 'unless it is one of them, which cannot be known here' in done.err
 
 
+def cut_off():
+    """What check is told of a disk with more registrations than fit."""
+    others = [full(n, transport=SAS[:4] + bytes(7) + bytes([n]) + bytes(12))
+              for n in range(1, 181)]
+    everybody = listing(full(1, 1, 5, transport=SAS[:4] + bytes(20)), *others)
+    return [reply(payload) for payload in (
+        listing(), b'\0\x08\0\x80\xea\x01\0\0', everybody[:8192],
+        listing(struct.pack('>Q5xB2x', 1, 5)))]
+
+
+def test_check_does_not_judge_by_a_list_that_is_cut_off(host, fake):
+    """Who is not in what fits into 8192 bytes may be registered even so."""
+    done = host('sda', 'check', helper=fake(*cut_off()))
+    assert done.status == RESERVED and 'bytes that are cut off' in done.out
+    assert 'somebody else' not in done.err
+    assert 'unless it is one of them, which cannot be known' in done.err
+
+
+@needs_root
+@pytest.mark.parametrize('is_seen', [True, False])
+def test_check_of_a_map_and_a_list_that_is_cut_off(host, fake, tmp_path,
+                                                   is_seen):
+    """What multipathd has registered need not be in it."""
+    host.put('dev/block/253:0/dm/uuid', 'mpath-3600\n')
+    host.put('dev/block/253:0/dm/name', 'mpatha\n')
+    host.link('dev/block/253:0/slaves/sda', 'block/sda')
+    sim.device(host.root.path('dev/dm-0'), 253, 0)
+    multipathd = Multipathd(str(tmp_path / 'm'))
+    multipathd.maps = [Map('dm-0', 'mpatha',
+                           {'sda': host.target.nexus(0)})]
+    multipathd.maps[0].key = 7 if is_seen else 0xdef
+    multipathd.start()
+    host.env['MULTIPATH_SOCKET_NAME'] = multipathd.address
+    try:
+        done = host('dm-0', 'check', helper=fake(*cut_off()))
+    finally:
+        multipathd.stop()
+    assert 'is not registered' not in done.out + done.err
+    assert 'somebody else' not in done.err
+    assert ('which cannot be known' in done.err) == (not is_seen), done
+
+
 def test_a_partition_is_named(host):
     block = host.disk(2)
     host.put(block + '/sdc1/partition', '1\n')
@@ -1055,6 +1144,18 @@ def test_a_partition_of_a_map_is_named(host):
     done = host('dm-1', 'check')
     assert done.status == PARTITION
     assert '/dev/dm-1 is a partition; name /dev/mapper/mpatha\n' in done.err
+
+
+@pytest.mark.parametrize('uuid, words', [
+    ('mpath-3600', 'the disk has no persistent reservations'),
+    ('LVM-abc', 'is no multipath map')])
+def test_a_map_is_not_called_something_else(host, fake, uuid, words):
+    """A map is served; it is its disk that does not know the command."""
+    host.put('dev/block/253:0/dm/uuid', uuid + '\n')
+    sim.device(host.root.path('dev/dm-0'), 253, 0)
+    done = host('dm-0', 'keys', helper=fake(sensed('5/20/00')))
+    assert done.status == 9 and words in done.err, done
+    assert 'only if it is a multipath map' not in done.err
 
 
 def test_check_names_a_helper_without_the_capability(start, target, tmp_path):
@@ -1181,6 +1282,8 @@ def test_json_is_whole_or_not_there(fake, tmp_path):
     for answers in [sensed('B/08/00')], [reply(listing()), reply(bytes(3))]:
         done = ask(fake(*answers), 'check', '--json')
         assert json.loads(done.out)['exit_status'] == done.status != 0
+    done = ask(fake(), 'check', '--json', device=str(tmp_path / 'none'))
+    assert done.status == 15 and done.out == ''
     path = tmp_path / 'a "\\\n\xe9'
     path.touch()
     done = ask(fake(reply(listing())), 'keys', '--json', device=str(path))
@@ -1316,6 +1419,7 @@ OPTIONS = ['--socket', '--timeout', '--version', '--help'] + sorted(
 @pytest.mark.parametrize('command', COMMANDS)
 def test_help_for_a_command(command):
     done = run('help', command)
+    assert re.search(r'^[A-Z][^?.]*\.$', done.out, re.M), done     # a sentence
     assert done.status == 0 and done.err == ''
     usage = done.out.partition('\n\n')[0]
     needed, taken = COMMANDS[command]

@@ -2946,6 +2946,35 @@ def test_worker_is_killed_while_the_helper_stops(lab_of):
     assert len(lab.mpd.texts('resume')) == 2
 
 
+def test_helper_waits_for_a_worker_that_has_a_map_suspended(lab_of):
+    """For thrice its time: with it, a container's other processes die."""
+    lab = lab_of(options=['--stop-timeout=3'])
+    action, nexus, skip = prepare_suspended(lab)
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        lab.helper.process.terminate()
+        time.sleep(4)
+        assert lab.helper.process.poll() is None and lab.known.suspended
+    assert code(lab.client.reply()) == GOOD
+    assert lab.helper.process.wait(20) == 0
+    assert not lab.known.suspended
+
+
+def test_worker_resumes_the_map_when_the_helper_has_left(lab_of):
+    """Whoever supervises the helper must leave it the time; see the unit."""
+    lab = lab_of(options=['--stop-timeout=1'])
+    action, nexus, skip = prepare_suspended(lab)
+    with nexus.hanging(skip):
+        send(lab.client, action, lab.map)
+        nexus.wait_held()
+        worker, = lab.workers()
+        lab.helper.process.terminate()
+        assert lab.helper.process.wait(20) == 0
+        assert lab.known.suspended and os.path.exists('/proc/%d' % worker)
+    wait_until(lambda: not lab.known.suspended)
+
+
 def test_map_of_a_worker_that_hangs_is_resumed(lab_of):
     """In the kernel, where no time limit helps; and nothing else happens."""
     lab = lab_of(env={'SIM_SPEED': '20'})
