@@ -83,7 +83,7 @@ static bool path_found(void *context, const char *name)
             return true;
     if (map->count == PATHS_MOST || strlen(name) >= sizeof(path->name))
         return false;
-    strcpy(path->name, name);
+    memcpy(path->name, name, strlen(name) + 1);
     strcpy(path->why, "was not asked in time");
     map->count++;
     return true;
