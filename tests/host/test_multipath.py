@@ -2619,6 +2619,19 @@ def test_a_blocked_path_does_not_keep_others_from_being_undone(run_one):
                                    if path != blocked]
 
 
+def test_what_got_lost_before_it_was_done_costs_no_reservation(run_one):
+    """It is sent once more, as nobody else has done anything meanwhile."""
+    for name, place, host in itertools.product(
+            ('change the key, holding', 'register and ignore, known'),
+            range(3), (3, 7, 0xe)):
+        with run_one.scenario(name, place, host) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.nexus(lab.order[place]).answer(
+                host_status=host, only=tuple(action.cdb[:2]))
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
 def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
     """The path that has it is blocked until the map is not suspended."""
     for step, gap in itertools.product(range(6, 14), range(2)):
