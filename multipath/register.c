@@ -242,7 +242,10 @@ void map_register(struct map *map, struct request *request)
     /* It may be one that multipathd is only configured to have. */
     if (is_ignored && count == 0)
         map->key.value = 0;
-    if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
+    /* What we have asked counts in PRGENERATION, too, so it is read anew. */
+    if (map->key.value != 0
+        && (!last_find(map, told.value, is_ignored)
+            || keys_read(map, NULL, key) < 0))
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
