@@ -2632,6 +2632,40 @@ def test_what_got_lost_before_it_was_done_costs_no_reservation(run_one):
             action.after(lab)
 
 
+@pytest.mark.parametrize('name', ['preempt ourselves', 'register',
+                                  'change the key',
+                                  'register and ignore, known'])
+def test_who_hangs_and_was_preempted_does_not_leave_his_key_on_others(run_one,
+                                                                      name):
+    """A rival preempts the key, and the path that had it first hangs, perhaps
+    with another one, before anybody has asked if it is still there."""
+    for hung, does, step, gap in itertools.product(
+            (1, 2), (0, 1), range(10, 19), range(-2, 2)):
+        with run_one.scenario(hung, does, step, gap) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.rival_registered()
+            lab.is_consistent = False
+            key, = struct.unpack('>8xQ8x', action.data)
+            paths = lab.order[:hung]
+            preempts = lab.target.act(PREEMPT, RIVALS, step + gap, key=key,
+                                      argument=5)
+            looks = lab.target.act(sim.LOOK, RIVALS,
+                                   at=sim.AFTERWARDS + 30000000)
+            for path in paths:
+                lab.nexus(path).hang_after = does
+                lab.target.act(sim.DELAY, path, step, argument=300000)
+            action.run(lab)
+            lab.wait_idle()
+            if not preempts.done_at or preempts.status:
+                continue
+            assert key not in [lab.nexus(path).key for path in PATHS
+                               if path not in paths]
+            # Nor may it be there for long, once I/O is not suspended.
+            assert name != 'preempt ourselves' or hung > 1 \
+                or not looks.seen & sim.SEEN_OTHERS \
+                or any(lab.nexus(path).key for path in paths)
+
+
 def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
     """The path that has it is blocked until the map is not suspended."""
     for step, gap in itertools.product(range(6, 14), range(2)):
