@@ -207,8 +207,6 @@ static bool is_registered(struct map *map, const struct multipathd_key *told)
     enum verdict verdict = CONFLICT;
     unsigned i;
 
-    if (keys_read(map, NULL, told->value) == 0)
-        return false;
     map->key = *told;
     for (i = 0; i < map->count && verdict != DONE; i++)
         if (map->paths[i].verdict != ASIDE) /* that may hang */
@@ -231,21 +229,22 @@ void map_register(struct map *map, struct request *request)
         map->key.value = be64_get(request->data);
     if (!settle(map))
         return;
-    count = keys_read(map, NULL, is_ignored ? map->key.value : key);
+    count = keys_read(map, NULL, told.value);
     if (count < 0)
         return;
-    if (!is_ignored && map->key.value == 0 && told.value != 0
-        && told.value != key && is_registered(map, &told)) {
+    if (!is_ignored && map->key.value == 0 && count > 0 && told.value != key
+        && is_registered(map, &told)) {
         map_answer(map, RESERVATION_CONFLICT);
         return;
     }
     /* It may be one that multipathd is only configured to have. */
     if (is_ignored && count == 0)
         map->key.value = 0;
-    /* What we have asked counts in PRGENERATION, too, so it is read anew. */
-    if (map->key.value != 0
-        && (!last_find(map, told.value, is_ignored)
-            || keys_read(map, NULL, key) < 0))
+    if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
+        return;
+    /* What we have asked counts in PRGENERATION, too, which is read here. */
+    count = keys_read(map, NULL, key);
+    if (count < 0)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
