@@ -161,7 +161,6 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     bool is_whole = count_of(map, DONE) + count_of(map, ASIDE) == map->count;
     const struct answer answer = map->answer;
     const uint64_t key = map->key.value;
-    const int64_t end = map->end;
     const struct path *changed = NULL;
     unsigned i;
 
@@ -186,12 +185,8 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
                     map->name, map->alias, (unsigned long long)key, map->name);
-    /* A path that does not answer must not take the time of the other key. */
-    if (map->is_doubtful && previous != 0)
-        map->end -= AFTERWARDS_WITHIN / 4;
     if (map->is_doubtful || (changed != NULL && key != previous))
         keys_take_off(map, key, flags);
-    map->end = end;
     if (map->is_doubtful && previous != 0)
         keys_take_off(map, previous, flags);
     map->answer = answer;
