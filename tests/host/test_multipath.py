@@ -1565,6 +1565,25 @@ def test_who_reserves_at_last_is_known_to_hold(run_one):
             assert lab.holder() is None
 
 
+def test_who_reserves_while_multipathd_is_silent_is_known_to_hold(run_one):
+    """Or hears an error: when our path is gone, RELEASE would do nothing."""
+    for name, way, skip in itertools.product(
+            ('reserve', 'preempt the holder'), ('hang', 'close'), range(1, 6)):
+        with run_one.scenario(name, way, skip) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.mpd.on('', way, skip=skip)
+            answer = action.run(lab)
+            lab.wait_idle()
+            lab.mpd.rules = []
+            if answer != GOOD:
+                assert lab.out(RESERVE, KEY, 0, 1) in (GOOD, CONFLICT)
+            if lab.holder()[0] in PATHS:
+                assert lab.known.prhold == 'set'
+                lab.die(lab.holder()[0])
+                assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+                assert lab.holder() is None
+
+
 def test_an_error_after_the_fact_leaves_us_the_holder(run_one):
     """RESERVE or PREEMPT is done, and the answer is an error of the disk."""
     for place, name in itertools.product(range(3), (
