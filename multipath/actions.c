@@ -46,7 +46,7 @@ static void hold_settle(struct map *map)
     if (answer.status == GOOD && map->hold != MULTIPATHD_DONE
         && map->hold != MULTIPATHD_SET
         && multipathd_tell(&map->multipathd, "setprhold") != MULTIPATHD_DONE
-        && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_UNSET) {
+        && multipathd_tell(&map->multipathd, "getprhold") <= MULTIPATHD_UNSET) {
         map_fail(map, NOT_NOTED);
         return;
     }

@@ -176,8 +176,9 @@ static const struct {
 };
 
 /*
- * Returns MULTIPATHD_SILENT if there is no reply, which has been logged, or it
- * is none of those, but a usage text, or an answer. That is in *reply.
+ * Returns MULTIPATHD_SILENT if there is no reply, which has been logged, and
+ * MULTIPATHD_OTHER if it is none of those, but a usage text, or an answer. That
+ * is in *reply.
  */
 __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     const struct multipathd *multipathd, char *reply, size_t room,
@@ -217,7 +218,7 @@ __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     for (i = 0; !is_busy && i < COUNT(replies); i++)
         if (strncmp(reply, replies[i].text, strlen(replies[i].text)) == 0)
             return replies[i].said;
-    return MULTIPATHD_SILENT;
+    return is_busy || error != 0 ? MULTIPATHD_SILENT : MULTIPATHD_OTHER;
 }
 
 void multipathd_show(const struct multipathd *multipathd, const char *command,

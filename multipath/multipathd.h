@@ -27,14 +27,16 @@ struct multipathd_key {
 };
 /*
  * What is SILENT has not said yes or no, and may have done it, or not. SET and
- * UNSET are answers to getprstatus and getprhold.
+ * UNSET are answers to getprstatus and getprhold; OTHER are those that mean
+ * nothing to us, such as how a version is used that has no such command.
  */
 enum multipathd_said {
     MULTIPATHD_SILENT,
+    MULTIPATHD_UNSET,
     MULTIPATHD_REFUSED,
     MULTIPATHD_DONE,
     MULTIPATHD_SET,
-    MULTIPATHD_UNSET
+    MULTIPATHD_OTHER
 };
 /* Waits a little, if there is still time. */
 bool is_in_time(int64_t deadline);

@@ -129,11 +129,12 @@ static void witness_make(struct map *map, struct path *sender)
 /*
  * All paths but the witness get their key again. While the map is suspended
  * what takes too long is left for the last turn. The witness must be true
- * before that, and in the end; or the keys go, and so does the witness.
+ * before that, which it has a few seconds to say, as the others may use the key
+ * meanwhile, and in the end; or the keys go, and so does the witness.
  */
 static bool paths_restore(struct map *map, bool is_last)
 {
-    enum verdict truth = is_last ? witness_ask(map) : DONE;
+    enum verdict truth = map->is_doubtful ? LOST : DONE;
     struct request request;
     bool is_whole = false;
 
@@ -167,6 +168,8 @@ static bool map_restore(struct map *map, bool is_preempted)
     else if (is_preempted)
         is_whole = paths_restore(map, false);
     is_resumed = map_resume(map, true);
+    if (!is_whole && map->witness != NULL)
+        map->is_doubtful = witness_ask(map) != DONE;
     map->deadline = map->end - AFTERWARDS_WITHIN / 2;
     if (!is_whole && map->witness != NULL)
         is_whole = paths_restore(map, true);

@@ -159,7 +159,6 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     bool is_whole = count_of(map, DONE) + count_of(map, ASIDE) == map->count;
     const struct answer answer = map->answer;
     const uint64_t key = map->key.value;
-    const int64_t end = map->end;
     const struct path *changed = NULL;
     unsigned i;
 
@@ -192,12 +191,8 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         log_warning("%s (%s): multipathd may register key %llx even so: "
                     "'multipathd unsetprstatus map %s'",
                     map->name, map->alias, (unsigned long long)key, map->name);
-    /* A path that does not answer must not take the time of the other key. */
-    if (map->is_doubtful && previous != 0)
-        map->end -= AFTERWARDS_WITHIN / 4;
     if (map->is_doubtful || (changed != NULL && key != previous))
         keys_take_off(map, key, flags);
-    map->end = end;
     if (map->is_doubtful && previous != 0)
         keys_take_off(map, previous, flags);
     map->answer = answer;
@@ -213,8 +208,6 @@ static bool is_registered(struct map *map, const struct multipathd_key *told)
     enum verdict verdict = CONFLICT;
     unsigned i;
 
-    if (keys_read(map, NULL, told->value) == 0)
-        return false;
     map->key = *told;
     for (i = 0; i < map->count && verdict != DONE; i++)
         if (map->paths[i].verdict != ASIDE) /* that may hang */
@@ -237,11 +230,11 @@ void map_register(struct map *map, struct request *request)
         map->key.value = be64_get(request->data);
     if (!settle(map))
         return;
-    count = keys_read(map, NULL, is_ignored ? map->key.value : key);
+    count = keys_read(map, NULL, told.value);
     if (count < 0)
         return;
-    if (!is_ignored && map->key.value == 0 && told.value != 0
-        && told.value != key && is_registered(map, &told)) {
+    if (!is_ignored && map->key.value == 0 && count > 0 && told.value != key
+        && is_registered(map, &told)) {
         map_answer(map, RESERVATION_CONFLICT);
         return;
     }
@@ -249,6 +242,10 @@ void map_register(struct map *map, struct request *request)
     if (is_ignored && count == 0)
         map->key.value = 0;
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
+        return;
+    /* What we have asked counts in PRGENERATION, too, which is read here. */
+    count = keys_read(map, NULL, key);
+    if (count < 0)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;

@@ -307,12 +307,12 @@ bool sweep(struct map *map, struct request *request)
 
 enum verdict witness_ask(struct map *map)
 {
-    const struct path *witness = map->witness;
+    struct path *witness = map->witness;
     enum verdict verdict;
 
     map->pause = PAUSE_LEAST;
     do
-        verdict = path_prove(map, map->witness);
+        verdict = witness->verdict = path_prove(map, witness);
     while (verdict < ASIDE && map_wait(map, map->deadline));
     if (verdict == DONE)
         return DONE;
@@ -329,12 +329,16 @@ enum verdict witness_ask(struct map *map)
 bool keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 {
     const struct answer answer = map->answer;
+    const int64_t least = clock_us() + SECOND;
     struct request request;
     unsigned i, refused;
 
     if (map->suspension->alias[0] == '\0')
-        map->deadline = map->end;
+        map->deadline = map->end > least ? map->end : least;
     request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
+    /* Who has not answered may hang: the others have their turn before. */
+    for (i = 0; i < map->count; i++)
+        map->paths[i].seen.is_failed |= map->paths[i].verdict < ASIDE;
     all_due(map);
     do /* that one path refuses is no reason to leave it on the others */
         refused = count_of(map, REFUSED);

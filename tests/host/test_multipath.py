@@ -1564,6 +1564,25 @@ def test_who_reserves_at_last_is_known_to_hold(run_one):
             assert lab.holder() is None
 
 
+def test_who_reserves_while_multipathd_is_silent_is_known_to_hold(run_one):
+    """Or hears an error: when our path is gone, RELEASE would do nothing."""
+    for name, way, skip in itertools.product(
+            ('reserve', 'preempt the holder'), ('hang', 'close'), range(1, 6)):
+        with run_one.scenario(name, way, skip) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.mpd.on('', way, skip=skip)
+            answer = action.run(lab)
+            lab.wait_idle()
+            lab.mpd.rules = []
+            if answer != GOOD:
+                assert lab.out(RESERVE, KEY, 0, 1) in (GOOD, CONFLICT)
+            if lab.holder()[0] in PATHS:
+                assert lab.known.prhold == 'set'
+                lab.die(lab.holder()[0])
+                assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+                assert lab.holder() is None
+
+
 def test_an_error_after_the_fact_leaves_us_the_holder(run_one):
     """RESERVE or PREEMPT is done, and the answer is an error of the disk."""
     for place, name in itertools.product(range(3), (
@@ -2636,6 +2655,54 @@ def test_a_key_that_is_given_again_does_not_outlive_its_removal(run_one):
             lab.is_consistent = False
             if preempts.done_at and not preempts.status:
                 assert lab.keys() == [0, 0, 0]
+
+
+def test_what_got_lost_before_it_was_done_costs_no_reservation(run_one):
+    """It is sent once more, as nobody else has done anything meanwhile."""
+    for name, place, host in itertools.product(
+            ('change the key, holding', 'register and ignore, known'),
+            range(3), (3, 7, 0xe)):
+        with run_one.scenario(name, place, host) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.nexus(lab.order[place]).answer(
+                host_status=host, only=tuple(action.cdb[:2]))
+            assert action.run(lab) == GOOD
+            action.after(lab)
+
+
+@pytest.mark.parametrize('name', ['preempt ourselves', 'register',
+                                  'change the key',
+                                  'register and ignore, known'])
+def test_who_hangs_and_was_preempted_does_not_leave_his_key_on_others(run_one,
+                                                                      name):
+    """A rival preempts the key, and the path that had it first hangs, perhaps
+    with another one, before anybody has asked if it is still there."""
+    for hung, does, step, gap in itertools.product(
+            (1, 2), (0, 1), range(10, 19), range(-2, 2)):
+        with run_one.scenario(hung, does, step, gap) as lab:
+            action = prepare(lab, ACTIONS[name])
+            lab.rival_registered()
+            lab.is_consistent = False
+            key, = struct.unpack('>8xQ8x', action.data)
+            paths = lab.order[:hung]
+            preempts = lab.target.act(PREEMPT, RIVALS, step + gap, key=key,
+                                      argument=5)
+            looks = lab.target.act(sim.LOOK, RIVALS,
+                                   at=sim.AFTERWARDS + 30000000)
+            for path in paths:
+                lab.nexus(path).hang_after = does
+                lab.target.act(sim.DELAY, path, step, argument=300000)
+            action.run(lab)
+            lab.wait_idle()
+            if not preempts.done_at or preempts.status:
+                continue
+            assert key not in [lab.nexus(path).key for path in PATHS
+                               if path not in paths]
+            # Nor may it be there for long, once I/O is not suspended.
+            assert name != 'preempt ourselves' or hung > 1 \
+                or not looks.seen & sim.SEEN_OTHERS \
+                or any(lab.nexus(path).key for path in paths)
+
 
 
 def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
