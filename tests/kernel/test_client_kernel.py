@@ -106,7 +106,7 @@ def test_it_speaks_to_qemus_own_helper(stock):
     ['check'], ['keys'], ['register', '--new-key=1']])
 def test_what_the_helper_refuses_is_said(client, linear, words):
     for path, reason in [('/dev/sda1', 'the descriptor is of a partition'),
-                         ('/dev/dm-0', 'a device-mapper device is served only')]:
+                         ('/dev/dm-0', 'that is no multipath map')]:
         if words == ['check'] and path == '/dev/sda1':
             continue        # of which there is more to be said
         done = client(*words, path)
