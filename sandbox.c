@@ -289,8 +289,7 @@ bool sandbox_main(const char *directory, int queue)
     if (version < 1)
         log_verbose("this kernel has no Landlock:");
     else if (landlock_restrict(version, directory) < 0)
-        log_warning("Landlock does not work, so what files can be opened is "
-                    "not restricted:");
+        log_warning("Landlock does not work, so that no file is refused:");
     if (sandbox_enter(MAIN, queue) == 0)
         return true;
     log_warning("no seccomp filter:");

@@ -69,7 +69,7 @@ static bool sweep_anyway(struct map *map, struct request *request)
  */
 static bool paths_change(struct map *map, struct request *request)
 {
-    bool is_new = map->key.value != 0;
+    bool is_new = map->key.value != 0, is_done;
     unsigned taken = 0;
     struct path *path;
 
@@ -102,16 +102,15 @@ static bool paths_change(struct map *map, struct request *request)
             path->verdict = DUE;
     if (is_new && !sweep_anyway(map, request))
         return false;
-    if (!status_tell(map)) {
-        if (is_new)
-            witness_ask(map);
-        return false;
-    }
+    is_done = status_tell(map);
+    /* The witness can be asked, also if multipathd has taken all the time. */
+    map->deadline = map->end - AFTERWARDS_WITHIN / 4 * 3;
     /* multipathd may have registered one meanwhile, with the key it had. */
     if (!is_new)
         all_due(map);
     /* A new one goes to those, too, that were left out or came before that. */
-    return sweep_anyway(map, request) && (!is_new || witness_ask(map) == DONE);
+    is_done = is_done && sweep_anyway(map, request);
+    return (!is_new || witness_ask(map) == DONE) && is_done;
 }
 
 /* ---- REGISTER --------------------------------------------------------- */
