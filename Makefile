@@ -68,8 +68,8 @@ TOLD = $(filter command,$(foreach name,CC CPPFLAGS CFLAGS LDFLAGS \
 $(BUILD)/variables: $(if $(TOLD)$(filter-out install uninstall,$(or \
 		$(MAKECMDGOALS),all)),ALWAYS)
 	@mkdir -p $(@D)
-	@printf '%s\n' '$(subst ','\'',$(VARIABLES))' >$@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@set -- '$(subst ','\'',$(VARIABLES))'; \
+		echo "$$*" | cmp -s - $@ || echo "$$*" >$@
 
 $(BUILD)/%.o: %.c $(COMMON)
 	@mkdir -p $(@D)
