@@ -1121,7 +1121,8 @@ class Case:
         after an error, is the same once more."""
         lun, known = self.lab.lun, self.lab.known
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
-            or not self.is_mpd_well or self.is_killed \
+            or not self.is_mpd_well and self.answer != GOOD \
+            or self.is_killed \
             or self.was_hold == 'unset' and self.was_holder in PATHS \
             or not 0 < lun.type < 7 or lun.holder not in PATHS \
             or not self.nexus(lun.holder).key
