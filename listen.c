@@ -69,8 +69,8 @@ void listen_activated(struct listener *listener, const char *path)
         fatal("socket activation failed:");
     for (i = 0; i < COUNT(attached); i++)
         setsockopt(ACTIVATION_FD, SOL_SOCKET, attached[i], &off, sizeof(off));
-    /* Again, for our backlog. It would take from a socket that it is root's. */
-    if (geteuid() == 0)
+    /* Again, for our backlog; but the socket stays whose it is: root's. */
+    if (socket_peer(ACTIVATION_FD).uid == geteuid())
         listen(ACTIVATION_FD, BACKLOG);
     listener->fd = ACTIVATION_FD;
 }

@@ -105,10 +105,9 @@ void privdrop(uid_t uid, gid_t gid)
     /* An empty inheritable set empties the ambient one too. */
     if (syscall(SYS_capset, &own, keep) < 0)
         fatal("cannot drop capabilities:");
-    if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0)
-        fatal("cannot forbid core dumps:");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         fatal("cannot set no_new_privs:");
-    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
-        fatal("cannot make the process undumpable:");
+    if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) < 0
+        || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+        fatal("cannot forbid core dumps:");
 }

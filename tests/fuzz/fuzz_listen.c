@@ -51,7 +51,7 @@ static struct {
     char *pid, *fds, *notify, *exec, *path; /* NULL: not set */
     bool taken_out[3];                      /* of the environment */
     bool passed_is_wrong;                   /* no listening socket, or error */
-    bool takes_credentials;                 /* the passed one */
+    bool takes_credentials, passed_is_ours; /* the passed one */
     int sockets, open_fds;
     bool is_stream;    /* the last socket */
     uint32_t found;    /* by the last lstat() */
@@ -113,8 +113,10 @@ int fuzz_getsockopt(int fd, int level, int option, void *value, socklen_t *size)
     MUST(level == SOL_SOCKET);
     errno = ENOTSOCK;
     if (option == SO_PEERCRED) {
-        MUST(fd >= FIRST_FD && *size == sizeof(peer));
-        if (!place.connected)
+        MUST((fd == PASSED_FD || fd >= FIRST_FD) && *size == sizeof(peer));
+        if (fd == PASSED_FD)
+            place.passed_is_ours = found == 0;
+        else if (!place.connected)
             peer = (struct ucred){ 0, (uid_t)-1, (gid_t)-1 };
         else
             place.may_be_alive = found == 0;
@@ -217,7 +219,10 @@ int fuzz_bind(int fd, const struct sockaddr *address, socklen_t size)
 int fuzz_listen(int fd, int backlog)
 {
     MUST(backlog > 0);
-    MUST(fd == FIRST_FD && place.is_stream && place.bound); /* not root's */
+    if (fd == PASSED_FD) /* or it would become ours */
+        MUST(place.passed_is_ours);
+    else
+        MUST(fd == FIRST_FD && place.is_stream && place.bound);
     errno = EADDRINUSE;
     return answer(4) == 1 ? -1 : 0;
 }

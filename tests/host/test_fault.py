@@ -967,8 +967,7 @@ def test_no_call_was_left_out(tools, capsys):
     if len(tools.done) < len([s for s in SCENARIOS if is_root()
                               or not s.root]):
         pytest.skip('not all scenarios were run')
-    excused = [] if is_root() else ['id_find', 'groups', 'privdrop',
-                                    'listen listen_activated']
+    excused = [] if is_root() else ['id_find', 'groups', 'privdrop']
     if tools.program.sanitized:
         excused += ['sandbox', 'landlock']
     elif landlock_is_missing():
