@@ -3,9 +3,9 @@
 #
 # Makes each TARGET, one after the other, until one fails. Behind the -- what
 # MEANWHILE names is made at the same time, as if nobody waited for it: these
-# must be TARGETs that only compute, and build nothing that others do. Ends with
-# the seconds that each took, and what it skipped: a skip of all of it must not
-# be overlooked.
+# must be TARGETs that only compute, and share with others only what has been
+# built before the --. Ends with the seconds that each took, and what it
+# skipped: a skip of all of it must not be overlooked.
 #
 # Must leave no process behind.
 set -eu

@@ -2721,7 +2721,6 @@ def test_who_hangs_and_was_preempted_does_not_leave_his_key_on_others(run_one,
                 or any(lab.nexus(path).key for path in paths)
 
 
-
 def test_a_key_that_came_too_late_is_taken_off_after_the_resume(run_one):
     """The path that has it is blocked until the map is not suspended."""
     for step, gap in itertools.product(range(6, 14), range(2)):
@@ -3012,16 +3011,23 @@ def test_helper_is_stopped_while_a_map_is_suspended(lab_of, mode, number):
     assert not lab.known.suspended
 
 
-def test_worker_is_killed_while_the_helper_stops(lab_of):
-    """It does not leave before the map is resumed, though not at once."""
-    lab = lab_of()
+@contextlib.contextmanager
+def stopped_while_suspended(lab):
+    """The helper is told to leave while a path of a suspended map hangs."""
     action, nexus, skip = prepare_suspended(lab)
-    lab.mpd.on('resume', 'fail', count=1)
     with nexus.hanging(skip):
         send(lab.client, action, lab.map)
         nexus.wait_held()
         worker, = lab.workers()
         lab.helper.process.terminate()
+        yield worker
+
+
+def test_worker_is_killed_while_the_helper_stops(lab_of):
+    """It does not leave before the map is resumed, though not at once."""
+    lab = lab_of()
+    with stopped_while_suspended(lab) as worker:
+        lab.mpd.on('resume', 'fail', count=1)
         time.sleep(0.1)
         kill(worker)
         assert code(lab.client.reply()) == LOST
@@ -3033,11 +3039,7 @@ def test_worker_is_killed_while_the_helper_stops(lab_of):
 def test_helper_waits_for_a_worker_that_has_a_map_suspended(lab_of):
     """For thrice its time: with it, a container's other processes die."""
     lab = lab_of(options=['--stop-timeout=3'])
-    action, nexus, skip = prepare_suspended(lab)
-    with nexus.hanging(skip):
-        send(lab.client, action, lab.map)
-        nexus.wait_held()
-        lab.helper.process.terminate()
+    with stopped_while_suspended(lab):
         time.sleep(4)
         assert lab.helper.process.poll() is None and lab.known.suspended
     assert code(lab.client.reply()) == GOOD
@@ -3048,12 +3050,7 @@ def test_helper_waits_for_a_worker_that_has_a_map_suspended(lab_of):
 def test_worker_resumes_the_map_when_the_helper_has_left(lab_of):
     """Whoever supervises the helper must leave it the time; see the unit."""
     lab = lab_of(options=['--stop-timeout=1'])
-    action, nexus, skip = prepare_suspended(lab)
-    with nexus.hanging(skip):
-        send(lab.client, action, lab.map)
-        nexus.wait_held()
-        worker, = lab.workers()
-        lab.helper.process.terminate()
+    with stopped_while_suspended(lab) as worker:
         assert lab.helper.process.wait(20) == 0
         assert lab.known.suspended and os.path.exists('/proc/%d' % worker)
     wait_until(lambda: not lab.known.suspended)
