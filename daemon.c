@@ -101,7 +101,7 @@ void daemon_pid_file(const char *path)
         }
         close(fd);
     }
-    fatal("PID file '%s' is replaced all the time, by others who can write to "
+    fatal("PID file '%s' is replaced all the time: others can write to "
           "its directory",
           path);
 }

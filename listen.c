@@ -61,9 +61,8 @@ void listen_activated(struct listener *listener, const char *path)
     if (passed_option(SO_DOMAIN) != AF_UNIX
         || passed_option(SO_TYPE) != SOCK_STREAM
         || passed_option(SO_ACCEPTCONN) != 1)
-        fatal("socket activation failed: descriptor %d is no listening Unix "
-              "stream socket",
-              ACTIVATION_FD);
+        fatal("socket activation failed: descriptor 3 is no listening Unix "
+              "stream socket");
     if (fcntl(ACTIVATION_FD, F_SETFD, FD_CLOEXEC) < 0
         || fcntl(ACTIVATION_FD, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
         fatal("socket activation failed:");
@@ -75,38 +74,23 @@ void listen_activated(struct listener *listener, const char *path)
     listener->fd = ACTIVATION_FD;
 }
 
-static int unix_socket(int type)
-{
-    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    if (fd < 0)
-        fatal("cannot create a socket:");
-    return fd;
-}
-
 /*
  * Does one of us listen there? A listener of another uid does not count: it
- * is a trap or a leftover. One whose backlog stays full, or that is in use and
- * of another type, tells no uid: only where nobody else can make one is it
- * taken for ours.
+ * is a trap or a leftover. Who cannot be asked, as its backlog stays full, it
+ * is of another type, or there is no memory, tells no uid: only where nobody
+ * else can make a socket is it taken for ours.
  */
-static bool is_alive(const struct sockaddr_un *address, socklen_t length,
-                     bool is_shared)
+static bool is_alive(const char *name, bool is_shared)
 {
-    int fd = unix_socket(SOCK_STREAM), tries = 100, error;
+    int fd = socket_connect(name, SOCK_STREAM, clock_us() + SECOND);
     uid_t uid;
 
-    do {
-        error = connect(fd, (const struct sockaddr *)address, length) < 0
-                    ? errno
-                    : 0;
-        if (error == EAGAIN)
-            nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
-    } while (error == EAGAIN && --tries > 0);
-    uid = socket_peer(fd).uid; /* -1: there is no connection */
+    if (fd < 0)
+        return errno != ECONNREFUSED && errno != ENOENT && errno != EACCES
+               && !is_shared;
+    uid = socket_peer(fd).uid;
     close(fd);
-    return uid == geteuid()
-           || ((error == EAGAIN || error == EPROTOTYPE) && !is_shared);
+    return uid == geteuid();
 }
 
 /*
@@ -114,13 +98,15 @@ static bool is_alive(const struct sockaddr_un *address, socklen_t length,
  * to start: a socket is removed; what is none is given another name, as it
  * may be dear to somebody (and a directory need not be empty).
  */
-static void place_clear(const char *path, const struct sockaddr_un *address,
-                        socklen_t length, bool is_shared)
+static void place_clear(const char *path, bool is_shared)
 {
-    char aside[sizeof(address->sun_path) + 24];
+    char aside[sizeof(((struct sockaddr_un *)0)->sun_path) + 24], node[32];
+    /* By its name we could be led to another socket than we look at here. */
+    int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     struct stat st;
 
-    if (lstat(path, &st) < 0)
+    snprintf(node, sizeof(node), "/proc/self/fd/%d", fd);
+    if (fd < 0 || fstat(fd, &st) < 0)
         return;
     if (!S_ISSOCK(st.st_mode)) {
         if (!is_shared)
@@ -130,11 +116,21 @@ static void place_clear(const char *path, const struct sockaddr_un *address,
         log_warning("%s is no socket: renaming it to %s", path, aside);
         if (rename(path, aside) < 0 && errno != ENOENT)
             fatal("cannot rename %s, which is no socket:", path);
-    } else if (is_alive(address, length, is_shared)) {
+    } else if (is_alive(stat(node, &st) == 0 ? node : path, is_shared)) {
         fatal("cannot bind socket to %s: another process listens there", path);
     } else if (unlink(path) < 0 && errno != ENOENT) {
         fatal("cannot replace the stale socket %s:", path);
     }
+    close(fd);
+}
+
+/* Is what has our name still ours? */
+static bool is_named(const struct listener *listener)
+{
+    struct stat st;
+
+    return lstat(listener->path, &st) == 0 && st.st_dev == listener->made.st_dev
+           && st.st_ino == listener->made.st_ino;
 }
 
 void listen_open(struct listener *listener, const char *path)
@@ -157,29 +153,30 @@ void listen_open(struct listener *listener, const char *path)
     is_shared = stat(listener->directory, &st) == 0
                 && (st.st_uid != geteuid()
                     || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0);
-    listener->fd = unix_socket(SOCK_STREAM);
+    listener->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                          0);
+    if (listener->fd < 0)
+        fatal("cannot create a socket:");
     while (bind(listener->fd, (const struct sockaddr *)&address, length) < 0) {
         if (errno != EADDRINUSE || --tries == 0)
             fatal("cannot bind socket to %s:", path);
-        place_clear(path, &address, length, is_shared);
+        place_clear(path, is_shared);
     }
     /* Whoever could connect may have put another in its place already. */
     (void)lstat(path, &listener->made); /* 0 if it is gone, as no file is */
+    listener->path = path;
     if (listen(listener->fd, BACKLOG) < 0)
         fatal("cannot listen on %s:", path);
-    listener->path = path;
+    /* Who started at the same time may have found nobody listening yet. */
+    if (!is_shared && !is_named(listener))
+        fatal("cannot listen on %s: another process has taken it", path);
 }
 
 void listen_remove(const struct listener *listener)
 {
-    struct stat st;
-
-    if (listener->path == NULL || lstat(listener->path, &st) < 0
-        || st.st_dev != listener->made.st_dev
-        || st.st_ino != listener->made.st_ino)
-        return;
     /* After stage 3 we may not be able to change the directory any more. */
-    if (unlink(listener->path) < 0)
+    if (listener->path != NULL && is_named(listener)
+        && unlink(listener->path) < 0)
         log_verbose("cannot remove %s:", listener->path);
 }
 
@@ -187,28 +184,23 @@ int notify_open(void)
 {
     const char *name = getenv("NOTIFY_SOCKET");
     const char *whose = getenv("SYSTEMD_EXEC_PID");
-    struct sockaddr_un address;
-    socklen_t length;
     int fd;
 
     if (name == NULL || (whose != NULL && number_of(whose) != getpid()))
         return -1;
-    length = socket_address(&address, name);
-    if (length == 0 || (name[0] != '/' && name[0] != '@')) {
-        log_warning("NOTIFY_SOCKET is not usable: '%s'", name);
-        return -1;
-    }
-    fd = unix_socket(SOCK_DGRAM);
-    if (connect(fd, (const struct sockaddr *)&address, length) < 0) {
+    fd = socket_connect(name, SOCK_DGRAM, 0);
+    if (fd < 0)
         log_warning("cannot connect to NOTIFY_SOCKET '%s':", name);
-        close(fd);
-        return -1;
-    }
     return fd;
 }
 
-void notify_send(int fd, const char *state)
+void notify_send(int fd, const char *state, int64_t deadline)
 {
-    if (fd >= 0 && send(fd, state, strlen(state), MSG_NOSIGNAL) < 0)
+    ssize_t sent;
+
+    do
+        sent = fd < 0 ? 0 : send(fd, state, strlen(state), MSG_NOSIGNAL);
+    while (sent < 0 && errno == EAGAIN && is_in_time(deadline));
+    if (sent < 0)
         log_warning("cannot notify the service manager:");
 }

@@ -27,6 +27,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define READY_WITHIN (30 * SECOND) /* who waits for that may be busy */
+
 /* ---- The loop --------------------------------------------------------- */
 
 /* Takes in the client that waits at the listener. */
@@ -72,7 +74,7 @@ static void stop(struct server *server, int64_t now)
         return;
     server->service.suspension.resume_by = 0; /* try once more, now */
     listen_remove(&server->listener);
-    notify_send(server->notify, "STOPPING=1");
+    notify_send(server->notify, "STOPPING=1", 0);
 }
 
 /*
@@ -89,6 +91,7 @@ static void serve(struct server *server)
         int64_t now = clock_us(), wake = log_check(now);
         unsigned i, in_flight = 0, signals = signals_take();
 
+        *log_about() = (struct ucred){ 0 }; /* not the last client any more */
         if ((signals & SIGNAL_STOP) != 0 && !stopping) {
             stopping = true;
             stop(server, now);
@@ -252,7 +255,7 @@ int main(int argc, char **argv)
     if (options.sandbox) /* stage 4 */
         supervisor.is_filtered = sandbox_main(server->listener.directory,
                                               server->service.queue);
-    notify_send(server->notify, "READY=1");
+    notify_send(server->notify, "READY=1", clock_us() + READY_WITHIN);
 
     if (options.single_process || supervise(&supervisor))
         serve(server);

@@ -87,9 +87,9 @@ void privdrop(uid_t uid, gid_t gid)
                     "reservations");
     else if (stat("/proc/self/ns/user", &st) == 0
              && st.st_ino != FIRST_USER_NAMESPACE)
-        log_warning("CAP_SYS_RAWIO is only that of a user namespace: the "
-                    "kernel will refuse to send reservations: start it outside "
-                    "of any (Kubernetes: hostUsers: true; no rootless podman)");
+        log_warning("CAP_SYS_RAWIO is only that of a user namespace: no "
+                    "reservation can be sent: start it outside of any "
+                    "(Kubernetes: hostUsers: true; no rootless podman)");
 
     if (!bounding_set_empty())
         step_failed("empty the capability bounding set", must);

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sockets.c - see sockets.h. It must never make a system call but the one that
- * tells who is at the other end: a session's filter has few.
+ * sockets.c - see sockets.h. What a session calls of it must never make a
+ * system call but the one that tells who is at the other end: its filter has
+ * few.
  */
 #include "sockets.h"
+#include "log.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
+#include <unistd.h>
 
 socklen_t socket_address(struct sockaddr_un *address, const char *name)
 {
@@ -20,6 +24,36 @@ socklen_t socket_address(struct sockaddr_un *address, const char *name)
     if (name[0] == '@')
         address->sun_path[0] = '\0';
     return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
+}
+
+bool is_in_time(int64_t deadline)
+{
+    if (clock_us() >= deadline)
+        return false;
+    nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
+    return true;
+}
+
+int socket_connect(const char *name, int type, int64_t deadline)
+{
+    struct sockaddr_un address;
+    socklen_t length = socket_address(&address, name);
+    int fd, error;
+
+    errno = ENAMETOOLONG;
+    fd = length == 0 ? -1
+                     : socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    do
+        error = connect(fd, (struct sockaddr *)&address, length) < 0 ? errno
+                                                                     : 0;
+    while (error == EAGAIN && is_in_time(deadline));
+    if (error == 0)
+        return fd;
+    close(fd);
+    errno = error;
+    return -1;
 }
 
 struct ucred socket_peer(int socket)

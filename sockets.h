@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * sockets.h - Unix sockets: their addresses, who is at the other end, and what
- * comes along with a message. It must never send, receive or wait by itself.
+ * comes along with a message. It must never send or receive by itself, or wait
+ * where there is no deadline.
  */
 #ifndef SOCKETS_H
 #define SOCKETS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -15,6 +17,13 @@
  * if it does not fit. An abstract one begins with @, for a NUL, and has no end.
  */
 socklen_t socket_address(struct sockaddr_un *, const char *name);
+/* Waits a twentieth of a second. False: the deadline (clock_us()) is over. */
+bool is_in_time(int64_t deadline);
+/*
+ * Connects a socket of that type, which does not block, to that name; waits
+ * until the deadline for a place in its backlog. Returns it, or -1 and errno.
+ */
+int socket_connect(const char *name, int type, int64_t deadline);
 /* Returns who has connected, or listens there; its uid is -1 if unknown. */
 struct ucred socket_peer(int socket);
 

@@ -69,7 +69,8 @@ void listen_remove(const struct listener *);
  * that. It must be called before the first fork.
  */
 int notify_open(void);
-void notify_send(int fd, const char *state); /* fd -1: nobody is told */
+/* fd -1: nobody is told. If who waits is busy, waits for it until then. */
+void notify_send(int fd, const char *state, int64_t deadline);
 
 /* daemon.c: the background and the PID file. */
 /* Opens those that are closed, lest a socket or a disk becomes stdout. */

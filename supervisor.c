@@ -217,7 +217,7 @@ static void stop(struct supervisor *supervisor, int64_t now)
 
     supervisor->stop_by = now + supervisor->stop_timeout;
     listen_remove(&supervisor->server.listener);
-    notify_send(supervisor->server.notify, "STOPPING=1");
+    notify_send(supervisor->server.notify, "STOPPING=1", 0);
     for (i = 0; i < roster->used; i++)
         if (roster->places[i].pid != 0)
             session_leave(roster, i, now);
@@ -229,8 +229,7 @@ static void worker_fork(struct supervisor *supervisor,
     int error = worker_start(supervisor, suspension, now);
 
     if (error != 0)
-        make_room(supervisor, "fork for a command on a multipath map" FORK_CURE,
-                  error, now);
+        make_room(supervisor, "fork for a multipath map" FORK_CURE, error, now);
 }
 
 /* Forks for who waits at the listener. Returns true in the session. */

@@ -11,6 +11,7 @@
  */
 #include "multipath.h"
 
+#include "../sockets.h"
 #include "../sysfs.h"
 
 #include <errno.h>

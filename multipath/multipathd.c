@@ -31,10 +31,9 @@
 #endif
 
 enum {
-    COMMAND_SIZE = 512,    /* multipathd's own limit, MAX_CMD_LEN + NUL */
-    REPLY_SIZE = 64,       /* as much as we look at */
-    REPLY_MOST = 16 << 20, /* more is no reply */
-    RETRY_NS = 50000000    /* while its backlog is full, or it is busy */
+    COMMAND_SIZE = 512,   /* multipathd's own limit, MAX_CMD_LEN + NUL */
+    REPLY_SIZE = 64,      /* as much as we look at */
+    REPLY_MOST = 16 << 20 /* more is no reply */
 };
 
 /* It may still be told something when the caller's time is up. */
@@ -72,37 +71,15 @@ static bool receive(int fd, void *data, size_t size, int64_t deadline)
     return true;
 }
 
-bool is_in_time(int64_t deadline)
-{
-    if (clock_us() >= deadline)
-        return false;
-    nanosleep(&(struct timespec){ .tv_nsec = RETRY_NS }, NULL);
-    return true;
-}
-
-/* Returns a socket, or -1 and errno. */
+/* Returns a socket, or -1 and errno: EPERM if it is not root who listens. */
 static int name_connect(const char *name, int64_t deadline)
 {
-    struct sockaddr_un address;
-    socklen_t length = socket_address(&address, name);
-    int fd, error;
+    int fd = socket_connect(name, SOCK_STREAM, deadline);
 
-    errno = ENAMETOOLONG;
-    fd = length == 0
-             ? -1
-             : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return -1;
-    do
-        error = connect(fd, (struct sockaddr *)&address, length) < 0 ? errno
-                                                                     : 0;
-    while (error == EAGAIN && is_in_time(deadline));
-    if (error == 0 && socket_peer(fd).uid != 0)
-        error = EPERM; /* the directory may belong to virtual machines */
-    if (error == 0)
+    if (fd < 0 || socket_peer(fd).uid == 0)
         return fd;
-    close(fd);
-    errno = error;
+    close(fd); /* the directory may belong to virtual machines */
+    errno = EPERM;
     return -1;
 }
 

@@ -38,8 +38,6 @@ enum multipathd_said {
     MULTIPATHD_SET,
     MULTIPATHD_OTHER
 };
-/* Waits a little, if there is still time. */
-bool is_in_time(int64_t deadline);
 /* The key that multipathd registers on new paths; value 0 if there is none. */
 bool multipathd_key_get(const struct multipathd *, struct multipathd_key *);
 /* Sets the key, or with value 0 forgets it. */

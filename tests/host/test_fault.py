@@ -111,21 +111,19 @@ EXPECTED = {
     'fcntl listen_activated': {START: (e.EBADF,)},
     'listen listen_activated': {SAME: (e.EACCES, e.EINVAL)},
     'setsockopt listen_activated': {SAME: (e.ENOPROTOOPT, e.EINVAL)},
-    'socket unix_socket': {START: (e.EMFILE, e.EAFNOSUPPORT)},
+    'socket listen_open': {START: (e.EMFILE, e.EAFNOSUPPORT)},
     'stat listen_open': {SAME: (e.EACCES, e.ENOENT)},
-    'connect is_alive': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES,
-                                e.EAGAIN)},
-    'nanosleep is_alive': {START: (e.EINTR,)},
-    'lstat place_clear': {SAME: (e.ENOENT, e.EIO)},
+    'open place_clear': {SAME: (e.ENOENT, e.EIO)},
+    'fstat place_clear': {SAME: (e.EIO,)},      # it is looked at again
+    'stat place_clear': {SAME: (e.ENOENT,)},    # there is no /proc
     'unlink place_clear': {START: (e.EACCES, e.EROFS)},
     'rename place_clear': {START: (e.EACCES, e.EROFS)},
     'bind listen_open': {SAME: (e.EADDRINUSE,), START: (e.EACCES, e.ENOSPC)},
     'lstat listen_open': {LEFT: (e.ENOENT, e.EIO)},
     'listen listen_open': {START: (e.EADDRINUSE, e.EOPNOTSUPP)},
-    'lstat listen_remove': {LEFT: (e.ENOENT, e.EACCES)},
+    'lstat is_named': {LEFT: (e.ENOENT, e.EACCES)},
     'unlink listen_remove': {LEFT: (e.ENOENT, e.EACCES, e.EROFS)},
-    'connect notify_open': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES)},
-    'send notify_send': {SAME: (e.ECONNREFUSED, e.ENOBUFS)},
+    'send notify_send': {SAME: (e.ECONNREFUSED, e.ENOBUFS, e.EAGAIN)},
     # prhelper.c
     'signal main': {SAME: (e.EINVAL,)},
     'sigprocmask signals_set_up': {START: (e.EINVAL,)},
@@ -169,9 +167,6 @@ EXPECTED = {
     'fstat path_open': {SAME: (e.EIO,)},
     'nanosleep map_wait': {SAME: (e.EINTR,)},
     # multipath/multipathd.c
-    'socket name_connect': {FAILS: (e.EMFILE,)},
-    'connect name_connect': {SAME: (e.EAGAIN,), FAILS: (e.ECONNREFUSED,)},
-    'nanosleep is_in_time': {SAME: (e.EINTR,)},
     'ppoll receive': {FAILS: (e.ENOMEM,)},
     'send exchange': {FAILS: (e.EPIPE, SHORT)},
     'recv receive': {SAME: (SHORT,), FAILS: (e.ECONNRESET,)},
@@ -195,7 +190,11 @@ EXPECTED = {
     'kill session_leave': {SAME: (e.ESRCH, e.EPERM)},
     'kill sessions_check': {SAME: (e.ESRCH, e.EPERM)},
     'kill sessions_kill': {SAME: (e.ESRCH, e.EPERM)},
-    # sockets.c, for listen.c and client.c
+    # sockets.c, for listen.c, client.c and multipathd.c
+    'socket socket_connect': {SAME: (e.EMFILE,)},
+    'connect socket_connect': {SAME: (e.ECONNREFUSED, e.ENOENT, e.EACCES,
+                                      e.EAGAIN)},
+    'nanosleep is_in_time': {SAME: (e.EINTR,)},
     'getsockopt socket_peer': {SAME: (e.EINVAL, e.ENOTCONN)},
     # client.c
     'prctl client_busy': {SAME: (e.EINVAL,)},
@@ -371,6 +370,7 @@ class Run:
     def prepare(self, stack):
         for name in os.listdir(self.dir):
             os.unlink(os.path.join(self.dir, name))
+        os.chmod(self.dir, 0o755 if self.scenario.ours else 0o777)
         self.target.reset()
         self.mpd.reset()
         self.mpd.maps = [multipathd.Map('dm-0', 'mpatha', {
@@ -718,14 +718,20 @@ SCENARIOS = [
              only='dup daemon',
              broken={'open daemon_background_ready': (e.ENOENT, *ONE)}),
     Scenario('another helper there', alive=True, fails=True,
-             only='getsockopt|nanosleep is_alive',
-             broken={'connect is_alive': (e.EAGAIN, *ONE)}),
+             only='getsockopt|nanosleep is_in_time',
+             broken={'connect socket_connect': (e.EAGAIN, *ONE)},
+             outcomes={'nanosleep is_in_time': {START: (e.EINTR,)}}),
+    Scenario('another helper there, that cannot be asked', alive=True,
+             fails=True, ours=True, only='^$',
+             broken={'connect socket_connect': (e.ENOMEM, *ONE)}),
+    Scenario('another that starts at the same time', ours=True, fails=True,
+             only='^$', broken={'lstat is_named': (e.ENOENT, *ONE)}),
     Scenario('a file at the path', in_the_way=True, only='rename'),
     Scenario('a PID file that is replaced all the time', pid_file=True,
              fails=True, only='^$',
              broken={'stat daemon_pid_file': (e.ENOENT, 1, 9999)}),
-    Scenario('nobody to notify', '-v', notify=True, only='^close notify',
-             broken={'connect notify_open': (e.ECONNREFUSED, *ONE)}),
+    Scenario('nobody to notify', '-v', notify=True, only='^close socket_c',
+             broken={'connect socket_connect': (e.ECONNREFUSED, *ONE)}),
     Scenario('blocking stderr, replaced PID file', '-v', stderr='pipe',
              pid_file=True, only='ppoll line_write|close daemon_pid_file',
              broken={'open log_open': (e.ENXIO, *ONE),
@@ -737,8 +743,12 @@ SCENARIOS = [
              broken={'kill session_leave': (e.EPERM, *ONE)}),
     Scenario('multipath', '-v', mapped=True,
              only='^(?!nanosleep).*(worker|work_|map|multipath|path|sysfs|'
-                  'name_connect|socket_peer|exchange| receive)',
+                  'socket_connect|name_connect|socket_peer|exchange| receive)',
              outcomes={
+                      # Of multipathd.
+                      'socket socket_connect': {FAILS: (e.EMFILE,)},
+                      'connect socket_connect': {SAME: (e.EAGAIN,),
+                                                 FAILS: (e.ECONNREFUSED,)},
                       # Of multipathd, unless it is the client's.
                       'getsockopt socket_peer': {FAILS: (e.EINVAL,)},
                       # Of the map, as of which each run has the first two.
@@ -750,10 +760,10 @@ SCENARIOS = [
                  'qemu-pr-helper: a command on a multipath map died of '
                  'signal 9'], broken={'write worker_run': (e.EPIPE, *ONE)}),
     Scenario('multipath, slow', '-v', mapped=True, slow=True,
-             only='nanosleep|^close (descriptors|name|path|worker)',
+             only='nanosleep|^close (descriptors|name|socket|path|worker)',
              usual=[LOST],
              broken={'syscall descriptors_close_except': (e.ENOSYS, 1, 9999),
-                     'connect name_connect': (e.EAGAIN, *ONE),
+                     'connect socket_connect': (e.EAGAIN, *ONE),
                      'getsockopt socket_peer': (e.EINVAL, 2, 1),
                      'fstat path_open': (e.EIO, *ONE),
                      'fcntl map_lock': (e.EAGAIN, *ONE),

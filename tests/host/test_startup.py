@@ -24,7 +24,7 @@ import pytest
 from launch import (NOBODY, SETGID, SETPCAP, SETUID, SYS_RAWIO, accepts,
                     as_user, become, children, lock_owner, needs_root, place,
                     status_of, stop, wait_until)
-from prclient import Client
+from prclient import READ_KEYS, Client
 
 RAWIO = 1 << SYS_RAWIO
 KINDS = {'unix': (socket.AF_UNIX, socket.SOCK_STREAM),
@@ -237,6 +237,35 @@ def test_a_path_that_is_taken_again_and_again(place):
         stopped.set()
         thread.join()
     assert place.serves()
+
+
+def test_a_name_that_changes_leads_to_no_other_listener(place):
+    """Who owns the directory makes a stale socket a link to some listener of
+    ours, such as the system's bus, when we have looked at it."""
+    with listener(place.dir + '/alive'):
+        stale, link = place.dir + '/stale', place.dir + '/link'
+        listener(stale).close()
+        os.symlink(place.dir + '/alive', link)
+        stopped = threading.Event()
+
+        def swap():
+            while not stopped.is_set():
+                for what in stale, link:
+                    os.link(what, place.dir + '/new', follow_symlinks=False)
+                    os.rename(place.dir + '/new', place.socket)
+
+        thread = threading.Thread(target=swap)
+        thread.start()
+        try:
+            for _ in range(40):
+                done = place.run('-d', '-f', place.dir + '/p')
+                assert done.status == 0, done.err
+                with open(place.dir + '/p') as f:
+                    os.kill(int(f.read()), signal.SIGTERM)
+                wait_until(place.have_ended)
+        finally:
+            stopped.set()
+            thread.join()
 
 
 @needs_root
@@ -551,6 +580,49 @@ def test_a_service_manager_that_is_not_there_does_no_harm(place, name):
     process = place.begin(env={'NOTIFY_SOCKET': name})
     assert place.serves()
     assert stop(process) == 0
+
+
+def keep_busy(name):
+    """Sends as many messages as the kernel lets wait for who is there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        other.connect(name)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.send(b'')
+
+
+def test_a_service_manager_that_is_busy_hears_of_the_start(place):
+    """But it delays nobody's end."""
+    name = place.dir + '/notify'
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        manager.settimeout(20)
+        keep_busy(name)
+        process = place.begin(env={'NOTIFY_SOCKET': name})
+        time.sleep(.5)
+        while manager.recv(4096) != b'READY=1':
+            pass                # or recv() fails
+        keep_busy(name)
+        assert stop(process) == 0
+
+
+@pytest.mark.parametrize('options', [[], ['--single-process']])
+def test_a_client_that_floods_the_log_hides_nothing_of_the_process(place,
+                                                                   options):
+    """Here: that it cannot tell the service manager of its end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(place.dir + '/notify')
+        process = place.begin(*options,
+                              env={'NOTIFY_SOCKET': place.dir + '/notify'})
+        keep_busy(place.dir + '/notify')
+        null = os.open('/dev/null', os.O_RDWR)
+        for _ in range(20):     # a warning for each
+            with place.client() as client:
+                client.read_in(null, READ_KEYS)
+        os.close(null)
+        assert stop(process) == 0
+    assert 'cannot notify the service manager' in place.log()
 
 
 # Privileges. ----------------------------------------
