@@ -10,10 +10,6 @@
 
 #include <string.h>
 
-#define NOT_NOTED                                                              \
-    "multipathd does not take note of the reservation: see its log, and "      \
-    "repeat it"
-
 /* ---- What multipathd is to think of the reservation ------------------- */
 
 /*
@@ -31,7 +27,23 @@ static bool hold_announce(struct map *map, bool can_hold)
     if (map->hold == MULTIPATHD_DONE)
         return true;
     multipathd_tell(&map->multipathd, "unsetprhold");
-    return map_fail(map, NOT_NOTED);
+    return map_fail(map, NOT_NOTED, "reservation");
+}
+
+/*
+ * Tells it whether this host holds. False: it has not taken note of that, or
+ * may not have, as it says the opposite, or nothing. One that has no such
+ * command need not be told.
+ */
+static bool hold_tell(struct map *map, const char *command,
+                      enum multipathd_said opposite)
+{
+    enum multipathd_said said;
+
+    if (multipathd_tell(&map->multipathd, command) == MULTIPATHD_DONE)
+        return true;
+    said = multipathd_tell(&map->multipathd, "getprhold");
+    return said != MULTIPATHD_SILENT && said != opposite;
 }
 
 /*
@@ -45,9 +57,8 @@ static void hold_settle(struct map *map)
 
     if (answer.status == GOOD && map->hold != MULTIPATHD_DONE
         && map->hold != MULTIPATHD_SET
-        && multipathd_tell(&map->multipathd, "setprhold") != MULTIPATHD_DONE
-        && multipathd_tell(&map->multipathd, "getprhold") <= MULTIPATHD_UNSET) {
-        map_fail(map, NOT_NOTED);
+        && !hold_tell(map, "setprhold", MULTIPATHD_UNSET)) {
+        map_fail(map, NOT_NOTED, "reservation");
         return;
     }
     if (answer.status != GOOD && map->hold == MULTIPATHD_DONE
@@ -146,10 +157,8 @@ static void map_release(struct map *map, struct request *request)
                  path->why);
     /* It would take the next reservation with this key for ours. */
     if (map->answer.status == GOOD
-        && multipathd_tell(&map->multipathd, "unsetprhold") != MULTIPATHD_DONE
-        && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_SET)
-        map_fail(map, "released, but multipathd does not take note of it: "
-                      "repeat it");
+        && !hold_tell(map, "unsetprhold", MULTIPATHD_SET))
+        map_fail(map, NOT_NOTED, "release");
 }
 
 /* PREEMPT takes over what somebody has reserved since we looked, too. */

@@ -46,6 +46,8 @@
 
 enum { PATHS_MOST = 256 };
 
+#define NOT_NOTED                                                              \
+    "multipathd does not take note of the %s: see its log, and repeat it"
 #define MAP_SUSPENDED                                                          \
     "map %.128s is suspended: no command on a map before it is resumed"
 

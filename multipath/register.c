@@ -10,6 +10,10 @@
  */
 #include "multipath.h"
 
+#define MAY_REGISTER                                                           \
+    "multipathd may register key %llx even so: 'multipathd unsetprstatus map " \
+    "%s'"
+
 /* ---- What multipathd is told ------------------------------------------ */
 
 /* Tells it the key; 0 has it forget that, but for a configured one. */
@@ -47,8 +51,7 @@ static bool status_tell(struct map *map)
         || (map->key.value != 0
             && multipathd_tell(multipathd, "getprstatus") == MULTIPATHD_SET))
         return true;
-    return map_fail(map, "multipathd does not take note of the registration: "
-                         "see its log, and repeat it");
+    return map_fail(map, NOT_NOTED, "registration");
 }
 
 /* ---- All paths -------------------------------------------------------- */
@@ -187,9 +190,7 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         || ((map->is_doubtful || (previous == 0 && map->is_status_told))
             && multipathd_tell(&map->multipathd, "unsetprstatus")
                    != MULTIPATHD_DONE))
-        log_warning("%s (%s): multipathd may register key %llx even so: "
-                    "'multipathd unsetprstatus map %s'",
-                    map->name, map->alias, (unsigned long long)key, map->name);
+        map_fail(map, MAY_REGISTER, (unsigned long long)key, map->name);
     if (map->is_doubtful || (changed != NULL && key != previous))
         keys_take_off(map, key, flags);
     if (map->is_doubtful && previous != 0)
@@ -291,10 +292,7 @@ void map_clear(struct map *map, struct request *request)
         map->key = (struct multipathd_key){ 0 };
         all_due(map);
         if (!key_tell(map) || !status_tell(map)) {
-            map_fail(map,
-                     "cleared, but multipathd may still register the key: "
-                     "'multipathd unsetprstatus map %s'",
-                     map->name);
+            map_fail(map, MAY_REGISTER, (unsigned long long)key, map->name);
             return;
         }
         request_set(&unregister, REGISTER, 0, key, 0, 0);

@@ -42,7 +42,7 @@ from prclient import (
     REGISTER, REGISTER_AND_IGNORE, REGISTER_AND_MOVE, RELEASE,
     REPORT_CAPABILITIES, RESERVATION_CONFLICT, RESERVE, WRITE_EXCLUSIVE,
     WRITE_EXCLUSIVE_AR, WRITE_EXCLUSIVE_RO, Closed, open_device, parameters,
-    pr_in, pr_out, sense_code)
+    pr_in, pr_out, sense_code, sense_data)
 
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
 MODES = ['sessions', 'single-process']
@@ -412,10 +412,10 @@ ACTIONS = {
     'clean up': Action(Lab.registered, bytes([CLEANUP]) + bytes(15), cleaned),
 }
 
-NOT_READY = struct.pack('>BxB4xB4xBB4x', 0x70, 2, 10, 4, 3)
+NOT_READY = sense_data(2, 4, 3)
 ASLEEP = struct.pack('>BBBB4x', 0x72, 2, 4, 2)      # descriptor format
-BECOMING = struct.pack('>BxB4xB4xBB4x', 0x70, 2, 10, 4, 7)
-ATTENTION = struct.pack('>BxB4xB4xBB4x', 0x70, 6, 10, 0x29, 0)
+BECOMING = sense_data(2, 4, 7)
+ATTENTION = sense_data(6, 0x29, 0)
 
 
 def senses(sense):
@@ -835,8 +835,8 @@ def later(lab, what, n, seconds, argument=0):
 
 
 def sense_of(key, asc, ascq):
-    return {'status': 2, 'driver_status': 8, 'sense': struct.pack(
-        '>BxB4xB4xBB4x', 0x70, key, 10, asc, ascq)}
+    return {'status': 2, 'driver_status': 8,
+            'sense': sense_data(key, asc, ascq)}
 
 
 PASSING = {
@@ -1038,10 +1038,11 @@ def test_who_reserves_what_is_released_meanwhile_is_known_to_hold(run_one):
 
 def test_what_multipathd_still_thinks_held_is_not_released(run_one):
     """It would take a twin's reservation for that of a path that is gone."""
-    for returns in ('fail', 'timeout'):
-        with run_one.scenario(returns) as lab:
+    for which, returns in (('unset', 'fail'), ('unset', 'timeout'),
+                           ('unset|get', 'close')):
+        with run_one.scenario(which, returns) as lab:
             lab.held()
-            lab.mpd.on('^unsetprhold', returns, count=EVER)
+            lab.mpd.on('^(%s)prhold' % which, returns, count=EVER)
             assert lab.out(RELEASE, KEY, 0, WRITE_EXCLUSIVE) == LOST
             lab.wait_idle()
             lab.mpd.rules = []
@@ -1665,8 +1666,7 @@ def test_a_command_that_needs_many_others_ends_in_time(run_one):
 
 # ---- The disk says no -------------------------------------------------------
 
-REFUSALS = {'5/24/00': senses(struct.pack('>BxB4xB4xBB4x', 0x70, 5, 10, 0x24,
-                                          0)),
+REFUSALS = {'5/24/00': senses(sense_data(5, 0x24, 0)),
             '4/44/00': hosts(0x10), '7/27/07': hosts(0x12)}
 
 

@@ -36,7 +36,8 @@ import time
 import sim
 from prclient import (CLEAR, GOOD, PREEMPT, PREEMPT_AND_ABORT, READ_KEYS,
                       REGISTER, REGISTER_AND_IGNORE, RELEASE, RESERVE,
-                      CHECK_CONDITION, parameters, pr_in, pr_out, sense_code)
+                      CHECK_CONDITION, parameters, pr_in, pr_out,
+                      sense_code, sense_data)
 from sim import (AFTERWARDS, BLOCKED, DELAY, DM, HIT, INJECT, KILL, LOOK,
                  OFFLINE, OPEN, RUNNING, SEEN_HIT, SEEN_OTHERS, STATE,
                  TRANSPORT_OFFLINE)
@@ -150,27 +151,27 @@ class Disk:
 
 # ---- What goes wrong --------------------------------------------------------
 
-def sense(key, asc, ascq, is_deferred=False):
-    return bytes([0x70 + is_deferred, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0,
-                  asc, ascq, 0, 0, 0, 0])
-
-
-SENSES = {'transition': sense(2, 4, 0x0a), 'becoming ready': sense(2, 4, 1),
-          'in progress': sense(2, 4, 7), 'standby': sense(2, 4, 0x0b),
-          'unavailable': sense(2, 4, 0x0c), 'unmapped': sense(5, 0x25, 0),
-          'unmapped, RDAC': sense(5, 0x94, 1),
-          'recovered': sense(1, 0x17, 1), 'attention': sense(6, 0x2a, 6)}
+SENSES = {'transition': sense_data(2, 4, 0x0a),
+          'becoming ready': sense_data(2, 4, 1),
+          'in progress': sense_data(2, 4, 7),
+          'standby': sense_data(2, 4, 0x0b),
+          'unavailable': sense_data(2, 4, 0x0c),
+          'unmapped': sense_data(5, 0x25, 0),
+          'unmapped, RDAC': sense_data(5, 0x94, 1),
+          'recovered': sense_data(1, 0x17, 1),
+          'attention': sense_data(6, 0x2a, 6)}
 # What a path says that works otherwise. The deferred ones are of something
 # earlier, and the command has not been carried out (SPC-4 4.5.7).
-REFUSALS = {'hardware error': sense(4, 0x44, 0),
-            'aborted': sense(0xb, 0x47, 3), 'not ready': sense(2, 4, 3),
-            'no communication': sense(2, 8, 0),
-            'no room for it': sense(5, 0x55, 4),
-            'no such command': sense(5, 0x20, 0),
-            'invalid field': sense(5, 0x24, 0),
-            'write protected': sense(7, 0x27, 0),
-            'deferred recovered': sense(1, 0x17, 1, True),
-            'deferred hardware error': sense(4, 0x44, 0, True)}
+REFUSALS = {'hardware error': sense_data(4, 0x44, 0),
+            'aborted': sense_data(0xb, 0x47, 3),
+            'not ready': sense_data(2, 4, 3),
+            'no communication': sense_data(2, 8, 0),
+            'no room for it': sense_data(5, 0x55, 4),
+            'no such command': sense_data(5, 0x20, 0),
+            'invalid field': sense_data(5, 0x24, 0),
+            'write protected': sense_data(7, 0x27, 0),
+            'deferred recovered': sense_data(1, 0x17, 1, True),
+            'deferred hardware error': sense_data(4, 0x44, 0, True)}
 ILLEGAL = 'no room for it', 'no such command', 'invalid field'
 FAILS_LATE = 'hardware error', 'aborted'    # the command may have been done
 ERRNOS = errno.EIO, errno.ENOMEM, errno.ENXIO, errno.ENODEV, errno.EPERM

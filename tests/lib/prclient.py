@@ -34,6 +34,12 @@ def sense_code(sense):
     return '%X/%02X/%02X' % (sense[2] & 15, sense[12], sense[13])
 
 
+def sense_data(key, asc, ascq, is_deferred=False):
+    """Sense data of fixed format."""
+    return struct.pack('>BxB4xB4xBB4x', 0x70 + is_deferred, key, 10, asc,
+                       ascq)
+
+
 def pr_in(service_action, length=8192):
     return struct.pack('>BB5xHB6x', 0x5e, service_action, length, 0)
 
