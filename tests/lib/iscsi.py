@@ -26,6 +26,7 @@ from collections import namedtuple
 import cluster
 import prclient as pr
 from cluster import DEADLINE, ask, by_nexus, direct, settle, wait_until
+from prclient import sense_data
 
 TARGET = 'iqn.2026-11.example:target'
 SECOND = 'iqn.2026-11.example:second'
@@ -81,6 +82,45 @@ blacklist {
 '''
 
 
+# What comes of each PERSISTENT RESERVE OUT: is it carried out, the response
+# (1 becomes host status DID_ERROR in the initiator), status, sense data.
+Reply = namedtuple('Reply', 'is_done response status sense')
+REPLIES = {
+    'recovered': Reply(True, 0, 2, sense_data(1, 0x17, 1)),
+    'fails-late': Reply(True, 1, 0, b''),
+    'fails': Reply(False, 1, 0, b''),
+    'busy': Reply(False, 0, 8, b''),
+    'in-transition': Reply(False, 0, 2, sense_data(2, 4, 0x0a))}
+
+# A PDU, and its fields (RFC 7143, 11.2 to 11.4). No digests follow them in a
+# connection that has not negotiated any.
+HEADER, COMMAND, RESPONSE = 48, 0x01, 0x21
+TAG = slice(16, 20)
+CDB = 32
+
+
+def receive(stream):
+    """A PDU, as its header, and what follows; empty: there is no more."""
+    header = bytearray(stream.read(HEADER))
+    if len(header) < HEADER:
+        return b'', b''
+    length = int.from_bytes(header[5:8], 'big')
+    return header, stream.read(4 * header[4] + (length + 3) // 4 * 4)
+
+
+def change(header, rest, reply):
+    """Makes it another answer, but for one that already says that it has not
+    been done. Returns what follows the header."""
+    if reply.is_done and (header[2], header[3]) != (0, 0):
+        return rest
+    length = 2 + len(reply.sense) if reply.sense else 0
+    header[1:4] = 0x80, reply.response, reply.status
+    header[5:8] = length.to_bytes(3, 'big')
+    header[44:48] = bytes(4)    # nothing was left over
+    return struct.pack('>H', len(reply.sense)) + reply.sense + bytes(
+        -length % 4) if length else b''
+
+
 class Relay:
     """A port that leads to the target, unless it is told otherwise."""
 
@@ -89,7 +129,12 @@ class Relay:
         self.listener = None
         self.sockets = set()
         self.is_open, self.is_mute = threading.Event(), False
+        self.reply = None
         self.restore()
+
+    def say(self, reply):
+        """To each reservation command; see REPLIES."""
+        self.reply = reply
 
     def cut(self):
         """The connection ends, and there is no other."""
@@ -115,7 +160,7 @@ class Relay:
     def restore(self):
         if self.is_mute:
             self.cut()          # what is lost would be missed
-        self.is_mute = False
+        self.is_mute, self.reply = False, None
         self.is_open.set()
         if self.listener is None:
             self.listener = socket.create_server(('127.0.0.1', self.port))
@@ -132,19 +177,30 @@ class Relay:
             for sock in here, there:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.sockets.add(sock)
+            replies = {}        # by tag
             for ends in (here, there, False), (there, here, True):
-                threading.Thread(target=self.pass_on, args=ends,
+                threading.Thread(target=self.pass_on, args=(*ends, replies),
                                  daemon=True).start()
 
-    def pass_on(self, source, sink, is_answer):
+    def pass_on(self, source, sink, is_answer, replies):
         try:
+            stream = source.makefile('rb')
             while True:
-                data = source.recv(1 << 16)
+                header, rest = receive(stream)
                 self.is_open.wait()
-                if not data:
+                if not header:
                     break
+                tag = bytes(header[TAG])
+                if header[0] & 0x3f == COMMAND and self.reply \
+                        and header[CDB] == 0x5f:
+                    replies[tag] = self.reply
+                    if not self.reply.is_done:
+                        header[CDB + 1] = 0x1f  # which the target refuses
+                elif header[0] == RESPONSE and tag in replies:
+                    rest = change(header, rest, replies.pop(tag))
                 if not (is_answer and self.is_mute):
-                    sink.sendall(data)
+                    sink.sendall(header + rest)
+            stream.close()
         except OSError:
             pass
         self.sockets.discard(source)
@@ -387,9 +443,13 @@ class Machine:
                 for lun, more in zip(luns, zip(*paths))]
 
     def fail(self, how, numbers):
-        """A function of Relay, for these; a cut is known when this ends."""
-        for number in numbers:
-            getattr(self.relays[number], how)()
+        """A function of Relay, or one of the REPLIES, for these. A cut is
+        known when this ends."""
+        for relay in [self.relays[number] for number in numbers]:
+            if how in REPLIES:
+                relay.say(REPLIES[how])
+            else:
+                getattr(relay, how)()
         if how == 'cut':
             wait_until(lambda: 'running' not in self.states(numbers),
                        'disks are blocked')
