@@ -15,8 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
 #define OLD_RESERVE                                                            \
     "another initiator has reserved the disk with the command RESERVE"
 #define NOT_WITH_THIS_KEY                                                      \

@@ -76,8 +76,10 @@ void state_print(const struct state *state)
     char text[RESERVED_SIZE];
     unsigned i, times, shown = 0;
 
-    if (state->count == 0)
+    if (state->count == 0 && state->is_whole)
         printf("nobody is registered");
+    else if (state->count == 0)
+        printf("some are registered, whose keys have not come");
     else
         printf("%u registered:", state->count);
     for (i = 0; i < state->count && shown < KEYS_SHOWN; i += times, shown++) {
@@ -88,7 +90,7 @@ void state_print(const struct state *state)
         if (times > 1)
             printf(" (%u times)", times);
     }
-    if (i < state->count || !state->is_whole)
+    if (i < state->count || (i > 0 && !state->is_whole))
         printf(", and more");
     if (state->is_reserved)
         printf("; reserved by %s", state_reserved(state, text));

@@ -28,10 +28,10 @@ static void time_print(void)
 }
 
 /* Says which keys have come; with the states the other way round, gone. */
-static unsigned keys_print(const struct state *before, const struct state *now,
-                           const char *what)
+static void keys_print(const struct state *before, const struct state *now,
+                       const char *what)
 {
-    unsigned i, j = 0, count = 0;
+    unsigned i, j = 0;
 
     for (i = 0; i < now->count; i++) {
         while (j < before->count && before->keys[j] < now->keys[i])
@@ -41,9 +41,7 @@ static unsigned keys_print(const struct state *before, const struct state *now,
             continue;
         }
         printf(" %s 0x%" PRIx64 ";", what, now->keys[i]);
-        count++;
     }
-    return count;
 }
 
 static bool reservation_is_same(const struct state *a, const struct state *b)
@@ -56,8 +54,11 @@ static bool reservation_is_same(const struct state *a, const struct state *b)
 static void change_print(const struct state *before, const struct state *now)
 {
     time_print();
-    keys_print(before, now, "registered");
-    keys_print(now, before, "gone");
+    /* What has not come may be there. */
+    if (before->is_whole && now->is_whole) {
+        keys_print(before, now, "registered");
+        keys_print(now, before, "gone");
+    }
     if (!reservation_is_same(before, now))
         printf(" %s;", !before->is_reserved ? "reserved"
                        : !now->is_reserved  ? "released"

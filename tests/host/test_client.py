@@ -35,9 +35,11 @@ from test_daemon import ERRNO_REPLIES, HOST_REPLIES, failure
 CLIENT = os.path.abspath(program('CLIENT', 'qemu-pr-client'))
 HELPER = os.path.abspath(program('HELPER', 'qemu-pr-helper'))
 SIM_HELPER = program('SIM_HELPER', 'build/sim/qemu-pr-helper')
-# The client whose /sys and /dev are the simulated disks'.
-SIM_CLIENT = os.path.join(os.path.dirname(os.path.abspath(SIM_HELPER)),
-                          'qemu-pr-client')
+# The client whose /sys and /dev are the simulated disks', beside that helper.
+SIM_CLIENT = os.path.abspath(
+    os.path.join(os.path.dirname(SIM_HELPER), 'qemu-pr-client')
+    if 'SIM_HELPER' in os.environ
+    else program('SIM_CLIENT', 'build/sim/qemu-pr-client'))
 TYPES = {1: 'write-exclusive', 3: 'exclusive-access',
          5: 'write-exclusive-registrants-only',
          6: 'exclusive-access-registrants-only',
@@ -1339,6 +1341,22 @@ def test_watch_says_what_changes(cluster, start, target, disks):
         limit.cancel()
         process.kill()
         process.communicate()
+
+
+def test_watch_takes_no_key_for_gone_that_did_not_come(fake):
+    """The list says that it has two, and one has come."""
+    key, not_reserved = struct.pack('>Q', 0xa), reply(listing())
+    done = ask(fake(reply(listing(key, key)), not_reserved,
+                    reply(listing(key, generation=2, length=16)),
+                    not_reserved, ends=True), 'watch')
+    assert done.out.count('\n') == 2
+    assert 'gone' not in done.out and 'and more' in done.out, done.out
+
+
+def test_a_list_of_which_nothing_has_come_is_not_nobody(fake):
+    done = ask(fake(reply(), reply(listing(length=8)), reply(listing())),
+               'register-ignore', '--new-key=a')
+    assert 'whose keys have not come; not reserved' in done.out, done.out
 
 
 def test_watch_ends_where_it_cannot_begin(fake):
