@@ -6,6 +6,7 @@
  * It must never close a descriptor that it did not open: libvirt holds a
  * lock on one that it lets us inherit, and believes us dead without it.
  */
+#include "process.h"
 #include "start.h"
 
 #include <errno.h>
@@ -37,7 +38,7 @@ int daemon_background(void)
     if (pipe2(report, O_CLOEXEC) < 0)
         fatal("cannot make a pipe:");
     signal(SIGCHLD, SIG_DFL); /* ignored, a child would leave no status */
-    pid = fork();
+    pid = process_fork();
     if (pid < 0)
         fatal("cannot fork:");
     if (pid == 0) {

@@ -89,7 +89,7 @@ EXPECTED = {
     'fcntl daemon_open_standard_fds': {SAME: (e.EBADF,)},
     'open daemon_open_standard_fds': {START: (e.EMFILE, e.ENOENT)},
     'pipe2 daemon_background': {START: (e.EMFILE, e.ENFILE)},
-    'fork daemon_background': {START: (e.EAGAIN, e.ENOMEM)},
+    'syscall process_fork (start)': {START: (e.EAGAIN, e.ENOMEM)},
     'signal daemon_background': {SAME: (e.EINVAL,)},
     'setsid daemon_background': {SAME: (e.EPERM,)},
     'read daemon_background': {SAME: (e.EINTR,)},
@@ -703,7 +703,7 @@ SCENARIOS = [
     Scenario('background', '-v', '-d', main=1, background=True, notify=True,
              stale=True, pid_file=True,
              only='daemon|trace|line_read|notify|listen|alive|socket|syslog|^close|'
-                  '^write line_write 1|place', outcomes={
+                  '^write line_write 1|place|fork 1', outcomes={
                  # What is there and cannot be seen is not replaced.
                  'lstat listen_open 1': {START: (e.ENOENT, e.EIO)},
                  'unlink listen_open': {START: (e.EACCES, e.EROFS)}}),
@@ -894,7 +894,8 @@ def test_each_call_that_fails_comes_to_what_it_should(tools, scenario):
     tools.done.add(scenario.name)
     for where, calls in tools.learn(scenario).items():
         name = tools.program.offsets[where[0]]
-        role = ' (session)' if where[1] > scenario.main else ''
+        role = ' (session)' if where[1] > scenario.main \
+            else ' (start)' * (where[1] < scenario.main)
         if not re.search(scenario.only or '', name):
             continue
         tried.add(name)

@@ -234,17 +234,6 @@ int __wrap_close(int fd)
     return -1;
 }
 
-pid_t __real_fork(void);
-pid_t __wrap_fork(void);
-pid_t __wrap_fork(void)
-{
-    pid_t pid = FAULT() > 0 ? -1 : __real_fork();
-
-    if (pid == 0)
-        generation++;
-    return pid;
-}
-
 /* ---- Calls with arguments that need not be there ---------------------- */
 
 #define LAST_ARGUMENT(type, variable, after)                                   \
