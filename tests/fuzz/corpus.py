@@ -178,10 +178,14 @@ LISTEN = [
     'NOTIFY=@' + 107 * 'n', 'NOTIFY=/n\n000000003', 'NOTIFY=/n\n00000001',
     *('NOTIFY=/n\nEXEC=' + pid for pid in ['123', '124', '', '123x']),
     'PATH=/' + 106 * 's', 'PATH=/' + 107 * 's', 'PATH=',
-    # another flag, lstat, socket, connect, getsockopt or unlink, socket...
-    *('PATH=/s\n0' + answers for answers in [
-        '1', '10', '1010', '1011', '1012', '102', '103', '104', '1000', '1001',
-        '1002', '2', '3', '1000000333', '10000001', '01', '001', '0001']),
+    # another flag, whose directory, socket, bind, then lstat, listen, lstat; or
+    # open, fstat, /proc, socket, connect, getsockopt or unlink; or rename
+    *('PATH=/s\n0%s0' % directory + answers for directory in '01'
+      for answers in [
+          '0101', '0103', '011', '10', '1120', '1121', '1122', '11131',
+          *('1110' + rest for rest in [
+              '01', '000', '001', '002', '010', '0110', '02222', '03', '04',
+              '05', '00000101', '1'])]),
 ]
 
 

@@ -65,7 +65,9 @@ build() {
     case $1 in
     decode) others='admin/show.c admin/output.c' ;;
     client | listen | multipathd)
-        others='protocol.c sockets.c -Dgetsockopt=fuzz_getsockopt'
+        "$CC" $flags -c -o "$program-sockets.o" sockets.c &&
+            objcopy --redefine-syms=tests/fuzz/calls "$program-sockets.o"
+        others="protocol.c $program-sockets.o"
         ;;
     esac
     # shellcheck disable=SC2086,SC2090 # lists of words

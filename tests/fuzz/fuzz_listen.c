@@ -16,6 +16,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -37,6 +38,8 @@ int fuzz_bind(int fd, const struct sockaddr *address, socklen_t size);
 int fuzz_connect(int fd, const struct sockaddr *address, socklen_t size);
 int fuzz_listen(int fd, int backlog);
 int fuzz_close(int fd);
+int fuzz_open(const char *path, int flags, ...);
+int fuzz_fstat(int fd, struct stat *st);
 int fuzz_lstat(const char *path, struct stat *st);
 int fuzz_unlink(const char *path);
 int fuzz_stat(const char *path, struct stat *st);
@@ -54,7 +57,8 @@ static struct {
     bool takes_credentials, passed_is_ours; /* the passed one */
     int sockets, open_fds;
     bool is_stream;    /* the last socket */
-    uint32_t found;    /* by the last lstat() */
+    uint32_t found;    /* by the last lstat() or fstat() */
+    char node[32];     /* what was opened, as there is /proc; or empty */
     uint32_t made;     /* found by the first one after bind() */
     bool may_be_alive; /* what listens there */
     bool connected;    /* the last socket to it */
@@ -196,13 +200,17 @@ static void address_check(const struct sockaddr *address, socklen_t size,
 
 int fuzz_connect(int fd, const struct sockaddr *address, socklen_t size)
 {
-    static const int errors[] = { ECONNREFUSED, 0, EAGAIN, EACCES, ENOENT };
+    static const int errors[] = { ECONNREFUSED, 0,      EAGAIN,
+                                  EACCES,       ENOENT, ENOMEM };
 
     MUST(fd == FIRST_FD + place.sockets - 1);
-    address_check(address, size, place.is_stream ? place.path : place.notify);
-    MUST(place.is_stream || place.notify[0] == '/' || place.notify[0] == '@');
-    errno = errors[answer(5)];
-    place.may_be_alive = errno == EAGAIN && !place.is_shared;
+    address_check(address, size,
+                  !place.is_stream        ? place.notify
+                  : place.node[0] != '\0' ? place.node
+                                          : place.path);
+    errno = errors[answer(6)];
+    place.may_be_alive = (errno == EAGAIN || errno == ENOMEM)
+                         && !place.is_shared;
     place.connected = errno == 0;
     return errno != 0 ? -1 : 0;
 }
@@ -227,20 +235,43 @@ int fuzz_listen(int fd, int backlog)
     return answer(4) == 1 ? -1 : 0;
 }
 
-/* 0: nothing there, or our socket; 1: a socket; 2: a file; 3: another one. */
+/* 0: nothing is there. What is must not be entered, nor be another by then. */
+int fuzz_open(const char *path, int flags, ...)
+{
+    MUST(strcmp(path, place.path) == 0 && !place.bound);
+    MUST(flags == (O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    errno = ENOENT;
+    if (answer(4) == 0)
+        return -1;
+    place.open_fds++;
+    snprintf(place.node, sizeof(place.node), "/proc/self/fd/%d",
+             FIRST_FD + place.sockets);
+    return FIRST_FD + place.sockets++;
+}
+
+/* 0 or 1: a socket, ours or none of ours; 2: a file; 3: another socket. */
+static void found(struct stat *st)
+{
+    place.found = answer(4);
+    memset(st, 0, sizeof(*st));
+    st->st_mode = place.found == 2 ? S_IFREG : S_IFSOCK;
+    st->st_ino = place.found;
+}
+
+int fuzz_fstat(int fd, struct stat *st)
+{
+    MUST(fd == FIRST_FD + place.sockets - 1);
+    found(st);
+    return 0;
+}
+
 int fuzz_lstat(const char *path, struct stat *st)
 {
-    uint32_t found = answer(4);
-
-    MUST(strcmp(path, place.path) == 0);
-    memset(st, 0, sizeof(*st));
-    st->st_mode = found == 2 ? S_IFREG : S_IFSOCK;
-    st->st_ino = found;
-    place.found = found;
-    if (place.bound && place.made == NOTHING)
-        place.made = found;
-    errno = ENOENT;
-    return found == 0 && !place.bound ? -1 : 0;
+    MUST(strcmp(path, place.path) == 0 && place.bound);
+    found(st);
+    if (place.made == NOTHING)
+        place.made = place.found;
+    return 0;
 }
 
 /* The directory: ours alone, or such that others can write to it. */
@@ -254,6 +285,13 @@ int fuzz_stat(const char *path, struct stat *st)
     };
     uint32_t found = answer(4);
 
+    if (place.node[0] != '\0') {
+        MUST(strcmp(path, place.node) == 0);
+        if (found == 3)
+            place.node[0] = '\0'; /* there is no /proc */
+        errno = ENOENT;
+        return found == 3 ? -1 : 0;
+    }
     MUST(strncmp(path, place.path, strlen(path)) == 0);
     MUST(path[strlen(path) - 1] == '/');
     MUST(strchr(place.path + strlen(path), '/') == NULL);
@@ -296,7 +334,7 @@ int fuzz_unlink(const char *path)
     if (place.bound)
         MUST(place.found == place.made);
     else
-        MUST(place.found % 2 == 1 && !place.may_be_alive);
+        MUST(place.found != 2 && !place.may_be_alive);
     errno = errors[answer(3)];
     return errno != 0 ? -1 : 0;
 }
@@ -363,7 +401,7 @@ static void place_use(void)
     MUST(place.notify != NULL || notify == -1);
     MUST(place.exec == NULL || decimal(place.exec) == PID || notify == -1);
     MUST(place.open_fds == open_fds + (notify >= 0));
-    notify_send(notify, "READY=1");
+    notify_send(notify, "READY=1", 0);
     listen_remove(&listener);
 }
 
