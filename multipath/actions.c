@@ -106,29 +106,32 @@ static void map_reserve(struct map *map, struct request *request)
 }
 
 /*
- * What our key holds only the path that holds it releases, and the others say
- * GOOD to that: so it goes to all, and if that is not the end of it, for one
- * was blocked or is gone, it is looked who holds. What all registrants hold
- * any path releases: so it goes to one, as another one could release what
- * somebody has reserved since.
+ * What one path holds only that releases, and the others say GOOD to that: so
+ * it goes to all, and if that is not the end of it, for one was blocked or is
+ * gone, it is looked who holds. One that says CONFLICT may hold with an older
+ * key: who was killed while he changed it has left it there. What all
+ * registrants hold any path releases: so it goes to one, as another one could
+ * release what somebody has reserved since.
  */
 static void map_release(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
-    const struct path *lost;
+    const struct path *lost, *other = NULL;
     enum holder holder;
     struct path *path;
 
     if (!reservation_read(map))
         return;
-    if (reservation->is_held && reservation->key == map->key.value
+    if (reservation->is_held && reservation->key != 0
         && (request->cdb[2] & 0x0f) < WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
         all_due(map);
         for (path = map->paths; path < map->paths + map->count; path++)
-            if (path->verdict == DUE)
-                path->verdict = path_send(map, path, request);
+            if (path->verdict == DUE
+                && (path->verdict = path_send(map, path, request)) == CONFLICT)
+                other = path;
         map_answer(map, GOOD);
-        if (count_of(map, CONFLICT) == map->count)
+        if (other != NULL
+            && count_of(map, CONFLICT) + count_of(map, ASIDE) == map->count)
             map_answer(map, RESERVATION_CONFLICT);
     } else {
         any_send(map, request);
@@ -147,9 +150,18 @@ static void map_release(struct map *map, struct request *request)
     if (holder == HOLDER_UNKNOWN)
         return;
     map_answer(map, GOOD);
-    if (holder == HOLDER_GONE && reservation->scope_type != request->cdb[2])
+    if (other != NULL && reservation->is_held && reservation->key != 0
+        && reservation->key != map->key.value)
+        map_fail(map,
+                 "%s may hold with another key than the others have: register "
+                 "anew",
+                 other->name);
+    else if (holder == HOLDER_GONE
+             && reservation->scope_type != request->cdb[2]) {
+        map_fail(map, "a conflict: a path that is gone holds, with type %u",
+                 reservation->scope_type);
         map_answer(map, RESERVATION_CONFLICT);
-    else if (holder == HOLDER_GONE)
+    } else if (holder == HOLDER_GONE)
         map->holder = take_over(map);
     path = map->holder;
     if (path != NULL && path_send(map, path, request) < DONE)
@@ -223,8 +235,7 @@ static void map_out(struct map *map, struct request *request)
     } else if (!is_register(request)
                && (map->key.value == 0
                    || map->key.value != be64_get(request->data))) {
-        /* So says any disk to who is not registered, or with another key. */
-        map_answer(map, RESERVATION_CONFLICT);
+        key_conflict(map, be64_get(request->data), map->key.value);
     } else {
         actions[action](map, request);
     }

@@ -160,9 +160,10 @@ static enum verdict path_look(const struct map *map, struct path *path)
 
 void map_see(struct map *map)
 {
-    char table[MULTIPATHD_TEXT] = "";
+    char table[MULTIPATHD_TEXT];
     unsigned i;
 
+    table[0] = '\0';
     if (clock_us() < map->deadline)
         multipathd_show(&map->multipathd, MULTIPATHD_PATHS, table);
     for (i = 0; i < map->count; i++)
@@ -378,7 +379,7 @@ enum verdict path_prove(struct map *map, struct path *path)
     enum verdict verdict;
 
     request_set(&proof, REGISTER, 0, map->key.value, map->key.value,
-                map->key.aptpl ? APTPL : 0);
+                flags_of(map));
     verdict = path_send(map, path, &proof);
     if (verdict != REFUSED)
         map->answer = answer;

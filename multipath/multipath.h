@@ -123,6 +123,12 @@ struct map {
     enum multipathd_said hold;      /* what multipathd thought; DONE: is told */
 };
 
+/* What our registrations have: the last one's APTPL counts for the disk. */
+static inline uint8_t flags_of(const struct map *map)
+{
+    return map->key.aptpl ? APTPL : 0;
+}
+
 /* A command for a path. */
 struct request {
     uint8_t cdb[10];
@@ -285,6 +291,8 @@ __attribute__((noreturn)) void worker_run(const struct supervisor *,
                                           struct suspension *,
                                           struct suspension *own);
 
+/* Answers CONFLICT, as any disk does to who has another key, or none. */
+void key_conflict(struct map *, uint64_t key, uint64_t told);
 /* register.c: carries these out on all paths, and tells multipathd. */
 void map_register(struct map *, struct request *);
 /*

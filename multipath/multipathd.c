@@ -119,14 +119,14 @@ static int exchange(const struct multipathd *multipathd,
                     const struct packet *command, char *reply, size_t room)
 {
     int64_t deadline = clock_us() + MULTIPATHD_TIMEOUT;
-    size_t size = offsetof(struct packet, text) + command->size;
+    size_t size = offsetof(struct packet, text) + command->size, taken = 0;
     int fd, error = 0;
 
     if (multipathd->deadline != NULL && deadline > *multipathd->deadline)
         deadline = *multipathd->deadline;
     if (deadline < clock_us() + LEAST)
         deadline = clock_us() + LEAST;
-    memset(reply, 0, room);
+    reply[0] = '\0';
     fd = multipathd_connect(multipathd, deadline);
     if (fd < 0)
         return errno;
@@ -134,11 +134,10 @@ static int exchange(const struct multipathd *multipathd,
     if (send(fd, command, size, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)size
         || !receive(fd, &size, sizeof(size), deadline) || size == 0
         || size > REPLY_MOST
-        || !receive(fd, reply, size < room ? size : room - 1, deadline))
+        || !receive(fd, reply, taken = size < room ? size : room - 1, deadline))
         error = errno;
     close(fd);
-    if (error != 0)
-        reply[0] = '\0'; /* it is not whole */
+    reply[error == 0 ? taken : 0] = '\0'; /* or it is not whole */
     return error;
 }
 

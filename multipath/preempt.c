@@ -63,7 +63,10 @@ static bool map_suspend(struct map *map)
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE) {
+        /* If that took long, somebody else is about to resume it. */
         map->deadline = sooner(map->deadline, clock_us() + SUSPENDED_WITHIN);
+        map->deadline = sooner(map->deadline,
+                               map->suspension->resume_by - RESUMED_WITHIN);
         return true;
     }
     if (said == MULTIPATHD_REFUSED)
@@ -115,15 +118,14 @@ static void witness_make(struct map *map, struct path *sender)
     uint32_t generation = map->generation;
     struct request request;
 
-    request_set(&request, REGISTER, 0, 0, map->key.value,
-                map->key.aptpl ? APTPL : 0);
+    request_set(&request, REGISTER, 0, 0, map->key.value, flags_of(map));
     strcpy(map->suspension->witness, "?"); /* it is not known to be one yet */
     if (path_send(map, sender, &request) == DONE
         && keys_read(map, NULL, map->key.value) >= 0
         && map->generation == generation + 2)
         map->witness = sender;
     else
-        map->is_doubtful = !keys_take_off(map, map->key.value, 0);
+        map->is_doubtful = !keys_take_off(map, map->key.value, flags_of(map));
 }
 
 /*
@@ -143,7 +145,7 @@ static bool paths_restore(struct map *map, bool is_last)
             memcpy(map->suspension->witness, map->witness->name,
                    sizeof(map->witness->name));
         request_set(&request, REGISTER_AND_IGNORE, 0, 0, map->key.value,
-                    map->key.aptpl ? APTPL : 0);
+                    flags_of(map));
         all_due(map);
         map->witness->verdict = DONE;
         is_whole = sweep(map, &request);
@@ -152,7 +154,7 @@ static bool paths_restore(struct map *map, bool is_last)
         truth = is_whole || is_last ? witness_ask(map) : NOT_TAKEN;
     }
     if ((truth == CONFLICT || (truth != DONE && is_last))
-        && (keys_take_off(map, map->key.value, 0) || is_last))
+        && (keys_take_off(map, map->key.value, flags_of(map)) || is_last))
         map->witness = NULL;
     return is_whole && truth == DONE;
 }
@@ -174,7 +176,7 @@ static bool map_restore(struct map *map, bool is_preempted)
     if (!is_whole && map->witness != NULL)
         is_whole = paths_restore(map, true);
     else if (!is_whole && map->is_doubtful)
-        keys_take_off(map, map->key.value, 0);
+        keys_take_off(map, map->key.value, flags_of(map));
     if (!is_resumed || (!is_whole && map->witness != NULL))
         map_fail(map, "a path did not get its key back, or the map is still "
                       "suspended: repeat it");
@@ -258,7 +260,7 @@ void multipath_recover(const char *socket_path, int lock,
         witness_find(&map, suspension->witness);
     /* Who has died may have written keys after a rival had removed them. */
     if (has_key && map.witness == NULL && suspension->witness[0] != '\0')
-        map.is_doubtful = !keys_take_off(&map, map.key.value, 0);
+        map.is_doubtful = !keys_take_off(&map, map.key.value, flags_of(&map));
     map_restore(&map, has_key);
 }
 

@@ -27,9 +27,15 @@ static bool key_tell(struct map *map)
         || !multipathd_key_get(&map->multipathd, &now))
         return map_fail(map, "multipathd does not say if it takes the key: see "
                              "its log, and repeat it");
-    if ((now.value == key->value && (now.aptpl || !key->aptpl))
-        || (key->value == 0 && said == MULTIPATHD_REFUSED))
+    if (now.value == key->value && (now.aptpl || !key->aptpl))
         return true;
+    if (key->value == 0 && said == MULTIPATHD_REFUSED) {
+        map_fail(map,
+                 "multipathd keeps key 0x%llx, which is configured, or see "
+                 "its log",
+                 (unsigned long long)now.value);
+        return true;
+    }
     return map_fail(
         map,
         "multipathd does not take the key 0x%llx%s, but has 0x%llx%s: put "
@@ -116,6 +122,15 @@ static bool paths_change(struct map *map, struct request *request)
     return (!is_new || witness_ask(map) == DONE) && is_done;
 }
 
+void key_conflict(struct map *map, uint64_t key, uint64_t told)
+{
+    map_fail(map,
+             "a conflict: the command has key 0x%llx, and multipathd 0x%llx: "
+             "register anew",
+             (unsigned long long)key, (unsigned long long)told);
+    map_answer(map, RESERVATION_CONFLICT);
+}
+
 /* ---- REGISTER --------------------------------------------------------- */
 
 /*
@@ -131,7 +146,7 @@ static bool last_find(struct map *map, uint64_t told, bool is_ignored)
     enum holder holder;
 
     request_set(&request, REGISTER, 0, map->key.value, map->key.value,
-                map->key.aptpl ? APTPL : 0);
+                flags_of(map));
     map->last = any_send(map, &request);
     if (is_ignored && map->answer.status == RESERVATION_CONFLICT)
         map->key.value = 0; /* which another host has */
@@ -144,9 +159,10 @@ static bool last_find(struct map *map, uint64_t told, bool is_ignored)
         map->last = map->holder;
         return map->last != NULL;
     }
-    /* But all registrants hold what has no key. */
+    /* What has another key may be a path's that was left with an older one. */
     if (map->key.value == told
-        && (!map->reservation.is_held || map->reservation.key != 0))
+        && (!map->reservation.is_held
+            || map->reservation.key == map->key.value))
         multipathd_tell(&map->multipathd, "unsetprhold");
     return true;
 }
@@ -156,17 +172,32 @@ static bool last_find(struct map *map, uint64_t told, bool is_ignored)
  * back. multipathd is told first, or it could register what is taken off.
  */
 static void map_undo(struct map *map, const struct multipathd_key *told,
-                     uint64_t previous, uint8_t flags)
+                     uint64_t previous, uint8_t flags, bool is_ignored)
 {
     bool is_whole = count_of(map, DONE) + count_of(map, ASIDE) == map->count;
     const struct answer answer = map->answer;
     const uint64_t key = map->key.value;
     const struct path *changed = NULL;
+    enum verdict last;
     unsigned i;
 
     for (i = 0; i < map->count; i++)
         if (map->paths[i].is_changed)
             changed = &map->paths[i];
+    if (changed != NULL && key != 0 && key == previous) {
+        /*
+         * The key may be on a path that had none, and be removed from the last
+         * one. Or that has it still, to which REGISTER does not give it back:
+         * then nobody has removed it, whatever the witness says.
+         */
+        map->deadline = map->end - AFTERWARDS_WITHIN / 2;
+        last = path_prove(map, map->last);
+        if (last == CONFLICT)
+            previous = 0;
+        map->is_doubtful = last == CONFLICT
+                           || (map->is_doubtful
+                               && (last != DONE || is_ignored));
+    }
     /* It is done, but multipathd does not know: it has to be repeated. */
     if (changed != NULL && !map->is_doubtful
         && (key == 0 || (is_whole && previous != 0))) {
@@ -177,12 +208,6 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         return;
     }
     map->deadline = map->end - AFTERWARDS_WITHIN / 2; /* and then the keys */
-    /* The key may be on a path that had none, and be removed from this one. */
-    if (changed != NULL && key == previous
-        && path_prove(map, map->last) == CONFLICT) {
-        map->is_doubtful = true;
-        previous = 0;
-    }
     map->key = *told;
     if (map->is_doubtful)
         map->key = (struct multipathd_key){ 0 };
@@ -223,9 +248,14 @@ void map_register(struct map *map, struct request *request)
     bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     uint64_t previous, key = be64_get(request->data + 8);
     enum holder holder;
+    bool is_anew = true;
+    enum verdict verdict;
     unsigned i;
     int count;
 
+    /* CLEANUP: another host's reservation is to be remembered still. */
+    if (request->data == request->own_list)
+        request->data[LIST_FLAGS] = flags_of(map);
     if (!is_ignored)
         map->key.value = be64_get(request->data);
     if (!settle(map))
@@ -235,7 +265,7 @@ void map_register(struct map *map, struct request *request)
         return;
     if (!is_ignored && map->key.value == 0 && count > 0 && told.value != key
         && is_registered(map, &told)) {
-        map_answer(map, RESERVATION_CONFLICT);
+        key_conflict(map, 0, told.value);
         return;
     }
     /* It may be one that multipathd is only configured to have. */
@@ -255,19 +285,26 @@ void map_register(struct map *map, struct request *request)
     map->is_doubtful = false;
     for (i = 0; i < map->count; i++) {
         map->paths[i].is_changed = false;
-        map->paths[i].had_key = !is_ignored && previous == 0 && count > 0
-                                && path_prove(map, &map->paths[i]) != CONFLICT;
+        verdict = previous == 0 && count > 0 ? path_prove(map, &map->paths[i])
+                                             : CONFLICT;
+        map->paths[i].had_key = verdict != CONFLICT;
+        is_anew &= verdict == CONFLICT || verdict == DOWN || verdict == ASIDE;
     }
+    /* It remembers a registration that is over; a path that is gone lost it. */
+    if (previous == 0 && is_anew && told.value != 0)
+        multipathd_tell(&map->multipathd, "unsetprhold");
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
-        map_undo(map, &told, previous, flags);
+        map_undo(map, &told, previous, flags, is_ignored);
         return;
     }
     for (i = 0; i < map->count; i++)
-        if (key == 0 && map->paths[i].verdict == ASIDE)
-            log_warning("%s (%s): %s comes back with the key if multipathd is "
-                        "older than 0.13: then unregister once more",
-                        map->name, map->alias, map->paths[i].name);
+        if (map->paths[i].verdict == ASIDE && key != previous
+            && (key == 0 || previous != 0))
+            map_fail(map,
+                     "%s comes back with the key it had if multipathd is "
+                     "older than 0.13: then repeat this",
+                     map->paths[i].name);
     /* A path that had the key already may hold. */
     holder = previous == 0 ? holder_find(map) : HOLDER_UNKNOWN;
     if (holder != HOLDER_UNKNOWN)

@@ -10,6 +10,8 @@
  */
 #include "multipath.h"
 
+#include <string.h>
+
 /* Does it register a key, rather than take one off? */
 static bool is_registration(const struct request *request)
 {
@@ -20,8 +22,11 @@ void all_due(struct map *map)
 {
     struct path *path;
 
-    for (path = map->paths; path < map->paths + map->count; path++)
+    for (path = map->paths; path < map->paths + map->count; path++) {
         path->verdict = path->is_reported || path->seen.is_failed ? ASIDE : DUE;
+        if (path->seen.is_failed && !path->is_reported)
+            strcpy(path->why, "was failed by multipathd");
+    }
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -238,7 +243,7 @@ static bool path_is_clear(struct map *map, struct path *path,
     do {
         path->verdict = path_prove(map, path);
         if (path->verdict == DONE)
-            return !path->had_key;
+            return !path->had_key || request->cdb[1] == REGISTER_AND_IGNORE;
         if (path->verdict == CONFLICT) {
             if (is_first
                 && (keys_read(map, path, map->key.value) < 0
@@ -335,7 +340,7 @@ bool keys_take_off(struct map *map, uint64_t key, uint8_t flags)
 
     if (map->suspension->alias[0] == '\0')
         map->deadline = map->end > least ? map->end : least;
-    request_set(&request, REGISTER, 0, key, 0, flags & ALL_TG_PT);
+    request_set(&request, REGISTER, 0, key, 0, flags & (ALL_TG_PT | APTPL));
     /* Who has not answered may hang: the others have their turn before. */
     for (i = 0; i < map->count; i++)
         map->paths[i].seen.is_failed |= map->paths[i].verdict < ASIDE;

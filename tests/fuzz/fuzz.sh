@@ -65,6 +65,7 @@ build() {
     case $1 in
     decode) others='admin/show.c admin/output.c' ;;
     client | listen | multipathd)
+        # shellcheck disable=SC2086,SC2090 # a list of words
         "$CC" $flags -c -o "$program-sockets.o" sockets.c &&
             objcopy --redefine-syms=tests/fuzz/calls "$program-sockets.o"
         others="protocol.c $program-sockets.o"

@@ -3498,3 +3498,173 @@ def test_where_multipathd_is_looked_for(where):
 def test_number_of_scenarios(capsys):
     with capsys.disabled():
         print('\nmultipath: %d scenarios' % Scenarios.count)
+# ---- After what came before -------------------------------------------------
+
+def twin_has_taken_over(lab, hold='set'):
+    """With one path; all of ours have lost the key, multipathd knows not."""
+    lab.registered()
+    for path in PATHS:
+        lab.nexus(path).key = 0
+    lab.strangers_allowed, lab.is_consistent = True, False
+    lab.nexus(RIVALS).key = KEY
+    lab.lun.type, lab.lun.holder = 1, RIVALS
+    lab.known.prhold = hold
+
+
+@pytest.mark.parametrize('name', ['release', 'unregister', 'change the key',
+                                  'clean up'])
+@pytest.mark.parametrize('how', [REGISTER, REGISTER_AND_IGNORE])
+def test_who_registers_anew_does_not_hold_what_a_twin_holds(run_one, how,
+                                                            name):
+    """multipathd's memory is of the registration before, and a path that is
+    gone has lost its key, too."""
+    for gone in PATHS:
+        with run_one.scenario(gone) as lab:
+            twin_has_taken_over(lab)
+            lab.die(gone)
+            assert lab.out(how, 0, KEY) == GOOD
+            ACTIONS[name].run(lab)
+            lab.wait_idle()
+            assert lab.holder() == (RIVALS, 1)
+            assert lab.nexus(RIVALS).key == KEY
+
+
+def test_who_has_lost_all_keys_hears_conflict_also_if_a_path_is_gone(run_one):
+    for name, hold, gone in itertools.product(
+            ('release', 'reserve'), ('set', 'unset', 'unknown'), PATHS):
+        with run_one.scenario(name, hold, gone) as lab:
+            twin_has_taken_over(lab, hold)
+            lab.die(gone)
+            assert ACTIONS[name].run(lab) == CONFLICT
+
+
+def dies_before_the_holder_has_the_key(lab, holder):
+    """Which is the last path that gets it. The worker is killed."""
+    lab.held(1, holder)
+    with lab.nexus(holder).hanging(6 if holder == lab.order[0] else 2):
+        send(lab.client, ACTIONS['change the key, holding'], lab.map)
+        lab.nexus(holder).wait_held()
+        kill(*lab.workers())
+        assert code(lab.client.reply()) == LOST
+    lab.wait_idle()
+    lab.is_consistent = False
+    assert [lab.nexus(path).key for path in PATHS] == [
+        KEY if path == holder else NEW for path in PATHS]
+
+
+@pytest.mark.parametrize('holder', PATHS)
+def test_what_our_older_key_holds_is_not_said_to_be_released(lab_of, holder):
+    lab = lab_of(env=FAST)
+    dies_before_the_holder_has_the_key(lab, holder)
+    assert lab.out(RELEASE, NEW, 0, 1) != GOOD or lab.holder() is None
+
+
+@pytest.mark.parametrize('holder', PATHS)
+def test_what_our_older_key_held_is_known_to_be_held(lab_of, holder):
+    lab = lab_of(env=FAST)
+    dies_before_the_holder_has_the_key(lab, holder)
+    assert lab.out(REGISTER_AND_IGNORE, 0, 0xa11ce3) == GOOD
+    assert lab.holder() == (holder, 1)
+    lab.die(holder)
+    assert lab.out(RELEASE, 0xa11ce3, 0, 1) != GOOD or lab.holder() is None
+
+
+def test_a_path_that_keeps_an_older_key_is_logged(run_one):
+    """multipathd before 0.13 leaves it there if the new one has been
+    preempted: then who was fenced writes."""
+    for gone in PATHS:
+        with run_one.scenario(gone) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.die(gone)
+            begin = len(lab.helper.log())
+            assert lab.out(REGISTER, KEY, NEW) == GOOD
+            with lab.helper.client() as rival:
+                assert rival.out(lab.rival, PREEMPT, RIVAL, NEW,
+                                 1).status == GOOD
+            lab.wait_idle()
+            lab.live(gone)
+            lab.is_consistent = False
+            assert lab.keys() == [0, 0, 0] or re.search(
+                '%s comes back with' % sim.disk_name(gone),
+                lab.helper.log()[begin:])
+
+
+def test_a_path_that_dies_does_not_cost_the_same_key_again(run_one):
+    """Nobody has removed anything: the holder has had the key all the time."""
+    for step, victim, holder in itertools.product(range(16, 22), PATHS, PATHS):
+        if victim == holder:
+            continue
+        with run_one.scenario(step, victim, holder) as lab:
+            lab.held(1, holder)
+            lab.target.act(sim.STATE, victim, step, argument=sim.OFFLINE)
+            lab.target.act(sim.DM, victim, step, argument=1)
+            lab.is_consistent = False
+            lab.out(REGISTER, KEY, KEY)
+            lab.wait_idle()
+            assert lab.holder() == (holder, 1)
+
+
+def test_clean_up_leaves_aptpl_as_it_is(run_one):
+    """It counts for all: the twin's reservation is to outlive a power loss."""
+    with run_one.scenario() as lab:
+        assert lab.out(REGISTER, 0, KEY, flags=1) == GOOD
+        lab.strangers_allowed = True
+        lab.nexus(RIVALS).key = KEY
+        lab.lun.type, lab.lun.holder = 1, RIVALS
+        assert ACTIONS['clean up'].run(lab) == GOOD
+        assert lab.lun.aptpl == 1
+
+
+def test_what_is_undone_leaves_aptpl_as_it_is(run_one):
+    with run_one.scenario() as lab:
+        lab.rival_registered()
+        lab.lun.aptpl = 1
+        lab.nexus(lab.order[2]).answer(**sense_of(5, 0x55, 4), count=EVER,
+                                       only=(0x5f, REGISTER))
+        assert lab.out(REGISTER, 0, KEY, flags=1) == '5/55/04'
+        assert lab.lun.aptpl == 1
+
+
+def test_a_table_of_many_paths(run_one):
+    """4,000 are a thousand disks with four each."""
+    with run_one.scenario() as lab:
+        lab.die(0)
+        lab.mpd.maps[1].paths = {sim.disk_name(30 + n): lab.nexus(16)
+                                 for n in range(4000)}
+        lab.mpd.maps.reverse()
+        assert lab.out(REGISTER, 0, KEY) == GOOD
+
+
+def test_paths_that_dm_has_failed_are_said_to_be_so(run_one):
+    for name in ('register', 'unregister', 'change the key'):
+        with run_one.scenario(name) as lab:
+            prepare(lab, ACTIONS[name])
+            for path in PATHS:
+                lab.nexus(path).dm_failed = 1
+            begin = len(lab.helper.log())
+            assert ACTIONS[name].run(lab) == LOST
+            lab.is_consistent = False
+            assert 'answers GOOD' not in lab.helper.log()[begin:]
+
+
+def test_a_conflict_of_our_own_is_logged(run_one):
+    for key in (0, NEW):
+        with run_one.scenario(key) as lab:
+            lab.registered()
+            lab.known.key, lab.is_consistent = key, False
+            begin = len(lab.helper.log())
+            assert lab.out(RESERVE, KEY, 0, 1) == CONFLICT
+            assert 'warning: dm-0 (mpatha)' in lab.helper.log()[begin:]
+
+
+def test_a_key_that_multipathd_keeps_is_logged(run_one):
+    """Its file is read-only: started anew, it registers with it again if a
+    path that is gone, or a twin, still has it on the disk."""
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.mpd.on('^unsetprkey', 'fail')
+        begin = len(lab.helper.log())
+        answer = lab.out(REGISTER, KEY, 0)
+        assert answer != GOOD or lab.known.key == 0 \
+            or 'warning: dm-0 (mpatha)' in lab.helper.log()[begin:]
