@@ -148,20 +148,20 @@ static const struct {
 } replies[] = {
     { "ok\n", MULTIPATHD_DONE },     { "fail\n", MULTIPATHD_REFUSED },
     { "set\n", MULTIPATHD_SET },     { "1", MULTIPATHD_SET }, /* < 0.9.9 */
-    { "unset\n", MULTIPATHD_UNSET }, { "permission deny", MULTIPATHD_REFUSED },
+    { "unset\n", MULTIPATHD_UNSET },
 };
 
 /*
- * Returns MULTIPATHD_SILENT if there is no reply, which has been logged, and
- * MULTIPATHD_OTHER if it is none of those, but a usage text, or an answer. That
- * is in *reply.
+ * Returns MULTIPATHD_SILENT if there is no reply, or it is busy, or denies it,
+ * which has been logged, and MULTIPATHD_OTHER if it is none of those, but a
+ * usage text, or an answer. That is in *reply.
  */
 __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     const struct multipathd *multipathd, char *reply, size_t room,
     const char *format, ...)
 {
     struct packet command;
-    bool is_busy;
+    bool is_busy, is_mute;
     va_list arguments;
     const char *why;
     int length, error;
@@ -189,12 +189,13 @@ __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     else
         trace(TRACE_MULTIPATHD, "multipathd, '%.100s': %.*s", command.text,
               length, why);
-    if (is_busy || strncmp(why, "permission deny", 15) == 0)
+    is_mute = is_busy || strncmp(why, "permission deny", 15) == 0;
+    if (is_mute)
         log_warning("multipathd, '%.100s': %.*s", command.text, length, why);
-    for (i = 0; !is_busy && i < COUNT(replies); i++)
+    for (i = 0; !is_mute && i < COUNT(replies); i++)
         if (strncmp(reply, replies[i].text, strlen(replies[i].text)) == 0)
             return replies[i].said;
-    return is_busy || error != 0 ? MULTIPATHD_SILENT : MULTIPATHD_OTHER;
+    return is_mute || error != 0 ? MULTIPATHD_SILENT : MULTIPATHD_OTHER;
 }
 
 void multipathd_show(const struct multipathd *multipathd, const char *command,

@@ -201,6 +201,9 @@ PATH, BLOCKS, MULTIPATHD, RIVAL_ACTS, DIES = (
 IS_LOST, RESTORED, GOES, TELLS_NOT = (
     'answer_is_lost', 'goes_wrong_when_restored', 'holder_goes',
     'nobody_tells_who_holds')
+SAYS, COMES, HANG, IS_FASTER, RESERVES, NOTES_NOT = (
+    'a_path_says_something', 'a_path_comes', 'two_paths_hang',
+    'rival_is_faster', 'rival_reserves', 'multipathd_notes_nothing')
 AIMS = {
     'nothing': Aim(16, BEGINNINGS, ACTIONS, EACH_TYPE, {
         (): 1, (PATH,): 2, (PATH, PATH): 1, (MULTIPATHD,): 1,
@@ -237,6 +240,20 @@ AIMS = {
                     PREEMPT: 1}, EACH_TYPE, {
         (BLOCKS,): 4, (BLOCKS, RIVAL_ACTS): 2, (BLOCKS, PATH): 1,
         (BLOCKS, MULTIPATHD): 1}),
+    # What a path says that is no answer, to what goes to all of them.
+    'said': Aim(8, {'nobody': 1, 'registered': 2, 'held': 1},
+                {REGISTER: 4, REGISTER_AND_IGNORE: 1, PREEMPT: 1}, EACH_TYPE, {
+        (SAYS,): 6, (COMES,): 1, (HANG,): 1}),
+    # An older key is preempted between any two paths that get the next.
+    'change': Aim(6, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
+                  {(IS_FASTER,): 1}),
+    # What all registrants hold is reserved anew as its release is lost.
+    'anew': Aim(2, {'held': 1}, {RELEASE: 1}, {7: 1, 8: 1},
+                {(IS_LOST, RESERVES): 1}),
+    # What multipathd does not take note of.
+    'noted': Aim(4, {'registered': 2, 'held': 2},
+                 {RESERVE: 2, RELEASE: 2, PREEMPT: 1}, {1: 1, 3: 1, 5: 1, 6: 1},
+                 {(NOTES_NOT,): 1}),
 }
 PATH_KINDS = {
     'sense': 3, 'host': 3, 'status': 1, 'state': 2, 'blocked': 3, 'refuses': 4,
@@ -274,7 +291,7 @@ class Case:
         self.target.is_lio = self.rng.random() < .3
         aim = self.pick({name: AIMS[name].weight for name in AIMS})
         self.aim, self.is_own = AIMS[aim], aim == 'own key'
-        self.is_aimed = aim in ('rival', 'first key', 'own key')
+        self.is_aimed = aim in ('rival', 'first key', 'own key', 'anew')
         self.beginning()
         self.choose()
         for what in self.pick(self.aim.troubles):
@@ -377,6 +394,41 @@ class Case:
         if self.rng.random() < .4:
             self.checker_says(path)
         self.path_blocked(path, self.nexus(path))
+
+    def a_path_says_something(self):
+        """It recovers, has no LUN any more, is not reached, or its answer is
+        lost."""
+        path = self.rng.choice(PATHS)
+        n, name = self.nexus(path), sim.disk_name(path)
+        kind = self.rng.choice(('recovered', 'unmapped', 'unreached', 'lost'))
+        if kind == 'recovered':
+            n.answer(2, driver_status=8, sense=SENSES[kind], after=True,
+                     only=PR_OUT, count=EVER)
+        elif kind == 'unmapped':
+            n.answer(2, driver_status=8, sense=SENSES[kind], count=EVER)
+            n.dm_failed = 1
+            self.gone.add(path)
+        elif kind == 'unreached':
+            n.answer(host_status=self.rng.choice((2, 0xc, 0xd)), only=PR_OUT,
+                     count=self.rng.choice((1, 2, 3)))
+        else:
+            self.is_benign = False
+            n.answer(host_status=self.rng.choice(LOST_BY),
+                     after=self.rng.random() < .5, only=(0x5f, self.action),
+                     count=self.rng.choice((1, 1, 2)))
+        self.tell('%s: %s, to PR OUT' % (name, kind))
+
+    def a_path_comes(self):
+        path = self.rng.choice(PATHS)
+        self.path_comes(path, self.nexus(path))
+
+    def two_paths_hang(self):
+        for path in self.rng.sample(PATHS, 2):
+            n = self.nexus(path)
+            n.hang_after, n.delay_ms = self.rng.random() < .5, 300000
+            self.tell('%s: hangs%s' % (sim.disk_name(path),
+                                       n.hang_after * ', but does it'))
+        self.is_benign = False
 
     def inject(self, path, kind, durations, what, can_last=True, after=False):
         """For a few commands, or some time; from the beginning or later."""
@@ -755,6 +807,29 @@ class Case:
             told.append('LOOK %d s later' % seconds)
         self.tell('%s: %s, type %d' % (WHO[nexus], ', '.join(told), type_))
 
+    def rival_is_faster(self):
+        """It has read the keys before any was changed."""
+        self.is_benign = False
+        step, type_ = self.rng.randint(6, 26), self.rng.choice(TYPES)
+        self.act(PREEMPT, RIVALS, step, key=KEY, argument=type_)
+        self.tell('the rival: PREEMPT %x at step %d, type %d' % (
+            KEY, step, type_))
+
+    def rival_reserves(self):
+        self.is_benign = False
+        step = self.rng.randint(0, 2)
+        self.act(RESERVE, RIVALS, HIT + step, argument=self.lab.lun.type)
+        self.tell('the rival: RESERVE at step +%d' % step)
+
+    def multipathd_notes_nothing(self):
+        self.is_benign = self.is_mpd_well = False
+        how = self.rng.choice(('fail', 'timeout', 'close', 'hang'))
+        skip = self.rng.choice((0, 1))
+        # One that fails to tell what it thinks has no such commands.
+        self.lab.mpd.on('setprhold' if how == 'fail' else 'prhold', how,
+                        count=EVER, skip=skip)
+        self.tell('multipathd, "prhold": %s after %d' % (how, skip))
+
     def worker_dies(self):
         self.is_killed, self.is_benign = True, False
         step = self.rng.randint(3, 10) if self.is_aimed else self.step()
@@ -1121,6 +1196,10 @@ class Case:
         """Rule 3, if the path is gone by the time of the next command; which,
         after an error, is the same once more."""
         lun, known = self.lab.lun, self.lab.known
+        if self.action == RELEASE and self.answer == GOOD \
+                and self.was_hold == 'set' and self.lab.mpd.version != '0.9.4' \
+                and not self.is_restarted:
+            return known.prhold != 'set'
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well and self.answer != GOOD \
             or self.is_killed \
