@@ -55,8 +55,8 @@ static void hold_settle(struct map *map)
 {
     const struct answer answer = map->answer;
 
-    if (answer.status == GOOD && map->hold != MULTIPATHD_DONE
-        && map->hold != MULTIPATHD_SET
+    /* Again, as it may have been started anew since it was told. */
+    if (answer.status == GOOD
         && !hold_tell(map, "setprhold", MULTIPATHD_UNSET)) {
         map_fail(map, NOT_NOTED, "reservation");
         return;

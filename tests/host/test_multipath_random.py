@@ -410,12 +410,12 @@ class Case:
             self.gone.add(path)
         elif kind == 'unreached':
             n.answer(host_status=self.rng.choice((2, 0xc, 0xd)), only=PR_OUT,
-                     count=self.rng.choice((1, 2, 3)))
+                     count=self.rng.choice((1, 3, 8)))
         else:
             self.is_benign = False
             n.answer(host_status=self.rng.choice(LOST_BY),
                      after=self.rng.random() < .5, only=(0x5f, self.action),
-                     count=self.rng.choice((1, 1, 2)))
+                     count=self.rng.choice((1, 1, 4)))
         self.tell('%s: %s, to PR OUT' % (name, kind))
 
     def a_path_comes(self):
