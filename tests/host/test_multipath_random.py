@@ -423,11 +423,13 @@ class Case:
         self.path_comes(path, self.nexus(path))
 
     def two_paths_hang(self):
+        step = self.rng.randint(2, 20)
         for path in self.rng.sample(PATHS, 2):
             n = self.nexus(path)
-            n.hang_after, n.delay_ms = self.rng.random() < .5, 300000
-            self.tell('%s: hangs%s' % (sim.disk_name(path),
-                                       n.hang_after * ', but does it'))
+            n.hang_after = self.rng.random() < .5
+            self.act(DELAY, path, step, argument=300000)
+            self.tell('%s: hangs from step %d%s' % (
+                sim.disk_name(path), step, n.hang_after * ', but does it'))
         self.is_benign = False
 
     def inject(self, path, kind, durations, what, can_last=True, after=False):
