@@ -201,9 +201,9 @@ PATH, BLOCKS, MULTIPATHD, RIVAL_ACTS, DIES = (
 IS_LOST, RESTORED, GOES, TELLS_NOT = (
     'answer_is_lost', 'goes_wrong_when_restored', 'holder_goes',
     'nobody_tells_who_holds')
-SAYS, COMES, HANG, IS_FASTER, RESERVES, NOTES_NOT = (
+SAYS, COMES, HANG, IS_FASTER, NOTES_NOT = (
     'a_path_says_something', 'a_path_comes', 'two_paths_hang',
-    'rival_is_faster', 'rival_reserves', 'multipathd_notes_nothing')
+    'rival_is_faster', 'multipathd_notes_nothing')
 AIMS = {
     'nothing': Aim(16, BEGINNINGS, ACTIONS, EACH_TYPE, {
         (): 1, (PATH,): 2, (PATH, PATH): 1, (MULTIPATHD,): 1,
@@ -247,9 +247,6 @@ AIMS = {
     # An older key is preempted between any two paths that get the next.
     'change': Aim(6, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
                   {(IS_FASTER,): 1}),
-    # What all registrants hold is reserved anew as its release is lost.
-    'anew': Aim(2, {'held': 1}, {RELEASE: 1}, {7: 1, 8: 1},
-                {(IS_LOST, RESERVES): 1}),
     # What multipathd does not take note of.
     'noted': Aim(4, {'registered': 2, 'held': 2},
                  {RESERVE: 2, RELEASE: 2, PREEMPT: 1}, {1: 1, 3: 1, 5: 1, 6: 1},
@@ -291,7 +288,7 @@ class Case:
         self.target.is_lio = self.rng.random() < .3
         aim = self.pick({name: AIMS[name].weight for name in AIMS})
         self.aim, self.is_own = AIMS[aim], aim == 'own key'
-        self.is_aimed = aim in ('rival', 'first key', 'own key', 'anew')
+        self.is_aimed = aim in ('rival', 'first key', 'own key')
         self.beginning()
         self.choose()
         for what in self.pick(self.aim.troubles):
@@ -816,12 +813,6 @@ class Case:
         self.act(PREEMPT, RIVALS, step, key=KEY, argument=type_)
         self.tell('the rival: PREEMPT %x at step %d, type %d' % (
             KEY, step, type_))
-
-    def rival_reserves(self):
-        self.is_benign = False
-        step = self.rng.randint(0, 2)
-        self.act(RESERVE, RIVALS, HIT + step, argument=self.lab.lun.type)
-        self.tell('the rival: RESERVE at step +%d' % step)
 
     def multipathd_notes_nothing(self):
         self.is_benign = self.is_mpd_well = False
