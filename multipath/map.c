@@ -182,7 +182,9 @@ bool path_is_left_out(struct map *map, struct path *path)
     if (!path->is_reported)
         log_warning("%s (%s): %s is left out: it %s%s", map->name, map->alias,
                     path->name, path->why,
-                    verdict != ASIDE ? ", and multipathd has failed it" : "");
+                    verdict == ASIDE || path->verdict == ASIDE
+                        ? "" /* it has not been asked */
+                        : ", and multipathd has failed it");
     path->is_reported = true;
     return true;
 }
