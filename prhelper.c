@@ -27,7 +27,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define READY_WITHIN (30 * SECOND) /* who waits for that may be busy */
+#define READY_WITHIN (5 * SECOND) /* who waits for that may be busy */
 
 /* ---- The loop --------------------------------------------------------- */
 

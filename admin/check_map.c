@@ -143,7 +143,7 @@ static enum whose holder_show(struct check *check,
 static bool key_check(struct check *check, const struct multipathd *multipathd,
                       struct multipathd_key *key)
 {
-    char config[MULTIPATHD_TEXT];
+    static char config[MULTIPATHD_TEXT]; /* a stack may be small */
 
     if (!multipathd_key_get(multipathd, key)) {
         finding(check, EXIT_FINDING,
@@ -176,7 +176,7 @@ static bool key_check(struct check *check, const struct multipathd *multipathd,
 static void paths_look(struct identity *identity,
                        const struct multipathd *multipathd)
 {
-    char table[MULTIPATHD_TEXT];
+    static char table[MULTIPATHD_TEXT];
     unsigned i;
 
     multipathd_show(multipathd, MULTIPATHD_PATHS, table);

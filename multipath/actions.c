@@ -106,31 +106,29 @@ static void map_reserve(struct map *map, struct request *request)
 }
 
 /*
- * What one path holds only that releases, and the others say GOOD to that: so
- * it goes to all, and if that is not the end of it, for one was blocked or is
- * gone, it is looked who holds. One that says CONFLICT may hold with an older
- * key: who was killed while he changed it has left it there. What all
- * registrants hold any path releases: so it goes to one, as another one could
- * release what somebody has reserved since.
+ * What our key holds only the path that holds it releases, and the others say
+ * GOOD to that: so it goes to all, and if that is not the end of it, for one
+ * was blocked or is gone, it is looked who holds. What all registrants hold
+ * any path releases: so it goes to one, as another one could release what
+ * somebody has reserved since.
  */
 static void map_release(struct map *map, struct request *request)
 {
     const struct reservation *reservation = &map->reservation;
-    const struct path *lost, *other = NULL;
+    const struct path *lost;
     enum holder holder;
     struct path *path;
 
     if (!reservation_read(map))
         return;
-    if (reservation->is_held && reservation->key != 0
+    if (reservation->is_held && reservation->key == map->key.value
         && (request->cdb[2] & 0x0f) < WRITE_EXCLUSIVE_ALL_REGISTRANTS) {
         all_due(map);
         for (path = map->paths; path < map->paths + map->count; path++)
-            if (path->verdict == DUE
-                && (path->verdict = path_send(map, path, request)) == CONFLICT)
-                other = path;
+            if (path->verdict == DUE)
+                path->verdict = path_send(map, path, request);
         map_answer(map, GOOD);
-        if (other != NULL
+        if (count_of(map, CONFLICT) > 0
             && count_of(map, CONFLICT) + count_of(map, ASIDE) == map->count)
             map_answer(map, RESERVATION_CONFLICT);
     } else {
@@ -150,12 +148,14 @@ static void map_release(struct map *map, struct request *request)
     if (holder == HOLDER_UNKNOWN)
         return;
     map_answer(map, GOOD);
-    if (other != NULL && reservation->is_held && reservation->key != 0
-        && reservation->key != map->key.value)
+    /* A worker that was killed as it changed the key may have left it there. */
+    if (reservation->is_held && reservation->key != 0
+        && reservation->key != map->key.value
+        && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_SET)
         map_fail(map,
-                 "%s may hold with another key than the others have: register "
-                 "anew",
-                 other->name);
+                 "multipathd thinks that a path holds, with the older key "
+                 "0x%llx: unregister, and register anew",
+                 (unsigned long long)reservation->key);
     else if (holder == HOLDER_GONE
              && reservation->scope_type != request->cdb[2]) {
         map_fail(map, "a conflict: a path that is gone holds, with type %u",

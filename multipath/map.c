@@ -160,7 +160,7 @@ static enum verdict path_look(const struct map *map, struct path *path)
 
 void map_see(struct map *map)
 {
-    char table[MULTIPATHD_TEXT];
+    static char table[MULTIPATHD_TEXT]; /* a stack may be small */
     unsigned i;
 
     table[0] = '\0';
@@ -182,9 +182,7 @@ bool path_is_left_out(struct map *map, struct path *path)
     if (!path->is_reported)
         log_warning("%s (%s): %s is left out: it %s%s", map->name, map->alias,
                     path->name, path->why,
-                    verdict == ASIDE || path->verdict == ASIDE
-                        ? "" /* it has not been asked */
-                        : ", and multipathd has failed it");
+                    verdict != ASIDE ? ", and multipathd has failed it" : "");
     path->is_reported = true;
     return true;
 }

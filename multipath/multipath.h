@@ -123,7 +123,7 @@ struct map {
     enum multipathd_said hold;      /* what multipathd thought; DONE: is told */
 };
 
-/* What our registrations have: the last one's APTPL counts for the disk. */
+/* What we register with: the APTPL of the last REGISTER counts for the disk. */
 static inline uint8_t flags_of(const struct map *map)
 {
     return map->key.aptpl ? APTPL : 0;

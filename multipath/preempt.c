@@ -63,10 +63,8 @@ static bool map_suspend(struct map *map)
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE) {
-        /* If that took long, somebody else is about to resume it. */
+        map->suspension->resume_by = clock_us() + RESUME_WITHIN;
         map->deadline = sooner(map->deadline, clock_us() + SUSPENDED_WITHIN);
-        map->deadline = sooner(map->deadline,
-                               map->suspension->resume_by - RESUMED_WITHIN);
         return true;
     }
     if (said == MULTIPATHD_REFUSED)

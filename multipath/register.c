@@ -172,32 +172,17 @@ static bool last_find(struct map *map, uint64_t told, bool is_ignored)
  * back. multipathd is told first, or it could register what is taken off.
  */
 static void map_undo(struct map *map, const struct multipathd_key *told,
-                     uint64_t previous, uint8_t flags, bool is_ignored)
+                     uint64_t previous, uint8_t flags)
 {
     bool is_whole = count_of(map, DONE) + count_of(map, ASIDE) == map->count;
     const struct answer answer = map->answer;
     const uint64_t key = map->key.value;
     const struct path *changed = NULL;
-    enum verdict last;
     unsigned i;
 
     for (i = 0; i < map->count; i++)
         if (map->paths[i].is_changed)
             changed = &map->paths[i];
-    if (changed != NULL && key != 0 && key == previous) {
-        /*
-         * The key may be on a path that had none, and be removed from the last
-         * one. Or that has it still, to which REGISTER does not give it back:
-         * then nobody has removed it, whatever the witness says.
-         */
-        map->deadline = map->end - AFTERWARDS_WITHIN / 2;
-        last = path_prove(map, map->last);
-        if (last == CONFLICT)
-            previous = 0;
-        map->is_doubtful = last == CONFLICT
-                           || (map->is_doubtful
-                               && (last != DONE || is_ignored));
-    }
     /* It is done, but multipathd does not know: it has to be repeated. */
     if (changed != NULL && !map->is_doubtful
         && (key == 0 || (is_whole && previous != 0))) {
@@ -208,13 +193,20 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
         return;
     }
     map->deadline = map->end - AFTERWARDS_WITHIN / 2; /* and then the keys */
+    /* The key may be on a path that had none, and be removed from this one. */
+    if (changed != NULL && key == previous
+        && path_prove(map, map->last) == CONFLICT) {
+        map->is_doubtful = true;
+        previous = 0;
+    }
     map->key = *told;
     if (map->is_doubtful)
         map->key = (struct multipathd_key){ 0 };
-    if (!key_tell(map)
-        || ((map->is_doubtful || (previous == 0 && map->is_status_told))
-            && multipathd_tell(&map->multipathd, "unsetprstatus")
-                   != MULTIPATHD_DONE))
+    if ((!key_tell(map)
+         || ((map->is_doubtful || (previous == 0 && map->is_status_told))
+             && multipathd_tell(&map->multipathd, "unsetprstatus")
+                    != MULTIPATHD_DONE))
+        && key != 0)
         map_fail(map, MAY_REGISTER, (unsigned long long)key, map->name);
     if (map->is_doubtful || (changed != NULL && key != previous))
         keys_take_off(map, key, flags);
@@ -273,7 +265,6 @@ void map_register(struct map *map, struct request *request)
         map->key.value = 0;
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
-    /* What we have asked counts in PRGENERATION, too, which is read here. */
     count = keys_read(map, NULL, key);
     if (count < 0)
         return;
@@ -290,12 +281,12 @@ void map_register(struct map *map, struct request *request)
         map->paths[i].had_key = verdict != CONFLICT;
         is_anew &= verdict == CONFLICT || verdict == DOWN || verdict == ASIDE;
     }
-    /* It remembers a registration that is over; a path that is gone lost it. */
-    if (previous == 0 && is_anew && told.value != 0)
-        multipathd_tell(&map->multipathd, "unsetprhold");
+    /* What we have asked counts in PRGENERATION, too, which is read here. */
+    if (keys_read(map, NULL, key) < 0)
+        return;
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
-        map_undo(map, &told, previous, flags, is_ignored);
+        map_undo(map, &told, previous, flags);
         return;
     }
     for (i = 0; i < map->count; i++)
@@ -305,7 +296,12 @@ void map_register(struct map *map, struct request *request)
                      "%s comes back with the key it had if multipathd is "
                      "older than 0.13: then repeat this",
                      map->paths[i].name);
-    /* A path that had the key already may hold. */
+    /*
+     * If no path had the key any more, those that are gone have lost it, too,
+     * and multipathd remembers what is over. One that had it may hold.
+     */
+    if (previous == 0 && is_anew && told.value != 0)
+        multipathd_tell(&map->multipathd, "unsetprhold");
     holder = previous == 0 ? holder_find(map) : HOLDER_UNKNOWN;
     if (holder != HOLDER_UNKNOWN)
         multipathd_tell(&map->multipathd,

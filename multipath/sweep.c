@@ -10,8 +10,6 @@
  */
 #include "multipath.h"
 
-#include <string.h>
-
 /* Does it register a key, rather than take one off? */
 static bool is_registration(const struct request *request)
 {
@@ -22,11 +20,8 @@ void all_due(struct map *map)
 {
     struct path *path;
 
-    for (path = map->paths; path < map->paths + map->count; path++) {
+    for (path = map->paths; path < map->paths + map->count; path++)
         path->verdict = path->is_reported || path->seen.is_failed ? ASIDE : DUE;
-        if (path->seen.is_failed && !path->is_reported)
-            strcpy(path->why, "was failed by multipathd");
-    }
 }
 
 unsigned count_of(const struct map *map, enum verdict verdict)
@@ -45,7 +40,10 @@ bool answer_undone(struct map *map)
                         "no path is usable: %s %s: bring one back, see "
                         "'multipathd show paths'",
                         map->count > 0 ? map->paths->name : "there is",
-                        map->count > 0 ? map->paths->why : "none");
+                        map->count == 0 ? "none"
+                        : map->paths->seen.is_failed
+                            ? "was failed by multipathd"
+                            : map->paths->why);
     map_answer(map, RESERVATION_CONFLICT);
     return false;
 }

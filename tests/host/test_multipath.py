@@ -3539,9 +3539,15 @@ def test_who_has_lost_all_keys_hears_conflict_also_if_a_path_is_gone(run_one):
 
 def dies_before_the_holder_has_the_key(lab, holder):
     """Which is the last path that gets it. The worker is killed."""
+    action = ACTIONS['change the key, holding']
     lab.held(1, holder)
-    with lab.nexus(holder).hanging(6 if holder == lab.order[0] else 2):
-        send(lab.client, ACTIONS['change the key, holding'], lab.map)
+    assert action.run(lab) == GOOD
+    lab.wait_idle()
+    skip = [e.sa_key for e in lab.sent() if e.nexus == holder].index(NEW)
+    lab.reset()
+    lab.held(1, holder)
+    with lab.nexus(holder).hanging(skip):
+        send(lab.client, action, lab.map)
         lab.nexus(holder).wait_held()
         kill(*lab.workers())
         assert code(lab.client.reply()) == LOST
@@ -3587,21 +3593,6 @@ def test_a_path_that_keeps_an_older_key_is_logged(run_one):
             assert lab.keys() == [0, 0, 0] or re.search(
                 '%s comes back with' % sim.disk_name(gone),
                 lab.helper.log()[begin:])
-
-
-def test_a_path_that_dies_does_not_cost_the_same_key_again(run_one):
-    """Nobody has removed anything: the holder has had the key all the time."""
-    for step, victim, holder in itertools.product(range(16, 22), PATHS, PATHS):
-        if victim == holder:
-            continue
-        with run_one.scenario(step, victim, holder) as lab:
-            lab.held(1, holder)
-            lab.target.act(sim.STATE, victim, step, argument=sim.OFFLINE)
-            lab.target.act(sim.DM, victim, step, argument=1)
-            lab.is_consistent = False
-            lab.out(REGISTER, KEY, KEY)
-            lab.wait_idle()
-            assert lab.holder() == (holder, 1)
 
 
 def test_clean_up_leaves_aptpl_as_it_is(run_one):
@@ -3667,3 +3658,137 @@ def test_a_key_that_multipathd_keeps_is_logged(run_one):
         answer = lab.out(REGISTER, KEY, 0)
         assert answer != GOOD or lab.known.key == 0 \
             or 'warning: dm-0 (mpatha)' in lab.helper.log()[begin:]
+
+
+def test_who_is_fenced_gets_no_key_back_by_the_last_path(run_one):
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.rival_registered()
+        lab.is_consistent = False
+        last = lab.order[0]
+        lab.target.act(sim.STATE, last, 12, argument=sim.OFFLINE)
+        lab.target.act(sim.DM, last, 12, argument=1)
+
+        def fence(command):
+            with lab.helper.client() as rival:
+                assert rival.out(lab.rival, PREEMPT, RIVAL, KEY,
+                                 1).status == GOOD
+            lab.nexus(last).state = sim.RUNNING
+            lab.nexus(last).dm_failed = 0
+
+        lab.mpd.on('^setprstatus', fence, count=1)
+        assert lab.out(REGISTER, KEY, KEY) == LOST
+        assert lab.out(REGISTER, KEY, KEY) == CONFLICT      # is GOOD
+        assert lab.keys() == [0, 0, 0]
+
+
+OLDER = {'busy': lambda lab, n: lab.nexus(n).answer(
+             status=8, only=(0x5f, RELEASE)),
+         'lost': lambda lab, n: lab.nexus(n).answer(
+             host_status=3, only=(0x5f, RELEASE)),
+         'becoming ready': lambda lab, n: lab.nexus(n).answer(
+             **sense_of(2, 4, 1), only=(0x5f, RELEASE)),
+         'refuses': lambda lab, n: lab.nexus(n).answer(
+             **sense_of(4, 0x44, 0), only=(0x5f, RELEASE)),
+         'blocked': lambda lab, n: lab.root.state(n, 'blocked'),
+         'gone': Lab.die}
+
+
+@pytest.mark.parametrize('how', OLDER)
+@pytest.mark.parametrize('holder', PATHS)
+def test_what_an_older_key_holds_if_its_path_does_not_say(lab_of, how,
+                                                                holder):
+    lab = lab_of(env=FAST)
+    dies_before_the_holder_has_the_key(lab, holder)
+    OLDER[how](lab, holder)
+    assert lab.out(RELEASE, NEW, 0, 1) != GOOD or lab.holder() is None
+
+
+@pytest.mark.parametrize('holder', PATHS)
+def test_what_an_older_key_holds_by_another_type(lab_of, holder):
+    lab = lab_of(env=FAST)
+    dies_before_the_holder_has_the_key(lab, holder)
+    assert lab.out(RELEASE, NEW, 0, 7) != GOOD or lab.holder() is None
+
+
+def test_a_conflict_makes_multipathd_forget_nothing(run_one):
+    for holder in PATHS:
+        with run_one.scenario(holder) as lab:
+            lab.held(1, holder)
+            lab.known.key = NEW     # who told it was killed then
+            assert lab.out(REGISTER, 0, 0xa11ce3) == CONFLICT
+            assert lab.out(REGISTER, KEY, NEW) == GOOD
+            lab.wait_idle()
+            lab.die(holder)
+            assert lab.out(RELEASE, NEW, 0, 1) != GOOD or not lab.lun.type
+
+
+def test_a_lost_answer_costs_no_reservation(run_one):
+    """multipathd has forgotten the key, and one path has none."""
+    for new in PATHS:
+        with run_one.scenario(new) as lab:
+            others = [path for path in PATHS if path != new]
+            lab.registered(paths=others)
+            lab.known.key, lab.known.prflag = 0, 'unset'
+            lab.lun.type, lab.lun.holder = 1, others[0]
+            lab.nexus(new).answer(host_status=3,
+                                  only=(0x5f, REGISTER_AND_IGNORE))
+            assert lab.out(REGISTER_AND_IGNORE, 0, KEY) == GOOD
+            assert lab.holder() == (others[0], 1)
+
+
+def test_a_path_without_a_key_does_not_keep_release_from_ending(run_one):
+    for new in PATHS:
+        with run_one.scenario(new) as lab:
+            lab.registered(paths=[path for path in PATHS if path != new])
+            lab.rival_holds()
+            lab.is_consistent = False
+            assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+
+
+def test_release_beside_a_rival_waits_for_nobody(run_one):
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.rival_holds()
+        for path in lab.order[1:]:
+            lab.nexus(path).delay_ms = 300000
+        clock = lab.target.clock()
+        assert lab.out(RELEASE, KEY, 0, 1) == GOOD
+        assert lab.target.clock() - clock < 10 * 1000000
+
+
+def test_a_small_stack(lab_of):
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (512 << 10, hard))
+    try:
+        lab = lab_of(env=FAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    lab.registered()
+    assert lab.out(RESERVE, KEY, 0, 1) == GOOD
+
+
+def test_a_path_that_hangs_is_not_said_to_be_failed(run_one):
+    with run_one.scenario() as lab:
+        lab.is_consistent = False
+        lab.nexus(lab.order[1]).answer(host_status=3, count=EVER,
+                                       only=(0x5f, None))
+        lab.target.act(sim.STATE, lab.order[0], 20, argument=sim.BLOCKED)
+        begin = len(lab.helper.log())
+        assert lab.out(REGISTER, 0, KEY) == LOST
+        lab.wait_idle()
+        assert 'was failed by multipathd' not in lab.helper.log()[begin:]
+
+
+def test_key_0_is_no_key(run_one):
+    with run_one.scenario() as lab:
+        lab.registered()
+        for path in PATHS:
+            lab.nexus(path).answer(
+                **sense_of(5, 0x55, 4), count=EVER, only=(0x5f, REGISTER),
+                skip=2 if path == lab.order[0] else 0)
+        lab.mpd.on('^setprkey', 'fail')
+        begin = len(lab.helper.log())
+        lab.is_consistent = False
+        assert lab.out(REGISTER, KEY, 0) == '5/55/04'
+        assert 'may register key 0 ' not in lab.helper.log()[begin:]
