@@ -281,8 +281,8 @@ void map_register(struct map *map, struct request *request)
         map->paths[i].had_key = verdict != CONFLICT;
         is_anew &= verdict == CONFLICT || verdict == DOWN || verdict == ASIDE;
     }
-    /* What we have asked counts in PRGENERATION, too, which is read here. */
-    if (keys_read(map, NULL, key) < 0)
+    /* What we have just asked counts in PRGENERATION, too. */
+    if (previous == 0 && count > 0 && keys_read(map, NULL, key) < 0)
         return;
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
