@@ -243,9 +243,9 @@ AIMS = {
     # What a path says that is no answer, to what goes to all of them.
     'said': Aim(8, {'nobody': 1, 'registered': 2, 'held': 1},
                 {REGISTER: 4, REGISTER_AND_IGNORE: 1, PREEMPT: 1}, EACH_TYPE, {
-        (SAYS,): 6, (COMES,): 1, (HANG,): 1}),
+        (SAYS,): 5, (COMES,): 1, (HANG,): 2}),
     # An older key is preempted between any two paths that get the next.
-    'change': Aim(6, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
+    'change': Aim(8, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
                   {(IS_FASTER,): 1}),
     # What multipathd does not take note of.
     'noted': Aim(4, {'registered': 2, 'held': 2},
