@@ -106,6 +106,22 @@ static void map_reserve(struct map *map, struct request *request)
 }
 
 /*
+ * A worker that was killed as it changed the key may have left it on the path
+ * that holds. Returns one that has it, or does not say; NULL: none has.
+ */
+static struct path *key_find(struct map *map, uint64_t key)
+{
+    const struct multipathd_key own = map->key;
+    struct path *path = map->paths, *end = path + map->count;
+
+    map->key.value = key;
+    while (path < end && path_prove(map, path) == CONFLICT)
+        path++;
+    map->key = own;
+    return path < end ? path : NULL;
+}
+
+/*
  * What our key holds only the path that holds it releases, and the others say
  * GOOD to that: so it goes to all, and if that is not the end of it, for one
  * was blocked or is gone, it is looked who holds. What all registrants hold
@@ -148,14 +164,12 @@ static void map_release(struct map *map, struct request *request)
     if (holder == HOLDER_UNKNOWN)
         return;
     map_answer(map, GOOD);
-    /* A worker that was killed as it changed the key may have left it there. */
     if (reservation->is_held && reservation->key != 0
         && reservation->key != map->key.value
-        && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_SET)
-        map_fail(map,
-                 "multipathd thinks that a path holds, with the older key "
-                 "0x%llx: unregister, and register anew",
-                 (unsigned long long)reservation->key);
+        && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_SET
+        && (path = key_find(map, reservation->key)) != NULL)
+        map_fail(map, "%s may hold, with the older key 0x%llx: register anew",
+                 path->name, (unsigned long long)reservation->key);
     else if (holder == HOLDER_GONE
              && reservation->scope_type != request->cdb[2]) {
         map_fail(map, "a conflict: a path that is gone holds, with type %u",

@@ -1196,6 +1196,7 @@ class Case:
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well and self.answer != GOOD \
             or self.is_killed \
+            or self.answer != GOOD and 'may have kept key' in self.log \
             or self.was_hold == 'unset' and self.was_holder in PATHS \
             or not 0 < lun.type < 7 or lun.holder not in PATHS \
             or not self.nexus(lun.holder).key
