@@ -3161,7 +3161,7 @@ def test_map_is_resumed_before_the_next_command_has_it(lab_of):
 def test_resumer_leaves_the_next_suspension_alone(lab_of):
     """Who had the lock before it has resumed the map, and may have suspended
     it since, for its own command."""
-    lab = lab_of(env={'SIM_SPEED': '4'})
+    lab = lab_of(env={'SIM_SPEED': '2'})
     action = prepare(lab, ACTIONS[SUSPENDED])
     second = lab.helper.client()
     lab.helper.wait_sessions(2)
@@ -3196,7 +3196,7 @@ def test_resumer_leaves_the_next_suspension_alone(lab_of):
     assert action.run(lab) == LOST
     wait_until(lambda: nexus.hold)
     nexus.wait_held()
-    time.sleep(2.3)             # longer than the resumer has patience
+    time.sleep(4.4)             # longer than the resumer has patience
     nexus.hold = 0
     assert code(second.reply()) == GOOD
     assert resumers and resumers[0] not in resumed_by
