@@ -105,10 +105,12 @@ static void place_clear(const char *path, bool is_shared)
     int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     struct stat st;
 
-    snprintf(node, sizeof(node), "/proc/self/fd/%d", fd);
-    if (fd < 0 || fstat(fd, &st) < 0)
+    if (fd < 0)
         return;
-    if (!S_ISSOCK(st.st_mode)) {
+    snprintf(node, sizeof(node), "/proc/self/fd/%d", fd);
+    if (fstat(fd, &st) < 0) {
+        log_verbose("cannot look at %s:", path); /* it is tried again */
+    } else if (!S_ISSOCK(st.st_mode)) {
         if (!is_shared)
             fatal("cannot bind socket to %s: it exists and is no socket", path);
         snprintf(aside, sizeof(aside), "%s.%lld", path, (long long)clock_us());

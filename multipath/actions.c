@@ -170,13 +170,13 @@ static void map_release(struct map *map, struct request *request)
         && (path = key_find(map, reservation->key)) != NULL)
         map_fail(map, "%s may hold, with the older key 0x%llx: register anew",
                  path->name, (unsigned long long)reservation->key);
-    else if (holder == HOLDER_GONE
-             && reservation->scope_type != request->cdb[2]) {
+    if (holder == HOLDER_GONE && reservation->scope_type == request->cdb[2]) {
+        map->holder = take_over(map);
+    } else if (holder == HOLDER_GONE) {
         map_fail(map, "a conflict: a path that is gone holds, with type %u",
                  reservation->scope_type);
         map_answer(map, RESERVATION_CONFLICT);
-    } else if (holder == HOLDER_GONE)
-        map->holder = take_over(map);
+    }
     path = map->holder;
     if (path != NULL && path_send(map, path, request) < DONE)
         map_fail(map, "it is not released: %s %s: repeat it", path->name,

@@ -195,8 +195,7 @@ enum holder holder_find(struct map *map)
     if (!paths_visit(map, path_probe, &probe))
         return map->holder != NULL ? HOLDER_PATH : HOLDER_UNKNOWN;
     gone = count_of(map, ASIDE);
-    /* That no path has the key any more somebody has done, who took it off all.
-     */
+    /* Who has taken the key off all paths that work took it off all others. */
     if (gone < map->count && count_of(map, DONE) == 0)
         return HOLDER_OTHER;
     if (count_of(map, CONFLICT) == 0)

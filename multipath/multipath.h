@@ -164,7 +164,10 @@ enum refusal map_begin(struct map *, dev_t, const char *socket_path,
 bool map_list(struct map *);
 /* Waits a little, each time longer. False: the deadline is over. */
 bool map_wait(struct map *, int64_t deadline);
-/* Says why in the log. False, as what has failed returns that. */
+/*
+ * Says why in the log. False, as what has failed returns that; who goes on
+ * gives another answer in the end.
+ */
 bool map_fail(struct map *, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* Makes the answer a status without sense data; or CHECK CONDITION with it. */
@@ -291,10 +294,10 @@ __attribute__((noreturn)) void worker_run(const struct supervisor *,
                                           struct suspension *,
                                           struct suspension *own);
 
-/* Answers CONFLICT, as any disk does to who has another key, or none. */
-void key_conflict(struct map *, uint64_t key, uint64_t told);
 /* register.c: carries these out on all paths, and tells multipathd. */
 void map_register(struct map *, struct request *);
+/* Answers CONFLICT, as any disk does to who has another key, or none. */
+void key_conflict(struct map *, uint64_t key, uint64_t told);
 /*
  * It is done also if all answers are lost, but the key is gone. Nothing of ours
  * may be left, not even on a path that multipathd has registered meanwhile.

@@ -140,7 +140,8 @@ suite() {
     multipath | reference) seconds=720 ;;
     transport | foreign) seconds=900 ;;
     esac
-    # So 124 is not its status, but that of a kernel that does not end.
+    # With --preserve-status 124 is never the tests' own, but says that the
+    # kernel does not end.
     # shellcheck disable=SC2046 # a list of words
     set -- timeout --preserve-status --foreground -s INT -k 10 $seconds \
         "$PYTHON" -m pytest -p no:cacheprovider -q --tb=short --color=no \
