@@ -83,13 +83,13 @@ blacklist {
 
 
 # What comes of each PERSISTENT RESERVE OUT: is it carried out, the response
-# (1 becomes host status DID_ERROR in the initiator), status, sense data.
+# (1 becomes host status DID_ERROR in the initiator), status, sense data. BUSY
+# would tell nothing: the kernel repeats what has met that by itself.
 Reply = namedtuple('Reply', 'is_done response status sense')
 REPLIES = {
     'recovered': Reply(True, 0, 2, sense_data(1, 0x17, 1)),
     'fails-late': Reply(True, 1, 0, b''),
     'fails': Reply(False, 1, 0, b''),
-    'busy': Reply(False, 0, 8, b''),
     'in-transition': Reply(False, 0, 2, sense_data(2, 4, 0x0a))}
 
 # A PDU, and its fields (RFC 7143, 11.2 to 11.4). No digests follow them in a

@@ -97,7 +97,7 @@ class Failure:
     def __init__(self, how, paths, seconds, moment='before'):
         self.how, self.paths, self.seconds = how, paths, seconds
         self.moment = moment
-        self.is_harmless = how in ('recovered', 'busy', 'in-transition')
+        self.is_harmless = how in ('recovered', 'in-transition')
 
 
 LONG = iscsi.REPLACEMENT + 2
@@ -113,7 +113,6 @@ FAILURES = {
         ('recovered', 'recovered', 1, 'before', ((0,), (1,))),
         ('fails-late', 'fails-late', 1, 'before', ((0,),)),
         ('fails', 'fails', 1, 'before', ((1,),)),
-        ('busy', 'busy', 1, 'before', ((0, 1),)),
         ('in-transition', 'in-transition', 1, 'before', ((0,),)))
     for paths in places}
 
