@@ -160,7 +160,7 @@ static enum verdict path_look(const struct map *map, struct path *path)
 
 void map_see(struct map *map)
 {
-    static char table[MULTIPATHD_TEXT]; /* a stack may be small */
+    char table[MULTIPATHD_TEXT];
     unsigned i;
 
     table[0] = '\0';

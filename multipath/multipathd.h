@@ -50,7 +50,7 @@ enum multipathd_said multipathd_key_set(const struct multipathd *,
  */
 enum multipathd_said multipathd_tell(const struct multipathd *,
                                      const char *command);
-enum { MULTIPATHD_TEXT = 1 << 19 }; /* a table of some 26,000 paths */
+enum { MULTIPATHD_TEXT = 1 << 18 }; /* a table of some 13,000 paths */
 #define MULTIPATHD_PATHS "show paths raw format \"/%d %t %T\""
 /* Gets its answer to a command that takes no map; empty: it is silent. */
 void multipathd_show(const struct multipathd *, const char *command,
