@@ -85,7 +85,7 @@ void daemon_pid_file(const char *path)
     for (tries = 0; tries < 100; tries++) {
         struct stat ours, there = { 0 };
 
-        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
         if (fd < 0)
             fatal("cannot create PID file '%s':", path);
         if (fcntl(fd, F_SETLK, &lock) < 0)

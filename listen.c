@@ -82,15 +82,29 @@ void listen_activated(struct listener *listener, const char *path)
  */
 static bool is_alive(const char *name, bool is_shared)
 {
-    int fd = socket_connect(name, SOCK_STREAM, clock_us() + SECOND);
+    const int64_t refused_by = clock_us() + (is_shared ? 0 : SECOND / 50);
     uid_t uid;
+    int fd;
 
+    /* Who starts at the same time has bound it, but may not listen yet. */
+    do
+        fd = socket_connect(name, SOCK_STREAM, clock_us() + SECOND);
+    while (fd < 0 && errno == ECONNREFUSED && is_in_time(refused_by));
     if (fd < 0)
         return errno != ECONNREFUSED && errno != ENOENT && errno != EACCES
                && !is_shared;
     uid = socket_peer(fd).uid;
     close(fd);
     return uid == geteuid();
+}
+
+/* Does the path still name this file? */
+static bool is_file(const char *path, const struct stat *file)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0 && st.st_dev == file->st_dev
+           && st.st_ino == file->st_ino;
 }
 
 /*
@@ -105,8 +119,10 @@ static void place_clear(const char *path, bool is_shared)
     int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     struct stat st;
 
-    if (fd < 0)
+    if (fd < 0 && errno == ENOENT)
         return;
+    if (fd < 0)
+        fatal("cannot look at %s:", path);
     snprintf(node, sizeof(node), "/proc/self/fd/%d", fd);
     if (fstat(fd, &st) < 0) {
         log_verbose("cannot look at %s:", path); /* it is tried again */
@@ -120,19 +136,10 @@ static void place_clear(const char *path, bool is_shared)
             fatal("cannot rename %s, which is no socket:", path);
     } else if (is_alive(stat(node, &st) == 0 ? node : path, is_shared)) {
         fatal("cannot bind socket to %s: another process listens there", path);
-    } else if (unlink(path) < 0 && errno != ENOENT) {
+    } else if (is_file(path, &st) && unlink(path) < 0 && errno != ENOENT) {
         fatal("cannot replace the stale socket %s:", path);
     }
     close(fd);
-}
-
-/* Is what has our name still ours? */
-static bool is_named(const struct listener *listener)
-{
-    struct stat st;
-
-    return lstat(listener->path, &st) == 0 && st.st_dev == listener->made.st_dev
-           && st.st_ino == listener->made.st_ino;
 }
 
 void listen_open(struct listener *listener, const char *path)
@@ -170,14 +177,14 @@ void listen_open(struct listener *listener, const char *path)
     if (listen(listener->fd, BACKLOG) < 0)
         fatal("cannot listen on %s:", path);
     /* Who started at the same time may have found nobody listening yet. */
-    if (!is_shared && !is_named(listener))
+    if (!is_shared && !is_file(path, &listener->made))
         fatal("cannot listen on %s: another process has taken it", path);
 }
 
 void listen_remove(const struct listener *listener)
 {
     /* After stage 3 we may not be able to change the directory any more. */
-    if (listener->path != NULL && is_named(listener)
+    if (listener->path != NULL && is_file(listener->path, &listener->made)
         && unlink(listener->path) < 0)
         log_verbose("cannot remove %s:", listener->path);
 }
@@ -188,7 +195,8 @@ int notify_open(void)
     const char *whose = getenv("SYSTEMD_EXEC_PID");
     int fd;
 
-    if (name == NULL || (whose != NULL && number_of(whose) != getpid()))
+    if (name == NULL || name[0] == '\0'
+        || (whose != NULL && number_of(whose) != getpid()))
         return -1;
     fd = socket_connect(name, SOCK_DGRAM, 0);
     if (fd < 0)

@@ -245,6 +245,8 @@ static void arguments_check(struct arguments *arguments)
 /* Takes an option that only some commands have. */
 static void option_take(struct arguments *arguments, int option)
 {
+    size_t i;
+
     switch (option) {
     case KEY:
         arguments->key = key_parse("--key", optarg);
@@ -272,6 +274,10 @@ static void option_take(struct arguments *arguments, int option)
     default:
         die(EXIT_USAGE, "see " CLIENT " --help");
     }
+    for (i = 0; options[i].val != option; i++)
+        ;
+    if ((arguments->given & (unsigned)option) != 0)
+        die(EXIT_USAGE, "--%s is there twice", options[i].name);
     arguments->given |= (unsigned)option;
 }
 

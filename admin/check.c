@@ -120,11 +120,22 @@ static void ours_find(struct check *check)
             if (its > whose)
                 whose = its;
         }
-        if (whose > check->registered)
+        if (whose > check->registered) {
             check->registered = whose;
+            check->key = registration.key;
+        }
         if (registration.is_holder && whose > check->holder)
             check->holder = whose;
     }
+}
+
+/* A word of a command for a shell, or what stands for it. */
+static const char *shell_word(const char *text, const char *instead)
+{
+    size_t length = strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789"
+                                 "ABCDEFGHIJKLMNOPQRSTUVWXYZ%+,-./:=@_");
+
+    return length < 110 && text[length] == '\0' ? text : instead;
 }
 
 /* Says what the reservation keeps a virtual machine of this host from. */
@@ -143,9 +154,7 @@ static void reservation_judge(struct check *check)
                         || held->type == EXCLUSIVE_ACCESS;
     enum whose whose = is_exclusive ? check->holder : check->registered;
     const char *type = decode_type(held->type), *from = kept_from[held->type];
-    const char *device = strlen(check->arguments->device) < 80
-                             ? check->arguments->device
-                             : "DEVICE";
+    const char *device = shell_word(check->arguments->device, "DEVICE");
     const char *socket_path = check->arguments->socket_path;
     bool is_usual = strcmp(socket_path, PROTOCOL_SOCKET) == 0;
     char client[160], cure[CURE_SIZE];
@@ -153,14 +162,29 @@ static void reservation_judge(struct check *check)
     if (!check->is_reserved || whose == OURS)
         return;
     snprintf(client, sizeof(client), CLIENT "%s%s", is_usual ? "" : " -k ",
-             is_usual ? "" : socket_path);
-    /* The cure takes away what that cluster has left, and nothing else. */
-    snprintf(cure, sizeof(cure),
-             "if its cluster is dead: %s register-ignore --new-key=1 %s && "
-             "%s preempt --key=1 --victim=%" PRIx64 " --type=%u %s && "
-             "%s register --key=1 --new-key=0 %s",
-             client, device, client, held->key, held->type, device, client,
-             device);
+             is_usual ? "" : shell_word(socket_path, "SOCKET"));
+    /*
+     * The cure takes away what that cluster has left, and nothing else: a
+     * virtual machine of this host keeps its key.
+     */
+    if (check->registered == OURS)
+        snprintf(cure, sizeof(cure),
+                 "if its cluster is dead: %s preempt --key=%" PRIx64
+                 " --victim=%" PRIx64 " --type=%u %s && "
+                 "%s release --key=%" PRIx64 " --type=%u %s",
+                 client, check->key, held->key, held->type, device, client,
+                 check->key, held->type, device);
+    else
+        snprintf(cure, sizeof(cure),
+                 "if its cluster is dead%s: "
+                 "%s register-ignore --new-key=1 %s && "
+                 "%s preempt --key=1 --victim=%" PRIx64 " --type=%u %s && "
+                 "%s register --key=1 --new-key=0 %s",
+                 check->registered == NOT_OURS
+                     ? ""
+                     : ", and nobody here is registered",
+                 client, device, client, held->key, held->type, device, client,
+                 device);
     finding(check, EXIT_RESERVED, cure,
             "reserved by %s 0x%" PRIx64 ", %s: virtual machines here %s%s",
             whose == NOT_OURS ? "somebody else, key" : "key", held->key,

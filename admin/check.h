@@ -27,6 +27,7 @@ struct check {
     bool is_reserved;
     struct reservation reservation;
     enum whose registered, holder; /* this host, through this device? */
+    uint64_t key;                  /* if it is registered: with this one */
     unsigned count;
     struct finding findings[FINDINGS_MOST];
 };

@@ -203,10 +203,12 @@ static void registered_check(struct check *check,
     paths_look(&check->identity, multipathd);
     if (check->full.size == 0) /* the disk does not list who is registered */
         return;
-    if (registrations_count(&check->full, key, 0) > 0)
+    if (registrations_count(&check->full, key, 0) > 0) {
         check->registered = OURS;
-    else if (check->is_whole)
+        check->key = key;
+    } else if (check->is_whole) {
         check->registered = NOT_OURS;
+    }
     if (check->is_whole && !paths_show(check, key) && check->registered == OURS)
         finding(check, EXIT_FINDING, "let the virtual machine register again",
                 "writes by a path that is not registered may fail");

@@ -80,8 +80,9 @@ static const char *reason(const struct command *command, int fd,
     case SENSE_CODE(ABORTED_COMMAND, 0x00, 0x06):
         is_map(fd, cdb, &refusal);
         return refusal != NULL ? refusal
-                               : "the kernel refuses the helper: it needs "
-                                 "CAP_SYS_RAWIO";
+                               : "the kernel did not let the helper send it, "
+                                 "perhaps for want of CAP_SYS_RAWIO: see the "
+                                 "helper's log";
     case SENSE_CODE(ABORTED_COMMAND, 0x08, 0x00):
         if (is_map(fd, cdb, &refusal))
             return "no path of the map is usable, or multipathd cannot be "

@@ -1504,3 +1504,71 @@ def test_version():
         done = run(option)
         assert done.status == 0 and done.err == ''
         assert re.match(r'qemu-pr-client .*\d', done.out)
+
+
+@needs_root
+@pytest.mark.parametrize('form', ['{}', './{}'])
+def test_multipathd_beside_a_socket_by_a_relative_path(host, fake, form):
+    host.put('dev/block/253:0/dm/uuid', 'mpath-3600\n')
+    host.put('dev/block/253:0/dm/name', 'mpatha\n')
+    host.link('dev/block/253:0/slaves/sda', 'block/sda')
+    device = host.root.path('dev/dm-0')
+    sim.device(device, 253, 0)
+    directory, name = os.path.split(fake(*cut_off()).path)
+    multipathd = Multipathd(os.path.join(directory, 'multipathd.socket'))
+    multipathd.maps = [Map('dm-0', 'mpatha', {'sda': host.target.nexus(0)})]
+    multipathd.maps[0].key = 7
+    multipathd.start()
+    try:
+        done = run('-k', form.format(name), 'check', device,
+                   client=SIM_CLIENT, env=host.env, cwd=directory)
+    finally:
+        multipathd.stop()
+    assert 'does not say which key' not in done.err
+
+
+def cure_of(host):
+    """What is to be typed if the reservation is a dead cluster's."""
+    finding, = [finding for finding in host.json('sda', 'check')['findings']
+                if 'reserved by' in finding['text']]
+    condition, commands = finding['cure'].split(': ')
+    assert condition == 'if its cluster is dead'
+    return commands.split(' && ')
+
+
+@pytest.mark.parametrize('number', [1, 3])
+def test_the_cure_takes_nothing_from_a_machine_of_this_host(host, number):
+    host.disk(2, wwid='naa.6002')                   # another host's
+    host('sdc', 'register', '--new-key=dead')
+    host('sdc', 'reserve', '--key=dead', '--type=%d' % number)
+    host('sda', 'register', '--new-key=a11ce')      # it cannot write, though
+    for command in cure_of(host):
+        program, *arguments, disk = command.split()
+        assert host('sda', *arguments).status == 0, command
+    assert 'Not reserved' in host('sda', 'reservation').out
+    assert host.json('sda', 'keys')['keys'] == ['0xa11ce']
+
+
+def test_the_cure_is_one_command_whatever_the_socket_is_called(host, tmp_path):
+    host.disk(2, wwid='naa.6002')
+    host('sdc', 'register', '--new-key=dead')
+    host('sdc', 'reserve', '--key=dead', '--type=1')
+    odd = str(tmp_path / 'my vm;touch x')
+    os.symlink(host.helper.path, odd)
+    done = run('-k', odd, 'check', '/dev/sda', client=SIM_CLIENT, env=host.env)
+    assert ' -k SOCKET register-ignore ' in done.err, done
+    assert ';touch x register' not in done.err
+
+
+@pytest.mark.parametrize('error', [errno.EIO, errno.ENXIO, errno.ETIMEDOUT])
+def test_no_capability_is_only_one_reason(host, target, error):
+    target.nexus(0).fail_ioctl(error, 50)
+    assert 'perhaps for want of CAP_SYS_RAWIO' in host('sda', 'keys').err
+
+
+@pytest.mark.parametrize('option', [
+    '--key=1', '--new-key=1', '--victim=1', '--type=1', '--aptpl', '--json'])
+def test_an_option_that_is_there_twice(option):
+    done = run('preempt', option, option, '/dev/null')
+    name = option.partition('=')[0]
+    assert done.status == 1 and name + ' is there twice' in done.err

@@ -113,7 +113,7 @@ EXPECTED = {
     'setsockopt listen_activated': {SAME: (e.ENOPROTOOPT, e.EINVAL)},
     'socket listen_open': {START: (e.EMFILE, e.EAFNOSUPPORT)},
     'stat listen_open': {SAME: (e.EACCES, e.ENOENT)},
-    'open place_clear': {SAME: (e.ENOENT, e.EIO)},
+    'open place_clear': {SAME: (e.ENOENT,), START: (e.EIO, e.EMFILE)},
     'fstat place_clear': {SAME: (e.EIO,)},      # it is looked at again
     'stat place_clear': {SAME: (e.ENOENT,)},    # there is no /proc
     'unlink place_clear': {START: (e.EACCES, e.EROFS)},
@@ -121,7 +121,7 @@ EXPECTED = {
     'bind listen_open': {SAME: (e.EADDRINUSE,), START: (e.EACCES, e.ENOSPC)},
     'lstat listen_open': {LEFT: (e.ENOENT, e.EIO)},
     'listen listen_open': {START: (e.EADDRINUSE, e.EOPNOTSUPP)},
-    'lstat is_named': {LEFT: (e.ENOENT, e.EACCES)},
+    'lstat is_file': {LEFT: (e.ENOENT, e.EACCES)},
     'unlink listen_remove': {LEFT: (e.ENOENT, e.EACCES, e.EROFS)},
     'send notify_send': {SAME: (e.ECONNREFUSED, e.ENOBUFS, e.EAGAIN)},
     # prhelper.c
@@ -725,7 +725,7 @@ SCENARIOS = [
              fails=True, ours=True, only='^$',
              broken={'connect socket_connect': (e.ENOMEM, *ONE)}),
     Scenario('another that starts at the same time', ours=True, fails=True,
-             only='^$', broken={'lstat is_named': (e.ENOENT, *ONE)}),
+             only='^$', broken={'lstat is_file': (e.ENOENT, *ONE)}),
     Scenario('a file at the path', in_the_way=True, only='rename'),
     Scenario('a PID file that is replaced all the time', pid_file=True,
              fails=True, only='^$',

@@ -433,6 +433,16 @@ def test_a_pid_file_that_cannot_be_made_is_an_error(place):
     fails(place.run('-f', path), path, 'No such file or directory')
 
 
+def test_a_pid_file_is_no_link_to_another(place):
+    """Its directory may belong to those who are served."""
+    dear, path = place.dir + '/dear', place.dir + '/p'
+    with open(dear, 'w') as f:
+        f.write('dear')
+    os.symlink(dear, path)
+    fails(place.run('-f', path), path, 'symbolic link')
+    assert content(dear) == 'dear'
+
+
 def test_a_pid_file_in_a_directory_that_is_not_writable(place):
     path = place.dir + '/p'
     if os.geteuid() != 0:

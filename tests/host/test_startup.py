@@ -11,6 +11,7 @@ import fcntl
 import grp
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -68,6 +69,13 @@ def test_a_killed_helpers_socket_is_replaced(place):
     wait_until(lambda: not accepts(place.socket))   # a session's last moment
     place.begin()
     assert place.serves()
+
+
+def test_who_has_no_descriptor_to_look_with_says_so(place):
+    listener(place.socket).close()
+    result = place.run('--single-process', preexec_fn=lambda:
+                       resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4)))
+    assert result.status == 1 and 'open files' in result.err, result
 
 
 @pytest.mark.parametrize('user', ['same', 'ordinary'])
@@ -605,6 +613,11 @@ def test_a_service_manager_that_is_busy_hears_of_the_start(place):
             pass                # or recv() fails
         keep_busy(name)
         assert stop(process) == 0
+
+
+def test_an_empty_name_is_no_service_managers(place):
+    process = place.begin(env={'NOTIFY_SOCKET': ''}, stderr=subprocess.PIPE)
+    assert stop(process) == 0 and not process.stderr.read()
 
 
 @pytest.mark.parametrize('options', [[], ['--single-process']])
