@@ -92,6 +92,7 @@ static int multipathd_connect(const struct multipathd *multipathd,
 {
     static const char name[] = "multipathd.socket";
     const char *own = multipathd->socket_path;
+    const char *slash = own != NULL ? strrchr(own, '/') : NULL;
     const char *given = getenv("MULTIPATH_SOCKET_NAME");
     char beside[sizeof(((struct sockaddr_un *)0)->sun_path) + sizeof(name)];
     int fd;
@@ -100,8 +101,8 @@ static int multipathd_connect(const struct multipathd *multipathd,
         return name_connect(given, deadline);
     fd = name_connect("/run/multipathd.socket", deadline);
     if (fd < 0 && own != NULL) {
-        snprintf(beside, sizeof(beside), "%.*s/%s",
-                 (int)(strrchr(own, '/') - own), own, name);
+        snprintf(beside, sizeof(beside), "%.*s%s",
+                 slash != NULL ? (int)(slash - own) + 1 : 0, own, name);
         fd = name_connect(beside, 0); /* whoever made it may keep it full */
         if (fd < 0 && errno == EPERM)
             log_warning("%s is not root's: not taken for multipathd", beside);
