@@ -274,7 +274,9 @@ bool supervise(struct supervisor *supervisor)
         unsigned signals = signals_take();
         struct suspension *due;
 
-        if (fds[REPORT].revents != 0)
+        /* Who is to be killed may have reported since. */
+        if (fds[REPORT].revents != 0
+            || (workers->pending != 0 && now >= workers->retry))
             reports_read(supervisor);
         if ((signals & SIGNAL_CHILD) != 0)
             children_reap(supervisor, now);
