@@ -168,7 +168,9 @@ static void map_release(struct map *map, struct request *request)
         && reservation->key != map->key.value
         && multipathd_tell(&map->multipathd, "getprhold") == MULTIPATHD_SET
         && (path = key_find(map, reservation->key)) != NULL)
-        map_fail(map, "%s may hold, with the older key 0x%llx: register anew",
+        map_fail(map,
+                 "%s may hold, with another key, 0x%llx: bring it back, or "
+                 "unregister and register anew",
                  path->name, (unsigned long long)reservation->key);
     if (holder == HOLDER_GONE && reservation->scope_type == request->cdb[2]) {
         map->holder = take_over(map);

@@ -327,8 +327,10 @@ static enum verdict path_execute(struct map *map, struct path *path, int fd,
     sg_io_execute(&command, timeout_of(map, path, request), SG_IO_ATTENTIONS);
     verdict = verdict_of(&command);
     sense_get(answer->sense, &key, &code);
+    /* Only to change a key: one that a rival has removed would come back. */
     if (verdict == REFUSED && request->data == request->own_list
         && is_register(request) && key == ILLEGAL_REQUEST
+        && (request->cdb[1] == REGISTER || be64_get(request->data + 8) == 0)
         && (*flags & ALL_TG_PT) == 0) {
         *flags |= ALL_TG_PT;
         verdict = path_execute(map, path, fd, request);

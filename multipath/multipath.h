@@ -77,6 +77,7 @@ struct path {
     bool is_changed;      /* by it; or perhaps: its answer leaves that open */
     bool is_reported;     /* as left out */
     bool had_key;         /* before the command that registers it; or perhaps */
+    bool had_older;       /* key, before it was changed for ALL_TG_PT */
     struct multipathd_path seen; /* by map_see() */
     char why[96];                /* it did not take the last command */
 };

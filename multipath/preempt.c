@@ -191,6 +191,15 @@ struct path *preempt_own(struct map *map, struct request *request)
     if (!settle(map) || keys_read(map, NULL, map->key.value) < 0
         || !map_suspend(map))
         return NULL;
+    /* It is ours if it takes over: a twin that has come since keeps his key. */
+    if (request->data == request->own_list
+        && (keys_read(map, NULL, map->key.value) < 0
+            || map->generation != map->reservation.generation)) {
+        map_resume(map, true);
+        map_fail(map, "nothing was done, as somebody has registered or "
+                      "preempted meanwhile: repeat it");
+        return NULL;
+    }
     path = any_send(map, request);
     answer = map->answer;
     is_preempted = path != NULL ? answer.status == GOOD : map->lost != NULL;

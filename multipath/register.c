@@ -101,9 +101,11 @@ static bool paths_change(struct map *map, struct request *request)
     }
     map->is_doubtful = is_new && map->last != NULL
                        && map->last->verdict == CONFLICT;
-    for (path = map->paths; path < map->paths + map->count; path++)
+    for (path = map->paths; path < map->paths + map->count; path++) {
+        map->is_doubtful |= path->had_older && path->verdict == CONFLICT;
         taken += path->verdict == DONE /* or perhaps, and is gone */
                  || (!is_new && path->verdict == ASIDE && path->is_changed);
+    }
     if (map->is_doubtful || taken == 0)
         return answer_undone(map);
     for (path = map->paths; path < map->paths + map->count; path++)
@@ -125,7 +127,7 @@ static bool paths_change(struct map *map, struct request *request)
 void key_conflict(struct map *map, uint64_t key, uint64_t told)
 {
     map_fail(map,
-             "a conflict: the command has key 0x%llx, and multipathd 0x%llx: "
+             "a conflict: the command has key 0x%llx, and this host 0x%llx: "
              "register anew",
              (unsigned long long)key, (unsigned long long)told);
     map_answer(map, RESERVATION_CONFLICT);
@@ -240,7 +242,7 @@ void map_register(struct map *map, struct request *request)
     bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     uint64_t previous, key = be64_get(request->data + 8);
     enum holder holder;
-    bool is_anew = true;
+    bool is_anew = true, is_whole = true;
     enum verdict verdict;
     unsigned i;
     int count;
@@ -265,13 +267,19 @@ void map_register(struct map *map, struct request *request)
         map->key.value = 0;
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
+    /* ALL_TG_PT may change the last path early, and then that shows nothing. */
+    for (i = 0; i < map->count; i++)
+        map->paths[i].had_older = !is_ignored && (flags & ALL_TG_PT) != 0
+                                  && key != 0 && map->key.value != 0
+                                  && map->key.value != key
+                                  && path_prove(map, &map->paths[i])
+                                         != CONFLICT;
     count = keys_read(map, NULL, key);
     if (count < 0)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
     map->key.value = key;
-    map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     map->witness = NULL;
     map->is_doubtful = false;
     for (i = 0; i < map->count; i++) {
@@ -280,10 +288,17 @@ void map_register(struct map *map, struct request *request)
                                              : CONFLICT;
         map->paths[i].had_key = verdict != CONFLICT;
         is_anew &= verdict == CONFLICT || verdict == DOWN || verdict == ASIDE;
+        is_whole &= verdict == DONE || verdict == ASIDE;
+    }
+    /* Any path would say so; but if one refused it, the key would come off. */
+    if (!is_ignored && is_whole && !is_anew) {
+        key_conflict(map, 0, key);
+        return;
     }
     /* What we have just asked counts in PRGENERATION, too. */
     if (previous == 0 && count > 0 && keys_read(map, NULL, key) < 0)
         return;
+    map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
         map_undo(map, &told, previous, flags);

@@ -3792,3 +3792,112 @@ def test_key_0_is_no_key(run_one):
         lab.is_consistent = False
         assert lab.out(REGISTER, KEY, 0) == '5/55/04'
         assert 'may register key 0 ' not in lab.helper.log()[begin:]
+
+
+@pytest.mark.parametrize('holder', PATHS)
+def test_all_tg_pt_does_not_hide_that_a_rival_was_faster(run_one, holder):
+    """The last path gets the new key early, through its initiator's other
+    one, and so does not show that the older key was preempted."""
+    for step in range(1, 40):
+        with run_one.scenario(step) as lab:
+            for path in PATHS:
+                lab.nexus(path).initiator = 1
+            lab.nexus([path for path in lab.order
+                       if path != holder][1]).initiator = 2
+            lab.held(1, holder)
+            lab.rival_registered()
+            lab.is_consistent = False
+            act = lab.target.act(PREEMPT, RIVALS, step, key=KEY, argument=1)
+            answer = lab.out(REGISTER, KEY, NEW, flags=4)
+            lab.wait_idle()
+            assert not act.done_at or act.status or (
+                answer != GOOD and lab.keys() == [0, 0, 0])
+
+
+@pytest.mark.parametrize('how', ['SPEC_I_PT', 'no room', 'fails', 'lost'])
+def test_who_is_registered_and_refused_stays_so(run_one, how):
+    """One disk says CONFLICT, and nothing else happens."""
+    for place, after in itertools.product(range(3), (False, True)):
+        with run_one.scenario(place, after) as lab:
+            lab.held()
+            lab.before = lab.state()
+            nexus = lab.nexus(lab.order[place])
+            only = (0x5f, REGISTER)
+            if how == 'lost':
+                nexus.answer(host_status=3, after=after, only=only, skip=1)
+            elif how != 'SPEC_I_PT':
+                nexus.answer(**sense_of(*(5, 0x55, 4) if how == 'no room'
+                                        else (4, 0x44, 0)), only=only, skip=1)
+            answer = lab.out(REGISTER, 0, KEY, flags=8 * (how == 'SPEC_I_PT'))
+            lab.wait_idle()
+            assert answer != GOOD and lab.state() == lab.before
+
+
+def test_a_conflict_leaves_aptpl_as_it_is(run_one):
+    with run_one.scenario() as lab:
+        assert lab.out(REGISTER, 0, KEY, flags=1) == GOOD
+        assert lab.out(RESERVE, KEY, 0, 1) == GOOD
+        assert lab.out(REGISTER, 0, KEY) == CONFLICT
+        assert lab.lun.aptpl == 1
+
+
+@pytest.mark.parametrize('name', ['release', 'unregister', 'clean up',
+                                  'change the key'])
+def test_a_twin_who_registers_while_we_suspend_keeps_his_key(run_one, name):
+    for is_known in False, True:
+        with run_one.scenario(is_known) as lab:
+            lab.held(1, 0)
+            if is_known:
+                lab.root.initiators(PATHS)
+            lab.die(0)
+            lab.strangers_allowed, lab.is_consistent = True, False
+            with lab.helper.client() as twin:
+                def comes(_):
+                    reply = twin.out(lab.rival, REGISTER, 0, KEY)
+                    assert reply.status == GOOD
+                lab.mpd.on('^suspend', comes, count=1)
+                ACTIONS[name].run(lab)
+            lab.wait_idle()
+            assert lab.nexus(RIVALS).key == KEY
+
+
+@pytest.mark.parametrize('is_held', [False, True])
+def test_a_refusal_gives_no_key_back(run_one, is_held):
+    """It has the command repeated for ALL_TG_PT; but that goes to the witness
+    of the same initiator, too, which a rival has preempted by then."""
+    for step in range(10, 24):
+        with run_one.scenario(step) as lab:
+            for path in PATHS:
+                lab.nexus(path).initiator = 1
+            lab.registered()
+            if is_held:
+                lab.held(1, lab.order[0])
+            lab.rival_registered()
+            lab.is_consistent = False
+            lab.nexus(lab.order[1]).answer(
+                **sense_of(5, 0x55, 4), only=(0x5f, REGISTER_AND_IGNORE))
+            act = lab.target.act(PREEMPT, RIVALS, step, key=KEY, argument=1)
+            lab.out(PREEMPT, KEY, KEY, 1)
+            lab.wait_idle()
+            assert not act.done_at or act.status or lab.keys() == [0, 0, 0]
+
+
+def test_the_cure_for_what_may_hold_with_another_key(run_one):
+    """It is a rival's; but multipathd thinks that we hold, and one is gone."""
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.known.prhold = 'unset'
+        lab.rival_registered()
+        lab.die(2)
+        for path in lab.usable():
+            lab.nexus(path).answer(host_status=3, only=(0x5f, RESERVE))
+        lab.target.act(RESERVE, RIVALS, 8, argument=5)
+        lab.is_consistent = False
+        assert lab.out(RESERVE, KEY, 0, 5) == LOST
+        assert lab.out(RESERVE, KEY, 0, 5) == CONFLICT
+        begin = len(lab.helper.log())
+        assert lab.out(RELEASE, KEY, 0, 5) == LOST
+        assert 'unregister and register anew' in lab.helper.log()[begin:]
+        assert lab.out(REGISTER, KEY, 0) == GOOD
+        assert lab.out(REGISTER, 0, KEY) == GOOD
+        assert lab.out(RELEASE, KEY, 0, 5) == GOOD

@@ -57,6 +57,8 @@ NAMES = ('REGISTER', 'RESERVE', 'RELEASE', 'CLEAR', 'PREEMPT',
          'PREEMPT AND ABORT', 'REGISTER AND IGNORE')
 PR_OUT, PR_IN = (0x5f, None), (0x5e, None)
 APTPL, ALL_TG_PT = 1, 4
+# Of each path; what is for ALL_TG_PT goes to all that have the same one.
+INITIATORS = (1, 1, 2), (1, 2, 2), (1, 2, 1), (1, 1, 1), (1, 2, 3)
 AGAIN = 0xa11ce3
 TWIN = 101          # another host, to which our guest has or had migrated
 US, THEM, HOST = 'us', 'the rival', 'the twin'
@@ -343,6 +345,9 @@ class Case:
             if rng.random() < .75:      # as its guess is after a restart
                 lab.known.prhold = 'set'
                 self.tell('prhold guessed')
+        if lab.known.key and rng.random() < .2:
+            lab.lun.aptpl, lab.known.aptpl = 1, True
+            self.tell('APTPL before')
         if rng.random() < .1:
             lab.known.fixed = KEY
             lab.known.key = KEY
@@ -855,8 +860,13 @@ class Case:
             self.sa_key = self.key
         if self.is_cleanup:
             self.sa_key = 0
-        self.flags = rng.choice(9 * (0,) + (APTPL, ALL_TG_PT)) \
+        self.flags = rng.choice(8 * (0,) + (APTPL, ALL_TG_PT, ALL_TG_PT)) \
             if self.action in REGISTERS else 0
+        if self.flags == ALL_TG_PT:
+            ports = rng.choice(INITIATORS)
+            for path, initiator in zip(PATHS, ports):
+                self.nexus(path).initiator = initiator
+            self.tell('initiators %d %d %d' % ports)
         self.type = rng.choice(TYPES)
         if lab.lun.type and rng.random() < .85:
             self.type = lab.lun.type
@@ -865,7 +875,7 @@ class Case:
         lab = self.lab
         self.first = {path: self.nexus(path).key for path in PATHS}
         self.was_holder = lab.lun.holder if lab.lun.type else None
-        self.was_hold = lab.known.prhold
+        self.was_hold, self.was_aptpl = lab.known.prhold, lab.lun.aptpl
         self.was_known = lab.known.key, lab.known.prflag
         self.disk = self.now(US, max(self.first.values()))
         log_begin = os.path.getsize(lab.helper.log_path)
@@ -1035,10 +1045,21 @@ class Case:
         """The rules that are broken."""
         names = ('is_explained', 'stays_out', 'is_known', 'is_remembered',
                  'is_resumed', 'is_in_time', 'is_logged', 'is_undone',
-                 'is_untouched', 'works', 'goes_on')
+                 'is_untouched', 'costs_nothing', 'works', 'goes_on')
         if self.is_in:
             names = 'is_read', 'is_in_time'
         return [name for name in names if not getattr(self, name)()]
+
+    def costs_nothing(self):
+        """Who is refused what he has already keeps it, and a conflict changes
+        nothing."""
+        if self.done() or self.is_killed or self.answer in (GOOD, LOST):
+            return True
+        if self.answer == CONFLICT and self.lab.lun.aptpl != self.was_aptpl:
+            return False
+        return self.action not in REGISTERS or self.is_cleanup \
+            or not self.sa_key or set(self.first.values()) != {self.sa_key} \
+            or all(self.nexus(path).key == self.sa_key for path in PATHS)
 
     def is_hit(self):
         return any(act.what in (CLEAR, *PREEMPTS) and not act.status
@@ -1147,11 +1168,8 @@ class Case:
                 key for path, key in keys.items() if path not in live)
 
     def others_are(self, disk, seen):
-        """A path that is gone loses its reservation by a preemption only, of
-        all that have its key."""
-        return disk.keys[THEM] == seen.keys[THEM] and (
-            disk.keys[HOST] == seen.keys[HOST]
-            or self.was_holder in self.gone and not seen.keys[HOST])
+        """What others have registered is theirs, with whatever key."""
+        return all(disk.keys[who] == seen.keys[who] for who in (THEM, HOST))
 
     def is_known(self):
         """Rules 1 and 2: what multipathd will do with paths to come."""
@@ -1192,7 +1210,8 @@ class Case:
         if self.action == RELEASE and self.answer == GOOD \
                 and self.was_hold == 'set' and self.lab.mpd.version != '0.9.4' \
                 and not self.is_restarted:
-            return known.prhold != 'set'
+            return known.prhold != 'set' \
+                or any(': usage' in line for line in self.story)
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well and self.answer != GOOD \
             or self.is_killed \
