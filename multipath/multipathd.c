@@ -196,7 +196,8 @@ __attribute__((format(printf, 4, 5))) static enum multipathd_said ask(
     for (i = 0; !is_mute && i < COUNT(replies); i++)
         if (strncmp(reply, replies[i].text, strlen(replies[i].text)) == 0)
             return replies[i].said;
-    return is_mute || error != 0 ? MULTIPATHD_SILENT : MULTIPATHD_OTHER;
+    return is_mute || error != 0 || reply[0] == '\0' ? MULTIPATHD_SILENT
+                                                     : MULTIPATHD_OTHER;
 }
 
 void multipathd_show(const struct multipathd *multipathd, const char *command,

@@ -196,7 +196,7 @@ struct path *preempt_own(struct map *map, struct request *request)
         && (keys_read(map, NULL, map->key.value) < 0
             || map->generation != map->reservation.generation)) {
         map_resume(map, true);
-        map_fail(map, "nothing was done, as somebody has registered or "
+        map_fail(map, "nothing was done, as somebody may have registered or "
                       "preempted meanwhile: repeat it");
         return NULL;
     }

@@ -128,7 +128,7 @@ void key_conflict(struct map *map, uint64_t key, uint64_t told)
 {
     map_fail(map,
              "a conflict: the command has key 0x%llx, and this host 0x%llx: "
-             "register anew",
+             "register anew, by REGISTER AND IGNORE",
              (unsigned long long)key, (unsigned long long)told);
     map_answer(map, RESERVATION_CONFLICT);
 }
@@ -235,6 +235,29 @@ static bool is_registered(struct map *map, const struct multipathd_key *told)
     return verdict == DONE;
 }
 
+/* A visit: has it map->key? */
+static bool path_ask(struct map *map, struct path *path,
+                     struct request *request)
+{
+    (void)request;
+    path->verdict = path_prove(map, path);
+    return true;
+}
+
+/*
+ * Asks each path that is used if it has map->key, until it says so. Whoever is
+ * left out may hang, and there may be more of them than there is time for.
+ */
+static bool keys_prove(struct map *map)
+{
+    struct request proof;
+
+    request_set(&proof, REGISTER, 0, map->key.value, map->key.value, 0);
+    map->witness = NULL; /* so that nobody who is left out is asked */
+    all_due(map);
+    return paths_visit(map, path_ask, &proof);
+}
+
 void map_register(struct map *map, struct request *request)
 {
     const struct multipathd_key told = map->key;
@@ -242,7 +265,7 @@ void map_register(struct map *map, struct request *request)
     bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     uint64_t previous, key = be64_get(request->data + 8);
     enum holder holder;
-    bool is_anew = true, is_whole = true;
+    bool is_anew = true, is_whole = true, is_wide;
     enum verdict verdict;
     unsigned i;
     int count;
@@ -268,24 +291,27 @@ void map_register(struct map *map, struct request *request)
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
     /* ALL_TG_PT may change the last path early, and then that shows nothing. */
+    is_wide = !is_ignored && (flags & ALL_TG_PT) != 0 && key != 0
+              && map->key.value != 0 && map->key.value != key;
+    if (is_wide && !keys_prove(map))
+        return;
     for (i = 0; i < map->count; i++)
-        map->paths[i].had_older = !is_ignored && (flags & ALL_TG_PT) != 0
-                                  && key != 0 && map->key.value != 0
-                                  && map->key.value != key
-                                  && path_prove(map, &map->paths[i])
-                                         != CONFLICT;
+        map->paths[i].had_older = is_wide && map->paths[i].verdict != CONFLICT;
     count = keys_read(map, NULL, key);
     if (count < 0)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
     map->key.value = key;
+    if (told.value != key) /* or that says if it is for APTPL */
+        map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     map->witness = NULL;
     map->is_doubtful = false;
+    if (previous == 0 && count > 0 && !keys_prove(map))
+        return;
     for (i = 0; i < map->count; i++) {
         map->paths[i].is_changed = false;
-        verdict = previous == 0 && count > 0 ? path_prove(map, &map->paths[i])
-                                             : CONFLICT;
+        verdict = previous == 0 && count > 0 ? map->paths[i].verdict : CONFLICT;
         map->paths[i].had_key = verdict != CONFLICT;
         is_anew &= verdict == CONFLICT || verdict == DOWN || verdict == ASIDE;
         is_whole &= verdict == DONE || verdict == ASIDE;

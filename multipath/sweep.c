@@ -290,6 +290,10 @@ static bool path_sweep(struct map *map, struct path *path,
     /* It may have the new key already, also if an answer was lost. */
     if (path->verdict == CONFLICT && map->witness != NULL && registers)
         path->verdict = path_prove(map, path);
+    /* Or by ALL_TG_PT, and is refused without that. */
+    if (path->verdict == REFUSED && map->witness != NULL && registers
+        && path_prove(map, path) == DONE)
+        path->verdict = DONE;
     if (path->verdict == DONE || path->verdict == LOST)
         request_cut(request);
     if (path->verdict == UNREADY)

@@ -3901,3 +3901,103 @@ def test_the_cure_for_what_may_hold_with_another_key(run_one):
         assert lab.out(REGISTER, KEY, 0) == GOOD
         assert lab.out(REGISTER, 0, KEY) == GOOD
         assert lab.out(RELEASE, KEY, 0, 5) == GOOD
+
+
+@pytest.mark.parametrize('how', ['gone', 'hangs'])
+def test_who_is_registered_and_refused_stays_so_if_one_is_gone(run_one, how):
+    for gone, place in itertools.permutations(PATHS, 2):
+        for is_lost in False, True:
+            with run_one.scenario(gone, place, is_lost) as lab:
+                lab.held(1, next(path for path in PATHS if path != gone))
+                if how == 'gone':
+                    lab.die(gone)
+                else:
+                    lab.nexus(gone).dm_failed = 1
+                    lab.nexus(gone).delay_ms = 60000
+                    lab.dead.add(gone)
+                only, skip = (0x5f, REGISTER), 1
+                if is_lost:
+                    lab.nexus(place).answer(host_status=3, only=only, skip=skip)
+                else:
+                    lab.nexus(place).answer(**sense_of(5, 0x55, 4), only=only,
+                                            skip=skip)
+                assert lab.out(REGISTER, 0, KEY) == CONFLICT
+                lab.wait_idle()
+                assert set(lab.keys()) == {KEY} and lab.lun.type == 1
+
+
+@pytest.mark.parametrize('how', [dict(status=8), dict(host_status=3),
+                                 dict(**sense_of(2, 4, 1))])
+def test_a_busy_path_without_a_key_costs_no_reservation(run_one, how):
+    """If it cannot say that it has not the older key it is asked again."""
+    for new, holder in itertools.permutations(PATHS, 2):
+        with run_one.scenario(new, holder) as lab:
+            for path in PATHS:
+                lab.nexus(path).initiator = 1 + path
+            lab.held(1, holder)
+            lab.nexus(new).key = 0
+            lab.nexus(new).answer(only=(0x5f, REGISTER),
+                                  skip=int(new == lab.order[0]), **how)
+            assert lab.out(REGISTER, KEY, NEW, flags=4) == GOOD
+            assert lab.keys() == 3 * [NEW] and lab.holder() == (holder, 1)
+
+
+@pytest.mark.parametrize('name', ['for all ports', 'beside a twin', 'again'])
+def test_a_registration_does_not_ask_paths_that_dm_has_failed(run_one, name):
+    with run_one.scenario() as lab:
+        lab.strangers_allowed = True
+        if name != 'beside a twin':
+            lab.held(1, 0)
+        for path in range(20, 28):
+            lab.root.disk(path)
+            lab.root.join(0, path)
+            lab.known.paths[sim.disk_name(path)] = lab.nexus(path)
+            lab.nexus(path).dm_failed = 1
+            lab.nexus(path).delay_ms = 60000
+            lab.dead.add(path)
+        for path in (*PATHS, *range(20, 28)):
+            lab.nexus(path).initiator = 1 + path
+        if name == 'for all ports':
+            assert lab.out(REGISTER, KEY, NEW, flags=4) == GOOD
+        elif name == 'again':
+            assert lab.out(REGISTER, 0, KEY) == CONFLICT
+        else:
+            lab.nexus(RIVALS).key = KEY
+            assert lab.out(REGISTER, 0, KEY) == GOOD
+        lab.wait_idle()
+
+
+@pytest.mark.parametrize('told', [0, 0x77])
+def test_a_conflict_leaves_aptpl_as_the_command_has_it(run_one, told):
+    """What multipathd knows of another key, or of none, says nothing."""
+    with run_one.scenario() as lab:
+        lab.registered()
+        lab.lun.aptpl, lab.known.key = 1, told
+        lab.is_consistent = False
+        assert lab.out(REGISTER, 0, KEY, flags=1) == CONFLICT
+        assert lab.lun.aptpl == 1
+
+
+def test_an_empty_answer_of_multipathds_is_none(run_one):
+    with run_one.scenario() as lab:
+        lab.held()
+        lab.mpd.on('hold', 'empty')
+        lab.is_consistent = False
+        assert lab.out(RELEASE, KEY, 0, 1) == LOST
+
+
+def test_who_refuses_the_key_that_he_has_does_not_end_it(run_one):
+    """What is for ALL_TG_PT may come to a path through another one; and LIO
+    refuses a change of that which is not."""
+    found = set()
+    for step in range(1, 30):
+        with run_one.scenario(step) as lab:
+            lab.registered()
+            path = lab.order[1]
+            lab.nexus(path).answer(**sense_of(5, 0x26, 0), count=EVER,
+                                   only=(0x5f, REGISTER_AND_IGNORE))
+            lab.target.act(REGISTER_AND_IGNORE, path, step, key=KEY)
+            lab.is_consistent = False
+            found.add((lab.out(PREEMPT, KEY, KEY, 1), *lab.keys()))
+            lab.wait_idle()
+    assert (GOOD, KEY, KEY, KEY) in found

@@ -1211,7 +1211,8 @@ class Case:
                 and self.was_hold == 'set' and self.lab.mpd.version != '0.9.4' \
                 and not self.is_restarted:
             return known.prhold != 'set' \
-                or any(': usage' in line for line in self.story)
+                or any(re.search('"(.*hold)?": usage', line)
+                       for line in self.story)
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well and self.answer != GOOD \
             or self.is_killed \
