@@ -439,7 +439,7 @@ def test_a_pid_file_is_no_link_to_another(place):
     with open(dear, 'w') as f:
         f.write('dear')
     os.symlink(dear, path)
-    fails(place.run('-f', path), path, 'symbolic link')
+    fails(place.run('-f', path), path, 'ymbolic link')
     assert content(dear) == 'dear'
 
 
