@@ -245,17 +245,17 @@ static bool path_ask(struct map *map, struct path *path,
 }
 
 /*
- * Asks each path that is used if it has map->key, until it says so. Whoever is
- * left out may hang, and there may be more of them than there is time for.
+ * Asks each path if it has map->key, until it says so or is left out. Those
+ * that may be left out, and may hang, are asked last, for a part of the time:
+ * as for any command that is no registration.
  */
 static bool keys_prove(struct map *map)
 {
-    struct request proof;
+    struct request request;
 
-    request_set(&proof, REGISTER, 0, map->key.value, map->key.value, 0);
-    map->witness = NULL; /* so that nobody who is left out is asked */
+    request_set(&request, RELEASE, 0, 0, 0, 0); /* which is not sent */
     all_due(map);
-    return paths_visit(map, path_ask, &proof);
+    return paths_visit(map, path_ask, &request);
 }
 
 void map_register(struct map *map, struct request *request)
@@ -313,7 +313,8 @@ void map_register(struct map *map, struct request *request)
         map->paths[i].is_changed = false;
         verdict = previous == 0 && count > 0 ? map->paths[i].verdict : CONFLICT;
         map->paths[i].had_key = verdict != CONFLICT;
-        is_anew &= verdict == CONFLICT || verdict == DOWN || verdict == ASIDE;
+        is_anew &= verdict == CONFLICT
+                   || (verdict == ASIDE && map->paths[i].is_down);
         is_whole &= verdict == DONE || verdict == ASIDE;
     }
     /* Any path would say so; but if one refused it, the key would come off. */

@@ -261,6 +261,8 @@ static bool path_sweep(struct map *map, struct path *path,
                        struct request *request)
 {
     bool registers = is_registration(request), is_lost;
+    struct answer answer;
+    struct path refused;
     bool is_wide = registers && map->witness != NULL
                    && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
 
@@ -290,10 +292,16 @@ static bool path_sweep(struct map *map, struct path *path,
     /* It may have the new key already, also if an answer was lost. */
     if (path->verdict == CONFLICT && map->witness != NULL && registers)
         path->verdict = path_prove(map, path);
-    /* Or by ALL_TG_PT, and is refused without that. */
-    if (path->verdict == REFUSED && map->witness != NULL && registers
-        && path_prove(map, path) == DONE)
-        path->verdict = DONE;
+    /* Or by ALL_TG_PT, and is refused without that; or that is the answer. */
+    if (path->verdict == REFUSED && map->witness != NULL && registers) {
+        answer = map->answer;
+        refused = *path;
+        path->verdict = path_prove(map, path);
+        if (path->verdict != DONE) {
+            map->answer = answer;
+            *path = refused;
+        }
+    }
     if (path->verdict == DONE || path->verdict == LOST)
         request_cut(request);
     if (path->verdict == UNREADY)

@@ -4001,3 +4001,48 @@ def test_who_refuses_the_key_that_he_has_does_not_end_it(run_one):
             found.add((lab.out(PREEMPT, KEY, KEY, 1), *lab.keys()))
             lab.wait_idle()
     assert (GOOD, KEY, KEY, KEY) in found
+
+
+def test_a_failed_path_that_answers_costs_no_reservation(run_one):
+    """One without a key, before its checker has it used again."""
+    for new, holder in itertools.permutations(PATHS, 2):
+        with run_one.scenario(new, holder) as lab:
+            for path in PATHS:
+                lab.nexus(path).initiator = 1 + path
+            lab.held(1, holder)
+            lab.nexus(new).key = 0
+            lab.nexus(new).dm_failed = 1
+            lab.dead.add(new)
+            assert lab.out(REGISTER, KEY, NEW, flags=4) == GOOD
+            assert lab.keys() == 2 * [NEW] and lab.holder() == (holder, 1)
+
+
+@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
+@pytest.mark.parametrize('how', ['hangs', 'not ready', 'host'])
+def test_who_holds_by_a_failed_path_and_registers_anew_holds(run_one, how,
+                                                             action):
+    """The others have no key, so that a twin may have taken it over; but this
+    path may have its own."""
+    with run_one.scenario() as lab:
+        lab.held(1, 0)
+        lab.nexus(1).key = lab.nexus(2).key = 0
+        lab.nexus(0).dm_failed = 1
+        lab.dead.add(0)
+        if how == 'hangs':
+            lab.nexus(0).delay_ms = 60000
+        else:
+            lab.nexus(0).answer(**(sense_of(2, 4, 3) if how == 'not ready' else
+                                   dict(host_status=1)), count=EVER)
+        assert lab.out(action, 0, KEY) == GOOD
+        lab.wait_idle()
+        assert lab.out(RELEASE, KEY, 0, 1) != GOOD or lab.lun.type == 0
+
+
+def test_what_a_path_refuses_with_is_in_the_log(run_one):
+    with run_one.scenario() as lab:
+        lab.nexus(lab.order[1]).answer(**sense_of(5, 0x55, 4),
+                                       only=(0x5f, REGISTER))
+        lab.out(REGISTER, 0, KEY)
+        lab.wait_idle()
+        line = re.findall('.* refuses a registration: .*', lab.helper.log())[-1]
+        assert 'CONFLICT' not in line and '55' in line
