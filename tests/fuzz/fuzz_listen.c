@@ -56,6 +56,7 @@ static struct {
     bool passed_is_wrong;                   /* no listening socket, or error */
     bool takes_credentials, passed_is_ours; /* the passed one */
     int sockets, open_fds;
+    int64_t slept;     /* ns */
     bool is_stream;    /* the last socket */
     uint32_t found;    /* by the last lstat() or fstat() */
     char node[32];     /* what was opened, as there is /proc; or empty */
@@ -267,9 +268,9 @@ int fuzz_fstat(int fd, struct stat *st)
 
 int fuzz_lstat(const char *path, struct stat *st)
 {
-    MUST(strcmp(path, place.path) == 0 && place.bound);
+    MUST(strcmp(path, place.path) == 0);
     found(st);
-    if (place.made == NOTHING)
+    if (place.bound && place.made == NOTHING)
         place.made = place.found;
     return 0;
 }
@@ -316,6 +317,7 @@ int fuzz_rename(const char *from, const char *to)
 int fuzz_nanosleep(const struct timespec *time, struct timespec *rest)
 {
     MUST(time->tv_sec == 0 && rest == NULL);
+    place.slept += time->tv_nsec;
     return 0;
 }
 
@@ -323,6 +325,8 @@ int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
 {
     MUST(clock == CLOCK_MONOTONIC);
     memset(now, 0, sizeof(*now));
+    now->tv_sec = (time_t)(place.slept / 1000000000);
+    now->tv_nsec = (long)(place.slept % 1000000000);
     return 0;
 }
 
