@@ -82,14 +82,17 @@ void listen_activated(struct listener *listener, const char *path)
  */
 static bool is_alive(const char *name, bool is_shared)
 {
-    const int64_t refused_by = clock_us() + (is_shared ? 0 : SECOND / 50);
+    const int64_t again_by = clock_us() + (is_shared ? 0 : SECOND / 50);
     uid_t uid;
     int fd;
 
-    /* Who starts at the same time has bound it, but may not listen yet. */
+    /*
+     * Who starts at the same time has bound it, but may not listen yet: it is
+     * asked twice, with the pause of is_in_time() in between.
+     */
     do
         fd = socket_connect(name, SOCK_STREAM, clock_us() + SECOND);
-    while (fd < 0 && errno == ECONNREFUSED && is_in_time(refused_by));
+    while (fd < 0 && errno == ECONNREFUSED && is_in_time(again_by));
     if (fd < 0)
         return errno != ECONNREFUSED && errno != ENOENT && errno != EACCES
                && !is_shared;

@@ -298,8 +298,11 @@ __attribute__((noreturn)) void worker_run(const struct supervisor *,
 
 /* register.c: carries these out on all paths, and tells multipathd. */
 void map_register(struct map *, struct request *);
-/* Answers CONFLICT, as any disk does to who has another key, or none. */
-void key_conflict(struct map *, uint64_t key, uint64_t told);
+/*
+ * Answers CONFLICT, as any disk does to a command with another key than the one
+ * that the initiator, here this host, is registered with (0: with none).
+ */
+void key_conflict(struct map *, uint64_t key, uint64_t registered);
 /*
  * It is done also if all answers are lost, but the key is gone. Nothing of ours
  * may be left, not even on a path that multipathd has registered meanwhile.

@@ -124,12 +124,12 @@ static bool paths_change(struct map *map, struct request *request)
     return (!is_new || witness_ask(map) == DONE) && is_done;
 }
 
-void key_conflict(struct map *map, uint64_t key, uint64_t told)
+void key_conflict(struct map *map, uint64_t key, uint64_t registered)
 {
     map_fail(map,
              "a conflict: the command has key 0x%llx, and this host 0x%llx: "
              "register anew, by REGISTER AND IGNORE",
-             (unsigned long long)key, (unsigned long long)told);
+             (unsigned long long)key, (unsigned long long)registered);
     map_answer(map, RESERVATION_CONFLICT);
 }
 
@@ -265,7 +265,7 @@ void map_register(struct map *map, struct request *request)
     bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     uint64_t previous, key = be64_get(request->data + 8);
     enum holder holder;
-    bool is_anew = true, is_whole = true, is_wide;
+    bool is_anew = true, is_whole = true, is_wide, is_asked;
     enum verdict verdict;
     unsigned i;
     int count;
@@ -303,15 +303,16 @@ void map_register(struct map *map, struct request *request)
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
     map->key.value = key;
-    if (told.value != key) /* or that says if it is for APTPL */
+    if (told.value != key) /* else multipathd knows if it is for APTPL */
         map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     map->witness = NULL;
     map->is_doubtful = false;
-    if (previous == 0 && count > 0 && !keys_prove(map))
+    is_asked = previous == 0 && count > 0; /* or none can have it */
+    if (is_asked && !keys_prove(map))
         return;
     for (i = 0; i < map->count; i++) {
         map->paths[i].is_changed = false;
-        verdict = previous == 0 && count > 0 ? map->paths[i].verdict : CONFLICT;
+        verdict = is_asked ? map->paths[i].verdict : CONFLICT;
         map->paths[i].had_key = verdict != CONFLICT;
         is_anew &= verdict == CONFLICT
                    || (verdict == ASIDE && map->paths[i].is_down);
@@ -323,7 +324,7 @@ void map_register(struct map *map, struct request *request)
         return;
     }
     /* What we have just asked counts in PRGENERATION, too. */
-    if (previous == 0 && count > 0 && keys_read(map, NULL, key) < 0)
+    if (is_asked && keys_read(map, NULL, key) < 0)
         return;
     map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     /* Before the first path is changed, so that none comes and is left out. */

@@ -215,6 +215,22 @@ class Lab:
         self.dead.discard(path)
 
     # ---- States -----------------------------------------------------------
+    def hangs(self, *paths):
+        """dm has failed them, and sysfs does not know."""
+        for path in paths:
+            self.nexus(path).dm_failed = 1
+            self.nexus(path).delay_ms = 60000
+            self.dead.add(path)
+
+    def more(self, count):
+        """Adds so many paths to the map, and returns them."""
+        paths = range(20, 20 + count)
+        for path in paths:
+            self.root.disk(path)
+            self.root.join(0, path)
+            self.known.paths[sim.disk_name(path)] = self.nexus(path)
+        return paths
+
     def usable(self):
         return [n for n in PATHS if n not in self.dead]
 
@@ -1895,16 +1911,8 @@ def test_registering_does_not_wait_for_paths_that_dm_has_failed(run_one, name,
         with run_one.scenario(name, left) as lab:
             lab.strangers_allowed = True
             action = prepare(lab, ACTIONS[name])
-            for path in range(20, 20 + more):
-                lab.root.disk(path)
-                lab.root.join(0, path)
-                lab.known.paths[sim.disk_name(path)] = lab.nexus(path)
-            for path in (*PATHS, *range(20, 20 + more)):
-                if path == left:
-                    continue
-                lab.nexus(path).dm_failed = 1
-                lab.nexus(path).delay_ms = 60000
-                lab.dead.add(path)
+            lab.hangs(*(path for path in (*PATHS, *lab.more(more))
+                        if path != left))
             assert action.run(lab) == GOOD
             lab.wait_idle()
             assert lab.keys() == [0 if 'clea' in name or 'unreg' in name else
@@ -3912,9 +3920,7 @@ def test_who_is_registered_and_refused_stays_so_if_one_is_gone(run_one, how):
                 if how == 'gone':
                     lab.die(gone)
                 else:
-                    lab.nexus(gone).dm_failed = 1
-                    lab.nexus(gone).delay_ms = 60000
-                    lab.dead.add(gone)
+                    lab.hangs(gone)
                 only, skip = (0x5f, REGISTER), 1
                 if is_lost:
                     lab.nexus(place).answer(host_status=3, only=only, skip=skip)
@@ -3927,19 +3933,25 @@ def test_who_is_registered_and_refused_stays_so_if_one_is_gone(run_one, how):
 
 
 @pytest.mark.parametrize('how', [dict(status=8), dict(host_status=3),
-                                 dict(**sense_of(2, 4, 1))])
-def test_a_busy_path_without_a_key_costs_no_reservation(run_one, how):
-    """If it cannot say that it has not the older key it is asked again."""
+                                 dict(**sense_of(2, 4, 1)), 'failed'])
+def test_a_path_without_a_key_costs_no_reservation(run_one, how):
+    """If it cannot say that it has not the older key it is asked again; if dm
+    has failed it, but it answers, in the end."""
     for new, holder in itertools.permutations(PATHS, 2):
         with run_one.scenario(new, holder) as lab:
             for path in PATHS:
                 lab.nexus(path).initiator = 1 + path
             lab.held(1, holder)
             lab.nexus(new).key = 0
-            lab.nexus(new).answer(only=(0x5f, REGISTER),
-                                  skip=int(new == lab.order[0]), **how)
+            if how == 'failed':
+                lab.nexus(new).dm_failed = 1
+                lab.dead.add(new)
+            else:
+                lab.nexus(new).answer(only=(0x5f, REGISTER),
+                                      skip=int(new == lab.order[0]), **how)
             assert lab.out(REGISTER, KEY, NEW, flags=4) == GOOD
-            assert lab.keys() == 3 * [NEW] and lab.holder() == (holder, 1)
+            assert lab.keys() == len(lab.usable()) * [NEW]
+            assert lab.holder() == (holder, 1)
 
 
 @pytest.mark.parametrize('name', ['for all ports', 'beside a twin', 'again'])
@@ -3948,14 +3960,9 @@ def test_a_registration_does_not_ask_paths_that_dm_has_failed(run_one, name):
         lab.strangers_allowed = True
         if name != 'beside a twin':
             lab.held(1, 0)
-        for path in range(20, 28):
-            lab.root.disk(path)
-            lab.root.join(0, path)
-            lab.known.paths[sim.disk_name(path)] = lab.nexus(path)
-            lab.nexus(path).dm_failed = 1
-            lab.nexus(path).delay_ms = 60000
-            lab.dead.add(path)
-        for path in (*PATHS, *range(20, 28)):
+        failed = lab.more(8)
+        lab.hangs(*failed)
+        for path in (*PATHS, *failed):
             lab.nexus(path).initiator = 1 + path
         if name == 'for all ports':
             assert lab.out(REGISTER, KEY, NEW, flags=4) == GOOD
@@ -4003,20 +4010,6 @@ def test_who_refuses_the_key_that_he_has_does_not_end_it(run_one):
     assert (GOOD, KEY, KEY, KEY) in found
 
 
-def test_a_failed_path_that_answers_costs_no_reservation(run_one):
-    """One without a key, before its checker has it used again."""
-    for new, holder in itertools.permutations(PATHS, 2):
-        with run_one.scenario(new, holder) as lab:
-            for path in PATHS:
-                lab.nexus(path).initiator = 1 + path
-            lab.held(1, holder)
-            lab.nexus(new).key = 0
-            lab.nexus(new).dm_failed = 1
-            lab.dead.add(new)
-            assert lab.out(REGISTER, KEY, NEW, flags=4) == GOOD
-            assert lab.keys() == 2 * [NEW] and lab.holder() == (holder, 1)
-
-
 @pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
 @pytest.mark.parametrize('how', ['hangs', 'not ready', 'host'])
 def test_who_holds_by_a_failed_path_and_registers_anew_holds(run_one, how,
@@ -4026,11 +4019,11 @@ def test_who_holds_by_a_failed_path_and_registers_anew_holds(run_one, how,
     with run_one.scenario() as lab:
         lab.held(1, 0)
         lab.nexus(1).key = lab.nexus(2).key = 0
-        lab.nexus(0).dm_failed = 1
-        lab.dead.add(0)
         if how == 'hangs':
-            lab.nexus(0).delay_ms = 60000
+            lab.hangs(0)
         else:
+            lab.nexus(0).dm_failed = 1
+            lab.dead.add(0)
             lab.nexus(0).answer(**(sense_of(2, 4, 3) if how == 'not ready' else
                                    dict(host_status=1)), count=EVER)
         assert lab.out(action, 0, KEY) == GOOD
