@@ -206,6 +206,7 @@ IS_LOST, RESTORED, GOES, TELLS_NOT = (
 SAYS, COMES, HANG, IS_FASTER, NOTES_NOT = (
     'a_path_says_something', 'a_path_comes', 'two_paths_hang',
     'rival_is_faster', 'multipathd_notes_nothing')
+IS_WIDE, IS_ANEW = 'is_for_all_ports', 'registers_anew'
 AIMS = {
     'nothing': Aim(16, BEGINNINGS, ACTIONS, EACH_TYPE, {
         (): 1, (PATH,): 2, (PATH, PATH): 1, (MULTIPATHD,): 1,
@@ -249,6 +250,15 @@ AIMS = {
     # An older key is preempted between any two paths that get the next.
     'change': Aim(8, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
                   {(IS_FASTER,): 1}),
+    # Or by one for all ports, while dm does not use each of the paths.
+    'all ports': Aim(7, {'registered': 1, 'held': 2},
+                     {REGISTER: 4, REGISTER_AND_IGNORE: 1}, EACH_TYPE, {
+        (IS_WIDE,): 1, (IS_WIDE, IS_FASTER): 4, (IS_WIDE, PATH): 1,
+        (IS_WIDE, PATH, IS_FASTER): 1}),
+    # All paths but the one that holds have lost their keys.
+    'anew': Aim(3, {'held': 1}, {REGISTER_AND_IGNORE: 1},
+                {1: 1, 3: 1, 5: 1, 6: 1}, {
+        (IS_ANEW,): 3, (IS_ANEW, PATH): 1, (IS_ANEW, MULTIPATHD): 1}),
     # What multipathd does not take note of.
     'noted': Aim(4, {'registered': 2, 'held': 2},
                  {RESERVE: 2, RELEASE: 2, PREEMPT: 1}, {1: 1, 3: 1, 5: 1, 6: 1},
@@ -819,6 +829,40 @@ class Case:
         self.tell('the rival: PREEMPT %x at step %d, type %d' % (
             KEY, step, type_))
 
+    def is_for_all_ports(self):
+        """Some have been left out for a while, and one has got no key."""
+        if not self.flags:
+            self.flags = ALL_TG_PT
+            self.have_initiators()
+        for path in self.rng.sample(PATHS, self.rng.choice((0, 1, 1, 2))):
+            if self.rng.random() < .7 and path != self.lab.lun.holder:
+                self.nexus(path).key = 0
+                self.tell('%s: without a key' % sim.disk_name(path))
+            if self.rng.random() < .6:
+                self.path_failed(path, self.nexus(path))
+
+    def registers_anew(self):
+        """The one that holds is left out; and says nothing of use, or works
+        again, but multipathd has not looked yet. With another key nobody
+        could tell later on whose the older one was."""
+        self.is_benign, path = False, self.lab.lun.holder
+        self.sa_key, self.is_in, self.is_cleanup = KEY, False, False
+        n, name = self.nexus(path), sim.disk_name(path)
+        for other in PATHS:
+            if other != path:
+                self.nexus(other).key = 0
+        n.dm_failed = 1
+        self.gone.add(path)
+        how = self.rng.choice(('hangs', 'not ready', 'host 01', 'works'))
+        if how == 'hangs':
+            n.delay_ms = 300000
+        elif how == 'not ready':
+            n.answer(2, driver_status=8, sense=REFUSALS[how], count=EVER)
+        elif how == 'host 01':
+            n.answer(host_status=1, count=EVER)
+        self.tell('%s: failed in dm, %s; the others without a key' % (
+            name, how))
+
     def multipathd_notes_nothing(self):
         self.is_benign = self.is_mpd_well = False
         how = self.rng.choice(('fail', 'timeout', 'close', 'hang'))
@@ -863,13 +907,16 @@ class Case:
         self.flags = rng.choice(8 * (0,) + (APTPL, ALL_TG_PT, ALL_TG_PT)) \
             if self.action in REGISTERS else 0
         if self.flags == ALL_TG_PT:
-            ports = rng.choice(INITIATORS)
-            for path, initiator in zip(PATHS, ports):
-                self.nexus(path).initiator = initiator
-            self.tell('initiators %d %d %d' % ports)
+            self.have_initiators()
         self.type = rng.choice(TYPES)
         if lab.lun.type and rng.random() < .85:
             self.type = lab.lun.type
+
+    def have_initiators(self):
+        ports = self.rng.choice(INITIATORS)
+        for path, initiator in zip(PATHS, ports):
+            self.nexus(path).initiator = initiator
+        self.tell('initiators %d %d %d' % ports)
 
     def command(self):
         lab = self.lab
@@ -1088,7 +1135,8 @@ class Case:
                 and (disk.reservation == seen.reservation
                      or self.is_left_behind(seen, keys, live))
                 and all(keys[path] == disk.keys[US]
-                        or self.is_multipathds(path)
+                        or (self.is_multipathds(path)
+                            or not keys[path] and not self.first[path])
                         and self.answer == CONFLICT
                         or self.is_helped(keys[path] == self.first[path])
                         if path in live
