@@ -291,7 +291,7 @@ void map_register(struct map *map, struct request *request)
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
     /* ALL_TG_PT may change the last path early, and then that shows nothing. */
-    is_wide = !is_ignored && (flags & ALL_TG_PT) != 0 && key != 0
+    is_wide = (flags & ALL_TG_PT) != 0 && (flags & SPEC_I_PT) == 0 && key != 0
               && map->key.value != 0 && map->key.value != key;
     if (is_wide && !keys_prove(map))
         return;
@@ -302,6 +302,10 @@ void map_register(struct map *map, struct request *request)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
+    if (is_wide) { /* also who ignores it would not hear who was faster */
+        request->cdb[1] = REGISTER;
+        be64_put(request->data, previous);
+    }
     map->key.value = key;
     if (told.value != key) /* else multipathd knows if it is for APTPL */
         map->key.aptpl = key != 0 && (flags & APTPL) != 0;
@@ -329,6 +333,8 @@ void map_register(struct map *map, struct request *request)
     map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
+        if (is_wide && is_ignored && map->answer.status == RESERVATION_CONFLICT)
+            map_fail(map, "somebody has removed the older key: repeat it");
         map_undo(map, &told, previous, flags);
         return;
     }

@@ -253,7 +253,7 @@ AIMS = {
     # Or by one for all ports, while dm does not use each of the paths.
     'all ports': Aim(7, {'registered': 1, 'held': 2},
                      {REGISTER: 4, REGISTER_AND_IGNORE: 1}, EACH_TYPE, {
-        (IS_WIDE,): 1, (IS_WIDE, IS_FASTER): 4, (IS_WIDE, PATH): 1,
+        (IS_WIDE,): 3, (IS_WIDE, IS_FASTER): 4, (IS_WIDE, PATH): 1,
         (IS_WIDE, PATH, IS_FASTER): 1}),
     # All paths but the one that holds have lost their keys.
     'anew': Aim(3, {'held': 1}, {REGISTER_AND_IGNORE: 1},
@@ -838,8 +838,11 @@ class Case:
             if self.rng.random() < .7 and path != self.lab.lun.holder:
                 self.nexus(path).key = 0
                 self.tell('%s: without a key' % sim.disk_name(path))
-            if self.rng.random() < .6:
+            if self.rng.random() < .3:
                 self.path_failed(path, self.nexus(path))
+            elif self.rng.random() < .5:
+                self.nexus(path).dm_failed = 1
+                self.tell('%s: failed in dm, but works' % sim.disk_name(path))
 
     def registers_anew(self):
         """The one that holds is left out; and says nothing of use, or works
@@ -1128,6 +1131,9 @@ class Case:
         self.tell('keys %s, %s; live %s' % (
             ' '.join('%x' % key for key in keys.values()), seen.reservation,
             live))
+        if self.answer == CONFLICT and self.action in REGISTERS \
+                and keys == self.first and not any(map(keys.get, live)):
+            return seen.reservation == self.disk.reservation or self.done()
         if self.answer == GOOD \
                 or self.answer == CONFLICT and not self.is_fenced:
             return any(
@@ -1259,7 +1265,7 @@ class Case:
                 and self.was_hold == 'set' and self.lab.mpd.version != '0.9.4' \
                 and not self.is_restarted:
             return known.prhold != 'set' \
-                or any(re.search('"(.*hold)?": usage', line)
+                or any(re.search('"(.*hold)?": (usage|fail)', line)
                        for line in self.story)
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well and self.answer != GOOD \
