@@ -1053,7 +1053,7 @@ class Case:
                     type_ = self.type if action == self.action else disk.type
                     answer = disk.out(US, action, self.key, self.sa_key,
                                       type_, again)
-                    if self.is_out(disk):
+                    if self.is_out(disk) or self.is_completed(disk):
                         answer = GOOD
                     if answer == '5/26/04' and self.was_holder in self.gone \
                             and action == RELEASE:
@@ -1074,6 +1074,11 @@ class Case:
             self.action == RELEASE and self.answer == GOOD
             or self.action == REGISTER and not self.sa_key
             and self.answer == GOOD and self.key == self.disk.keys[US])
+
+    def is_completed(self, disk):
+        """Who registers by a path that has no key yet is right, there."""
+        return self.action == REGISTER and not self.key and self.sa_key \
+            and self.sa_key == disk.keys[US] and 0 in self.first.values()
 
     def is_as_seen(self, disk, act):
         if not act.seen & SEEN_OTHERS and self.action not in PREEMPTS \
