@@ -334,7 +334,10 @@ void map_register(struct map *map, struct request *request)
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
         if (is_wide && is_ignored && map->answer.status == RESERVATION_CONFLICT)
-            map_fail(map, "somebody has removed the older key: repeat it");
+            map_fail(map,
+                     "%s has lost our key, which somebody has removed there or "
+                     "on another path: repeat it",
+                     map->last->name);
         map_undo(map, &told, previous, flags);
         return;
     }

@@ -258,7 +258,7 @@ AIMS = {
     # All paths but the one that holds have lost their keys.
     'anew': Aim(3, {'held': 1}, {REGISTER_AND_IGNORE: 1},
                 {1: 1, 3: 1, 5: 1, 6: 1}, {
-        (IS_ANEW,): 3, (IS_ANEW, PATH): 1, (IS_ANEW, MULTIPATHD): 1}),
+        (IS_ANEW,): 3, (IS_ANEW, MULTIPATHD): 1}),
     # What multipathd does not take note of.
     'noted': Aim(4, {'registered': 2, 'held': 2},
                  {RESERVE: 2, RELEASE: 2, PREEMPT: 1}, {1: 1, 3: 1, 5: 1, 6: 1},
