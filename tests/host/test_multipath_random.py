@@ -266,7 +266,7 @@ AIMS = {
 }
 PATH_KINDS = {
     'sense': 3, 'host': 3, 'status': 1, 'state': 2, 'blocked': 3, 'refuses': 4,
-    'errno': 1, 'checked': 3, 'failed': 1, 'comes': 2, 'goes': 1, 'open': 1,
+    'errno': 1, 'checked': 3, 'failed': 1, 'comes': 2, 'goes': 1, 'open': 2,
     'hang': 1, 'slow': 1}
 MULTIPATHD_KINDS = {
     'fail': 1, 'empty': 1, 'NULs': 1, 'deny': 1, 'timeout': 2, 'usage': 1,
@@ -1077,8 +1077,9 @@ class Case:
 
     def is_completed(self, disk):
         """Who registers by a path that has no key yet is right, there."""
-        return self.action == REGISTER and not self.key and self.sa_key \
-            and self.sa_key == disk.keys[US] and 0 in self.first.values()
+        return self.action == REGISTER and self.answer == GOOD \
+            and not self.key and self.sa_key == disk.keys[US] \
+            and 0 in self.first.values()
 
     def is_as_seen(self, disk, act):
         if not act.seen & SEEN_OTHERS and self.action not in PREEMPTS \
