@@ -842,6 +842,7 @@ class Case:
                 self.path_failed(path, self.nexus(path))
             elif self.rng.random() < .5:
                 self.nexus(path).dm_failed = 1
+                self.gone.add(path)
                 self.tell('%s: failed in dm, but works' % sim.disk_name(path))
 
     def registers_anew(self):
