@@ -355,7 +355,6 @@ enum verdict path_send(struct map *map, struct path *path,
     enum verdict verdict = path_look(map, path);
     int fd = -1;
 
-    path->is_down = verdict == DOWN || verdict == ASIDE;
     if (verdict == ASIDE)
         path_is_left_out(map, path); /* which says so */
     if (verdict == DUE) {

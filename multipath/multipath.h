@@ -76,7 +76,6 @@ struct path {
     enum verdict verdict; /* of the command that goes to all, or any */
     bool is_changed;      /* by it; or perhaps: its answer leaves that open */
     bool is_reported;     /* as left out */
-    bool is_down;         /* given up by its transport, when last looked at */
     bool had_key;         /* before the command that registers it; or perhaps */
     bool had_older;       /* key, before it was changed for ALL_TG_PT */
     struct multipathd_path seen; /* by map_see() */

@@ -60,6 +60,16 @@ static bool status_tell(struct map *map)
     return map_fail(map, NOT_NOTED, "registration");
 }
 
+/*
+ * Tells it that another host holds; but what has another key than ours may be a
+ * path's that was left with an older one.
+ */
+static void other_tell(struct map *map)
+{
+    if (!map->reservation.is_held || map->reservation.key == map->key.value)
+        multipathd_tell(&map->multipathd, "unsetprhold");
+}
+
 /* ---- All paths -------------------------------------------------------- */
 
 /* Goes by no old key: a path that says CONFLICT even so has not taken it. */
@@ -161,11 +171,8 @@ static bool last_find(struct map *map, uint64_t told, bool is_ignored)
         map->last = map->holder;
         return map->last != NULL;
     }
-    /* What has another key may be a path's that was left with an older one. */
-    if (map->key.value == told
-        && (!map->reservation.is_held
-            || map->reservation.key == map->key.value))
-        multipathd_tell(&map->multipathd, "unsetprhold");
+    if (map->key.value == told)
+        other_tell(map);
     return true;
 }
 
@@ -230,7 +237,10 @@ static bool is_registered(struct map *map, const struct multipathd_key *told)
     map->key = *told;
     for (i = 0; i < map->count && verdict != DONE; i++)
         if (map->paths[i].verdict != ASIDE) /* that may hang */
-            verdict = path_prove(map, &map->paths[i]);
+            do
+                verdict = path_prove(map, &map->paths[i]);
+            while (verdict < ASIDE && !path_is_left_out(map, &map->paths[i])
+                   && map_wait(map, map->deadline));
     map->key.value = 0;
     return verdict == DONE;
 }
@@ -241,6 +251,8 @@ static bool path_ask(struct map *map, struct path *path,
 {
     (void)request;
     path->verdict = path_prove(map, path);
+    if (path->verdict == UNREADY)
+        path->verdict = LOST;
     return true;
 }
 
@@ -318,8 +330,7 @@ void map_register(struct map *map, struct request *request)
         map->paths[i].is_changed = false;
         verdict = is_asked ? map->paths[i].verdict : CONFLICT;
         map->paths[i].had_key = verdict != CONFLICT;
-        is_anew &= verdict == CONFLICT
-                   || (verdict == ASIDE && map->paths[i].is_down);
+        is_anew &= verdict == CONFLICT || verdict == ASIDE;
         is_whole &= verdict == DONE || verdict == ASIDE;
     }
     /* Any path would say so; but if one refused it, the key would come off. */
@@ -355,9 +366,10 @@ void map_register(struct map *map, struct request *request)
     if (previous == 0 && is_anew && told.value != 0)
         multipathd_tell(&map->multipathd, "unsetprhold");
     holder = previous == 0 ? holder_find(map) : HOLDER_UNKNOWN;
-    if (holder != HOLDER_UNKNOWN)
-        multipathd_tell(&map->multipathd,
-                        holder == HOLDER_OTHER ? "unsetprhold" : "setprhold");
+    if (holder > HOLDER_OTHER)
+        multipathd_tell(&map->multipathd, "setprhold");
+    else if (holder == HOLDER_OTHER)
+        other_tell(map);
     map_answer(map, GOOD);
 }
 

@@ -249,7 +249,9 @@ static bool path_is_clear(struct map *map, struct path *path,
                 return false;
             path->verdict = path_send(map, path, request);
             if (path->verdict == CONFLICT)
-                return is_first;
+                return is_first
+                       || (keys_read(map, path, map->key.value) >= 0
+                           && map->generation == generation);
         }
         if (path->verdict >= ASIDE)
             return true;
@@ -263,6 +265,7 @@ static bool path_sweep(struct map *map, struct path *path,
     bool registers = is_registration(request), is_lost;
     struct answer answer;
     struct path refused;
+    uint32_t generation = map->generation;
     bool is_wide = registers && map->witness != NULL
                    && (request->data[LIST_FLAGS] & ALL_TG_PT) != 0;
 
@@ -282,7 +285,11 @@ static bool path_sweep(struct map *map, struct path *path,
     if (is_lost && registers && map->witness == NULL
         && !(path->verdict == UNREADY && path_is_left_out(map, path))
         && !path_is_clear(map, path, request)) {
-        map->is_doubtful = true;
+        /* It counts one itself, if it was done; then nobody else was there. */
+        map->deadline = map->end - AFTERWARDS_WITHIN / 2;
+        map->is_doubtful = map->last == NULL || map->last == path
+                           || keys_read(map, map->last, map->key.value) < 0
+                           || map->generation - generation > 1;
         return map_fail(
             map,
             "%s has lost its answer, and what has come of it cannot "

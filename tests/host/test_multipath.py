@@ -3525,10 +3525,10 @@ def test_who_registers_anew_does_not_hold_what_a_twin_holds(run_one, how,
                                                             name):
     """multipathd's memory is of the registration before, and a path that is
     gone has lost its key, too."""
-    for gone in PATHS:
-        with run_one.scenario(gone) as lab:
+    for gone, goes in itertools.product(PATHS, (Lab.die, Lab.hangs)):
+        with run_one.scenario(gone, goes) as lab:
             twin_has_taken_over(lab)
-            lab.die(gone)
+            goes(lab, gone)
             assert lab.out(how, 0, KEY) == GOOD
             ACTIONS[name].run(lab)
             lab.wait_idle()
@@ -4017,27 +4017,6 @@ def test_who_refuses_the_key_that_he_has_does_not_end_it(run_one):
     assert (GOOD, KEY, KEY, KEY) in found
 
 
-@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
-@pytest.mark.parametrize('how', ['hangs', 'not ready', 'host'])
-def test_who_holds_by_a_failed_path_and_registers_anew_holds(run_one, how,
-                                                             action):
-    """The others have no key, so that a twin may have taken it over; but this
-    path may have its own."""
-    with run_one.scenario() as lab:
-        lab.held(1, 0)
-        lab.nexus(1).key = lab.nexus(2).key = 0
-        if how == 'hangs':
-            lab.hangs(0)
-        else:
-            lab.nexus(0).dm_failed = 1
-            lab.dead.add(0)
-            lab.nexus(0).answer(**(sense_of(2, 4, 3) if how == 'not ready' else
-                                   dict(host_status=1)), count=EVER)
-        assert lab.out(action, 0, KEY) == GOOD
-        lab.wait_idle()
-        assert lab.out(RELEASE, KEY, 0, 1) != GOOD or lab.lun.type == 0
-
-
 def test_what_a_path_refuses_with_is_in_the_log(run_one):
     with run_one.scenario() as lab:
         lab.nexus(lab.order[1]).answer(**sense_of(5, 0x55, 4),
@@ -4046,3 +4025,94 @@ def test_what_a_path_refuses_with_is_in_the_log(run_one):
         lab.wait_idle()
         line = re.findall('.* refuses a registration: .*', lab.helper.log())[-1]
         assert 'CONFLICT' not in line and '55' in line
+
+
+# ---- One path among several that are well -----------------------------------
+
+@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
+@pytest.mark.parametrize('how', ['not ready', 'lost'])
+def test_a_path_without_a_key_that_fails_once_costs_nothing(run_one, how,
+                                                            action):
+    """In a change for all ports, which asks each path for the older key."""
+    for (new, holder), skip in itertools.product(
+            itertools.permutations(PATHS, 2), range(4)):
+        with run_one.scenario(new, holder, skip) as lab:
+            for path in PATHS:
+                lab.nexus(path).initiator = 1 + path
+            lab.held(1, holder)
+            lab.nexus(new).key = 0
+            lab.is_consistent = False
+            lab.nexus(new).answer(
+                **sense_of(2, 4, 3) if how == 'not ready'
+                else dict(host_status=3), only=(0x5f, None), skip=skip)
+            lab.out(action, KEY, NEW, flags=4)
+            lab.wait_idle()
+            assert lab.holder() == (holder, 1)
+
+
+@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
+@pytest.mark.parametrize('key', [KEY, NEW])
+def test_a_first_path_that_dies_costs_no_reservation(run_one, key, action):
+    """Just before it gets the key; so that nobody has removed any."""
+    for dies, holder in itertools.permutations(PATHS, 2):
+        with run_one.scenario(dies, holder) as lab:
+            lab.held(1, holder)
+            nexus = lab.nexus(dies)
+
+            def die(_):
+                nexus.answer(host_status=3, count=EVER)
+                nexus.dm_failed = 1
+            lab.mpd.on('^setprkey', die, count=1)
+            lab.is_consistent = False
+            assert lab.out(action, KEY, key) in (GOOD, LOST)
+            lab.wait_idle()
+            assert lab.holder() == (holder, 1)
+
+
+def test_a_rival_is_not_hidden_by_a_first_path_that_dies(run_one):
+    """It may have got the new key, which he has preempted."""
+    for dies, step in itertools.product(PATHS, range(1, 30)):
+        with run_one.scenario(dies, step) as lab:
+            lab.registered()
+            lab.rival_registered()
+            lab.is_consistent = False
+            lab.nexus(dies).answer(host_status=3, after=True, count=EVER,
+                                   only=(0x5f, REGISTER))
+            act = lab.target.act(PREEMPT, RIVALS, step, key=NEW, argument=1)
+            lab.out(REGISTER, KEY, NEW)
+            lab.wait_idle()
+            assert not act.done_at or act.status or NEW not in lab.keys()
+
+
+@pytest.mark.parametrize('how', [
+    dict(status=8), dict(host_status=3), sense_of(2, 4, 1)])
+def test_who_has_a_key_is_asked_until_he_answers(run_one, how):
+    """One path has none, and takes the command of whoever says so."""
+    for new in PATHS:
+        with run_one.scenario(new) as lab:
+            lab.registered(paths=[path for path in PATHS if path != new])
+            for path in PATHS:
+                if path != new:
+                    lab.nexus(path).answer(only=(0x5f, REGISTER), **how)
+            lab.is_consistent = False
+            assert lab.out(REGISTER, 0, NEW) == CONFLICT
+
+
+@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
+def test_a_holder_with_an_older_key_is_not_forgotten(run_one, action):
+    """An unregistration that stopped at the holder, which then dies."""
+    for (bad, holder), skip in itertools.product(
+            itertools.permutations(PATHS, 2), range(3)):
+        with run_one.scenario(bad, holder, skip) as lab:
+            lab.held(1, holder)
+            lab.is_consistent = False
+            lab.nexus(bad).answer(**sense_of(4, 0x44, 0), skip=skip,
+                                  only=(0x5f, action))
+            lab.out(action, KEY, 0)
+            lab.wait_idle()
+            lab.die(holder)
+            key = lab.known.key
+            if not key:
+                key = NEW
+                lab.out(REGISTER_AND_IGNORE, 0, NEW)
+            assert lab.out(RELEASE, key, 0, 1) != GOOD or not lab.holder()

@@ -206,7 +206,7 @@ IS_LOST, RESTORED, GOES, TELLS_NOT = (
 SAYS, COMES, HANG, IS_FASTER, NOTES_NOT = (
     'a_path_says_something', 'a_path_comes', 'two_paths_hang',
     'rival_is_faster', 'multipathd_notes_nothing')
-IS_WIDE, IS_ANEW = 'is_for_all_ports', 'registers_anew'
+IS_WIDE = 'is_for_all_ports'
 AIMS = {
     'nothing': Aim(16, BEGINNINGS, ACTIONS, EACH_TYPE, {
         (): 1, (PATH,): 2, (PATH, PATH): 1, (MULTIPATHD,): 1,
@@ -255,10 +255,6 @@ AIMS = {
                      {REGISTER: 4, REGISTER_AND_IGNORE: 1}, EACH_TYPE, {
         (IS_WIDE,): 3, (IS_WIDE, IS_FASTER): 4, (IS_WIDE, PATH): 1,
         (IS_WIDE, PATH, IS_FASTER): 1}),
-    # All paths but the one that holds have lost their keys.
-    'anew': Aim(3, {'held': 1}, {REGISTER_AND_IGNORE: 1},
-                {1: 1, 3: 1, 5: 1, 6: 1}, {
-        (IS_ANEW,): 3, (IS_ANEW, MULTIPATHD): 1}),
     # What multipathd does not take note of.
     'noted': Aim(4, {'registered': 2, 'held': 2},
                  {RESERVE: 2, RELEASE: 2, PREEMPT: 1}, {1: 1, 3: 1, 5: 1, 6: 1},
@@ -844,28 +840,6 @@ class Case:
                 self.nexus(path).dm_failed = 1
                 self.gone.add(path)
                 self.tell('%s: failed in dm, but works' % sim.disk_name(path))
-
-    def registers_anew(self):
-        """The one that holds is left out; and says nothing of use, or works
-        again, but multipathd has not looked yet. With another key nobody
-        could tell later on whose the older one was."""
-        self.is_benign, path = False, self.lab.lun.holder
-        self.sa_key, self.is_in, self.is_cleanup = KEY, False, False
-        n, name = self.nexus(path), sim.disk_name(path)
-        for other in PATHS:
-            if other != path:
-                self.nexus(other).key = 0
-        n.dm_failed = 1
-        self.gone.add(path)
-        how = self.rng.choice(('hangs', 'not ready', 'host 01', 'works'))
-        if how == 'hangs':
-            n.delay_ms = 300000
-        elif how == 'not ready':
-            n.answer(2, driver_status=8, sense=REFUSALS[how], count=EVER)
-        elif how == 'host 01':
-            n.answer(host_status=1, count=EVER)
-        self.tell('%s: failed in dm, %s; the others without a key' % (
-            name, how))
 
     def multipathd_notes_nothing(self):
         self.is_benign = self.is_mpd_well = False
