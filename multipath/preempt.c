@@ -51,6 +51,8 @@ static bool is_word(const char *text)
 
 static bool map_suspend(struct map *map)
 {
+    /* I/O waits for us from then on, however late it says that it has. */
+    const int64_t began = clock_us();
     enum multipathd_said said;
 
     if (map->alias[0] == '\0' || !is_word(map->alias))
@@ -59,12 +61,11 @@ static bool map_suspend(struct map *map)
                  "name: give it an alias of letters and digits");
     map->suspension->device = map->device;
     map->suspension->witness[0] = '\0';
-    map->suspension->resume_by = clock_us() + RESUME_WITHIN;
+    map->suspension->resume_by = began + RESUME_WITHIN;
     memcpy(map->suspension->alias, map->alias, sizeof(map->alias));
     said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE) {
-        map->suspension->resume_by = clock_us() + RESUME_WITHIN;
-        map->deadline = sooner(map->deadline, clock_us() + SUSPENDED_WITHIN);
+        map->deadline = sooner(map->deadline, began + SUSPENDED_WITHIN);
         return true;
     }
     if (said == MULTIPATHD_REFUSED)
@@ -147,9 +148,8 @@ static bool paths_restore(struct map *map, bool is_last)
         all_due(map);
         map->witness->verdict = DONE;
         is_whole = sweep(map, &request);
-        if (is_last)
-            map->deadline = map->end;
-        truth = is_whole || is_last ? witness_ask(map) : NOT_TAKEN;
+        map->deadline = is_last ? map->end : clock_us() + RESUMED_WITHIN / 2;
+        truth = witness_ask(map);
     }
     if ((truth == CONFLICT || (truth != DONE && is_last))
         && (keys_take_off(map, map->key.value, flags_of(map)) || is_last))
@@ -157,17 +157,22 @@ static bool paths_restore(struct map *map, bool is_last)
     return is_whole && truth == DONE;
 }
 
-/* Does the rest, on a map that is suspended. False: the answer says why. */
+/*
+ * Does the rest, on a map that is suspended. False: the answer says why. Who
+ * recovers a map that could not be resumed has it all done again.
+ */
 static bool map_restore(struct map *map, bool is_preempted)
 {
-    bool is_whole = !is_preempted, is_resumed;
+    bool is_whole = !is_preempted;
 
     if (is_preempted && map->witness == NULL)
         map_fail(map, "no path is known to have kept its key, so none gets it "
                       "back: register again");
     else if (is_preempted)
         is_whole = paths_restore(map, false);
-    is_resumed = map_resume(map, true);
+    if (!map_resume(map, true))
+        return false;
+    map->deadline = clock_us() + RESUMED_WITHIN;
     if (!is_whole && map->witness != NULL)
         map->is_doubtful = witness_ask(map) != DONE;
     map->deadline = map->end - AFTERWARDS_WITHIN / 2;
@@ -175,10 +180,9 @@ static bool map_restore(struct map *map, bool is_preempted)
         is_whole = paths_restore(map, true);
     else if (!is_whole && map->is_doubtful)
         keys_take_off(map, map->key.value, flags_of(map));
-    if (!is_resumed || (!is_whole && map->witness != NULL))
-        map_fail(map, "a path did not get its key back, or the map is still "
-                      "suspended: repeat it");
-    return is_whole && is_resumed;
+    if (!is_whole && map->witness != NULL)
+        map_fail(map, "a path did not get its key back: repeat it");
+    return is_whole;
 }
 
 struct path *preempt_own(struct map *map, struct request *request)
@@ -186,7 +190,7 @@ struct path *preempt_own(struct map *map, struct request *request)
     enum verdict truth = DONE;
     struct answer answer;
     struct path *path;
-    bool is_preempted;
+    bool is_preempted, is_good;
 
     if (!settle(map) || keys_read(map, NULL, map->key.value) < 0
         || !map_suspend(map))
@@ -202,10 +206,11 @@ struct path *preempt_own(struct map *map, struct request *request)
     }
     path = any_send(map, request);
     answer = map->answer;
-    is_preempted = path != NULL ? answer.status == GOOD : map->lost != NULL;
+    is_good = path != NULL && answer.status == GOOD;
+    is_preempted = path != NULL || map->lost != NULL; /* or perhaps */
     if (is_preempted)
-        truth = witness_find(map, path != NULL ? path->name : "");
-    if (truth == CONFLICT && path != NULL)
+        truth = witness_find(map, is_good ? path->name : "");
+    if (truth == CONFLICT && is_good)
         witness_make(map, path);
     if (!map_restore(map, is_preempted))
         return NULL;
@@ -253,6 +258,12 @@ void multipath_recover(const char *socket_path, int lock,
             return;
         map.deadline = clock_us() + SUSPENDED_WITHIN;
         map_resume(&map, false);
+        /* It is to be off soon also if who has the lock hangs. */
+        if (suspension->witness[0] != '\0' && map_list(&map)
+            && multipathd_key_get(&map.multipathd, &map.key)
+            && map.key.value != 0
+            && witness_find(&map, suspension->witness) == CONFLICT)
+            keys_take_off(&map, map.key.value, flags_of(&map));
         if (!map_lock(lock, device, now + COMMAND_WITHIN))
             return;
         map.end += clock_us() - now;
@@ -260,7 +271,7 @@ void multipath_recover(const char *socket_path, int lock,
     /* Who hung has ended, so that its place may be that of another map. */
     if (suspension->alias[0] == '\0' || suspension->device != device)
         return;
-    map.deadline = clock_us() + SUSPENDED_WITHIN;
+    map.deadline = clock_us() + RESUMED_WITHIN;
     has_key = map_list(&map) && multipathd_key_get(&map.multipathd, &map.key)
               && map.key.value != 0;
     if (has_key)

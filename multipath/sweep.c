@@ -114,7 +114,9 @@ static bool path_try(struct map *map, struct path *path,
 
 struct path *any_send(struct map *map, struct request *request)
 {
-    if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
+    /* While it is suspended there is no time; settle() has just done it. */
+    if (request->cdb[0] == PERSISTENT_RESERVE_OUT
+        && map->suspension->alias[0] == '\0')
         map_see(map);
     map->lost = NULL;
     map->answered = NULL;

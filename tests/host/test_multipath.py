@@ -4116,3 +4116,136 @@ def test_a_holder_with_an_older_key_is_not_forgotten(run_one, action):
                 key = NEW
                 lab.out(REGISTER_AND_IGNORE, 0, NEW)
             assert lab.out(RELEASE, key, 0, 1) != GOOD or not lab.holder()
+
+
+# ---- While the map is suspended ---------------------------------------------
+
+@pytest.mark.parametrize('how', ['refuses', 'blocked', 'hangs'])
+def test_no_key_that_was_preempted_when_it_is_resumed(run_one, how):
+    """The rival has been told GOOD, and I/O that waits would go down a path
+    that got the key after that."""
+    found = 0
+    for step in range(8, 20):
+        with run_one.scenario(step) as lab:
+            lab.held(1, lab.order[0])
+            lab.rival_registered()
+            lab.is_consistent = False
+            last, seen = lab.order[2], []
+            if how == 'refuses':
+                lab.nexus(last).answer(**sense_of(5, 0x55, 4), count=2,
+                                       only=(0x5f, REGISTER_AND_IGNORE))
+            elif how == 'blocked':
+                lab.target.act(sim.STATE, last, 10, argument=sim.BLOCKED)
+            else:
+                lab.target.act(sim.DELAY, last, 10, argument=300000)
+            act = lab.target.act(PREEMPT, RIVALS, step, key=KEY, argument=1)
+            lab.mpd.on('^resume', lambda _: seen.append(
+                act.done_at and not act.status and lab.keys()))
+            lab.out(PREEMPT, KEY, KEY, 1)
+            lab.wait_idle()
+            if seen and seen[0]:
+                found += 1
+                assert not any(seen[0]), seen
+    assert found
+
+
+@pytest.mark.parametrize('fault', ['hangs', 'blocked', 'transition'])
+def test_a_slow_resume_costs_no_reservation(run_one, fault):
+    """multipathd is silent when the map shall be resumed, and one path slow;
+    the witness is well, and nobody else is there."""
+    with run_one.scenario() as lab:
+        lab.held(1, lab.order[0])
+        slow, later = lab.order[2], lab.target.clock() + 16000000
+        if fault == 'hangs':
+            lab.target.act(sim.DELAY, slow, 11, argument=300000)
+            lab.target.act(sim.DELAY, slow, at=later)
+        elif fault == 'blocked':
+            lab.target.act(sim.STATE, slow, 11, argument=sim.BLOCKED)
+            lab.target.act(sim.STATE, slow, at=later, argument=sim.RUNNING)
+        else:
+            lab.nexus(slow).answer(**sense_of(2, 4, 0x0a), count=EVER,
+                                   only=(0x5f, REGISTER_AND_IGNORE))
+            lab.target.act(sim.INJECT, slow, at=later)
+        lab.mpd.on('^resume', 'hang', count=2)
+        lab.is_consistent = False
+        lab.out(PREEMPT, KEY, KEY, 1)
+        lab.wait_idle()
+        end = time.monotonic() + 10
+        while lab.known.suspended:
+            assert time.monotonic() < end
+            time.sleep(.01)
+        lab.wait_idle()
+        lab.nexus(slow).delay_ms = lab.nexus(slow).inject_count = 0
+        lab.root.state(slow, 'running')
+        assert lab.out(PREEMPT, KEY, KEY, 1) == GOOD
+        lab.assert_held(1)
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_slow_path_and_a_slow_resume_end_in_time(lab_of, mode, count):
+    """Also if there is no supervisor that could have it resumed."""
+    lab = lab_of(mode, env=FAST)
+    lab.held(1, lab.order[0])
+    lab.is_consistent = False
+    lab.target.act(sim.DELAY, lab.order[2], 11, argument=300000)
+    lab.mpd.on('^resume', 'hang', count=count)
+    lab.out(PREEMPT, KEY, KEY, 1)
+    end = time.monotonic() + 20
+    while lab.known.suspended:
+        assert time.monotonic() < end
+        time.sleep(.01)
+    begin, end = lab.known.suspensions[0]
+    assert end - begin < 25000000
+
+
+@pytest.mark.parametrize('seconds', [4.5, 11])
+def test_paths_are_not_asked_for_while_suspended(run_one, seconds):
+    with run_one.scenario() as lab:
+        lab.held(1, lab.order[0])
+        lab.mpd.on('paths', seconds)
+        assert lab.out(PREEMPT, KEY, KEY, 1) == GOOD
+        begin, end = lab.known.suspensions[0]
+        assert end - begin < 3000000
+        lab.mpd.reset()
+
+
+@pytest.mark.parametrize('sense', [(4, 0x44, 0), (0xb, 0x47, 3), (5, 0x24, 0)])
+@pytest.mark.parametrize('is_lost', [False, True])
+def test_a_preempt_that_is_done_and_fails_leaves_no_path_out(run_one, is_lost,
+                                                             sense):
+    """By the first path, whose answer may be lost; another one refuses it."""
+    with run_one.scenario() as lab:
+        lab.held(1, lab.order[0])
+        first, *others = map(lab.nexus, lab.order)
+        first.answer(**dict(host_status=7) if is_lost else sense_of(*sense),
+                     after=True, only=(0x5f, PREEMPT))
+        for nexus in others:
+            nexus.answer(**sense_of(*sense), only=(0x5f, PREEMPT))
+        answer = lab.out(PREEMPT, KEY, KEY, 1)
+        lab.wait_idle()
+        assert lab.keys() == [KEY] * 3 and lab.lun.type == 1
+        assert answer != GOOD or sense[0] == 0xb    # which is repeated
+
+
+@pytest.mark.parametrize('step', [15, 16])
+def test_a_preempted_key_goes_while_a_worker_hangs(lab_of, step):
+    """Which wrote it after the rival, and has the map's lock."""
+    lab = lab_of(env={'SIM_SPEED': '20'})
+    skip = turn(lab, ACTIONS['preempt ourselves'], lab.order[2],
+                REGISTER_AND_IGNORE)
+    lab.reset()
+    lab.held(1, lab.order[0])
+    lab.rival_registered()
+    lab.is_consistent = False
+    act = lab.target.act(PREEMPT, RIVALS, step, argument=1, key=KEY)
+    nexus = lab.nexus(lab.order[2])
+    with nexus.hanging(skip):
+        lab.client.send(pr_out(PREEMPT, 1), [lab.map])
+        lab.client.sock.sendall(parameters(KEY, KEY, 0))
+        nexus.wait_held()
+        wait_until(lambda: not lab.known.suspended)
+        if act.done_at and not act.status:
+            wait_until(lambda: not any(lab.keys()))
+    lab.client.reply()
+    lab.wait_idle()
