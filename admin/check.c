@@ -124,6 +124,13 @@ static void ours_find(struct check *check)
             check->registered = whose;
             check->key = registration.key;
         }
+        /* A path that held may be gone from the map, with its port. */
+        for (i = 0; registration.is_holder && check->identity.is_map
+                    && i < check->identity.count;
+             i++)
+            if (check->identity.paths[i].is_ours
+                && path_is_initiator(&check->identity.paths[i], &registration))
+                whose = OURS;
         if (registration.is_holder && whose > check->holder)
             check->holder = whose;
     }

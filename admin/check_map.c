@@ -16,11 +16,11 @@
 #include <unistd.h>
 
 /*
- * How many registrations have this key, at this target port (0: at any). A
- * registration for all ports counts at each.
+ * How many registrations have this key, and may come from this path (NULL: from
+ * anywhere). One for all ports counts at each.
  */
 static unsigned registrations_count(const struct reply *full, uint64_t key,
-                                    uint16_t port)
+                                    const struct path *path)
 {
     struct registration registration;
     unsigned count = 0;
@@ -29,8 +29,7 @@ static unsigned registrations_count(const struct reply *full, uint64_t key,
     decode_list(&list, full->payload, full->size);
     while (decode_registration(&list, &registration))
         count += registration.key == key
-                 && (port == 0 || registration.is_for_all_ports
-                     || registration.port == port);
+                 && (path == NULL || path_whose(path, &registration));
     return count;
 }
 
@@ -47,14 +46,21 @@ static bool ports_are_named(const struct reply *full)
     return true;
 }
 
-/* Counts the paths to its port that are used, and those that are registered. */
-static bool path_show(struct output *output, const struct identity *identity,
-                      const struct path *path, unsigned there)
+/*
+ * Counts those that are used of the paths that their registrations do not tell
+ * apart: by one initiator, to one port; and how many registrations they have.
+ */
+static bool path_show(struct check *check, const struct path *path,
+                      uint64_t key)
 {
-    unsigned i, same = 0;
+    const struct identity *identity = &check->identity;
+    struct output *output = &check->output;
+    unsigned there = registrations_count(&check->full, key, path), i, same = 0;
+    bool is_named = ports_are_named(&check->full);
 
     for (i = 0; i < identity->count; i++)
-        same += identity->paths[i].port == path->port
+        same += (!is_named || identity->paths[i].port == path->port)
+                && strcmp(identity->paths[i].initiator, path->initiator) == 0
                 && identity->paths[i].is_used && identity->paths[i].is_ours;
     if (!path->is_used)
         words(output, "  %s is %s: the kernel does not use it\n", path->name,
@@ -65,8 +71,8 @@ static bool path_show(struct output *output, const struct identity *identity,
         words(output, "  %s is not registered\n", path->name);
     else
         words(output,
-              "  %s is one of %u paths to the same port, of which %u %s "
-              "registered\n",
+              "  %s is one of %u paths that the disk does not tell apart, of "
+              "which %u %s registered\n",
               path->name, same, there, there == 1 ? "is" : "are");
     json_begin(output, NULL, '{');
     json_text(output, "name", path->name);
@@ -78,31 +84,23 @@ static bool path_show(struct output *output, const struct identity *identity,
     return !path->is_used || there >= same;
 }
 
-/*
- * A registration names the port of the target that it is for, and the
- * initiator in a manner of its own: so paths by one port are counted.
- */
+/* Returns whether all paths that are used are registered. */
 static bool paths_show(struct check *check, uint64_t key)
 {
     const struct identity *identity = &check->identity;
-    bool is_named = ports_are_named(&check->full), is_whole = true;
+    bool is_whole = true;
     unsigned i;
 
     json_begin(&check->output, "paths", '[');
-    for (i = 0; i < identity->count; i++) {
-        struct path path = identity->paths[i];
-
-        if (path.is_ours
-            && !path_show(&check->output, identity, &path,
-                          registrations_count(&check->full, key,
-                                              is_named ? path.port : 0)))
+    for (i = 0; i < identity->count; i++)
+        if (identity->paths[i].is_ours
+            && !path_show(check, &identity->paths[i], key))
             is_whole = false;
-    }
     json_end(&check->output, ']');
     return is_whole;
 }
 
-/* Is the reservation this host's, says multipathd? */
+/* Is the reservation this host's? If sysfs does not say, multipathd may. */
 static enum whose holder_show(struct check *check,
                               const struct multipathd *multipathd, uint64_t key)
 {
@@ -113,6 +111,11 @@ static enum whose holder_show(struct check *check,
     if (check->reservation.key == 0) {
         words(output, "All that are registered hold the reservation.\n");
         return OURS;
+    }
+    if (check->holder != PERHAPS_OURS) {
+        words(output, "%s holds the reservation.\n",
+              check->holder == OURS ? "This host" : "Another host");
+        return check->holder;
     }
     if (check->reservation.key != key) {
         words(output,
@@ -156,6 +159,14 @@ static bool key_check(struct check *check, const struct multipathd *multipathd,
     }
     if (key->value != 0)
         return true;
+    if (check->registered == OURS) {
+        finding(check, EXIT_FINDING, "let the virtual machine register again",
+                "this host is registered, with key %#" PRIx64
+                ", but multipathd knows no key: it registers no path that "
+                "comes",
+                check->key);
+        return true;
+    }
     multipathd_show(multipathd, "show config local", config);
     if (strstr(config, "reservation_key") != NULL) {
         words(&check->output,
@@ -203,10 +214,11 @@ static void registered_check(struct check *check,
     paths_look(&check->identity, multipathd);
     if (check->full.size == 0) /* the disk does not list who is registered */
         return;
-    if (registrations_count(&check->full, key, 0) > 0) {
+    if (check->registered == PERHAPS_OURS
+        && registrations_count(&check->full, key, NULL) > 0) {
         check->registered = OURS;
         check->key = key;
-    } else if (check->is_whole) {
+    } else if (check->registered == PERHAPS_OURS && check->is_whole) {
         check->registered = NOT_OURS;
     }
     if (check->is_whole && !paths_show(check, key) && check->registered == OURS)
@@ -235,7 +247,7 @@ void check_map(struct check *check)
     } else if (key_check(check, &multipathd, &key)) {
         if (key.value != 0)
             registered_check(check, &multipathd, key.value);
-        else
+        else if (check->registered == PERHAPS_OURS)
             check->registered = check->holder = NOT_OURS;
     }
     json_end(&check->output, '}');

@@ -1122,6 +1122,93 @@ def test_check_of_a_map_and_a_list_that_is_cut_off(host, fake, tmp_path,
     assert ('which cannot be known' in done.err) == (not is_seen), done
 
 
+@pytest.fixture
+def mapped(host, start, tmp_path):
+    """dm-0 of sda and sdb, of which sysfs knows the initiators."""
+    host.put('dev/block/253:0/dm/uuid', 'mpath-3600\n')
+    host.put('dev/block/253:0/dm/name', 'mpatha\n')
+    sim.device(host.root.path('dev/dm-0'), 253, 0)
+    for nexus in Host.OURS:
+        name = sim.disk_name(nexus)
+        host.link('dev/block/253:0/slaves/' + name, 'block/' + name)
+        host.put('dev/block/%d:%d/holders/dm-0' % sim.disk_number(nexus), '')
+    host.multipathd = Multipathd(str(tmp_path / 'm'))
+    host.known = Map('dm-0', 'mpatha', {
+        sim.disk_name(nexus): host.target.nexus(nexus) for nexus in Host.OURS})
+    host.multipathd.maps = [host.known]
+    host.multipathd.start()
+    host.env['MULTIPATH_SOCKET_NAME'] = host.multipathd.address
+    host.helper = start(SIM_HELPER, env=host.env)
+    host.known.prflag = 'set'
+    yield host
+    host.multipathd.stop()
+
+
+def are_registered(host, keys, type_, holder):
+    for nexus, key in keys.items():
+        host.target.nexus(nexus).key = key
+    host.target.lun(0).type, host.target.lun(0).holder = type_, holder
+
+
+@needs_root
+@pytest.mark.parametrize('key', [0, 0xdef])
+@pytest.mark.parametrize('number', (1, 5))
+def test_check_knows_our_own_whatever_multipathd_has(mapped, number, key):
+    """It has lost its file, or a worker was killed as it changed the key."""
+    are_registered(mapped, {0: 0xabc, 1: 0xabc}, number, 1)
+    mapped.known.key = key
+    done = mapped('dm-0', 'check')
+    assert 'register again' in done.err and 'reserved' not in done.err
+    assert key or 'multipathd knows no key' in done.err
+
+
+@needs_root
+@pytest.mark.parametrize('version', ['0.9.4', '0.14.3'])
+@pytest.mark.parametrize('holder', [0, 2])
+def test_check_knows_a_twin_by_its_initiator(mapped, version, holder):
+    """Whatever multipathd thinks; to which it may be new."""
+    are_registered(mapped, {0: 0xabc, 1: 0xabc, 2: 0xabc}, 1, holder)
+    mapped.multipathd.version = version
+    mapped.known.key, mapped.known.prhold = 0xabc, 'set'
+    done = mapped('dm-0', 'check')
+    assert 'sdb is registered' in done.out
+    assert ('This host holds the reservation.' in done.out) == (holder == 0)
+    assert ('Another host holds the reservation.' in done.out) == (holder == 2)
+    assert ('reserved by somebody else' in done.err) == (holder == 2)
+
+
+@needs_root
+@pytest.mark.parametrize('keys, are', [
+    ({0: 0xabc, 2: 0xabc, 3: 0xabc}, (True, False)),
+    ({2: 0xabc, 3: 0xabc}, (False, False))])
+def test_a_twin_is_no_path_of_ours(mapped, keys, are):
+    """At whose port it is registered."""
+    are_registered(mapped, keys, 1, 2)
+    mapped.known.key = 0xabc
+    done = mapped('dm-0', 'check')
+    for name, is_registered in zip(('sda', 'sdb'), are):
+        assert ('  %s is registered' % name in done.out) == is_registered
+
+
+@needs_root
+def test_paths_whose_ports_are_not_named(mapped, fake):
+    """By LIO of Linux 6.12: of two by one initiator, one is registered."""
+    for nexus in Host.OURS:
+        mapped.put('class/scsi_host/host%d/host_sas_address' % nexus,
+                   '0x5001405000000001\n')
+    mapped.put('devices/pci/host1/target0:0:0/1:0:0:0/vpd_pg83',
+               b'\0\x83\0\x08\x01\x14\0\x04\0\0\0\x02')
+    mapped.known.key = 7
+    listed = [reply(payload) for payload in (
+        listing(struct.pack('>Q', 7)), b'\0\x08\0\x80\xea\x01\0\0',
+        listing(full(7, 1, 5, port=0, transport=SAS)),
+        listing(struct.pack('>Q5xB2x', 7, 5)))]
+    done = mapped('dm-0', 'check', helper=fake(*listed))
+    assert done.out.count('one of 2 paths that the disk does not tell apart, '
+                          'of which 1 is registered') == 2
+    assert 'may fail' in done.err
+
+
 def test_a_partition_is_named(host):
     block = host.disk(2)
     host.put(block + '/sdc1/partition', '1\n')
