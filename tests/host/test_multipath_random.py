@@ -1367,7 +1367,7 @@ class Case:
 
     def works(self):
         """What is no fault, or soon over, must not cost the guest anything."""
-        if not self.is_benign or self.gone == set(PATHS):
+        if not self.is_benign or not any(map(self.is_live, PATHS)):
             return True
         if self.was_holder in (*self.gone, TWIN) and self.gone:
             return True
