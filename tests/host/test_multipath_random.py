@@ -1068,7 +1068,8 @@ class Case:
         if act.what in PREEMPTS and (self.is_fenced or self.is_half_done(act)):
             return True
         if act.what in PREEMPTS and act.seen & SEEN_HIT and act.key in {
-                self.first[path] for path in self.gone}:
+                self.first[path] for path in PATHS
+                if path in self.gone or not self.is_live(path)}:
             return True         # which a path that is gone had kept
         return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
 
