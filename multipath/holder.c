@@ -12,6 +12,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 /* ---- The path --------------------------------------------------------- */
 
@@ -86,8 +87,9 @@ static bool name_compare(void *context, const char *entry)
         && strchr(entry, ':') == strrchr(entry, ':')
         && sysfs_line(path, line, sizeof(line))
         && strlen(line) >= sizeof("(null)")) /* which some drivers have */
-        search->found = strcmp(line, search->name) == 0 ? HOLDER_GONE
-                                                        : HOLDER_OTHER;
+        /* iSCSI's may be in lower case there, which is the same: RFC 3722. */
+        search->found = strcasecmp(line, search->name) == 0 ? HOLDER_GONE
+                                                            : HOLDER_OTHER;
     return search->found != HOLDER_GONE;
 }
 

@@ -66,6 +66,8 @@ static bool map_suspend(struct map *map)
     said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE) {
         map->deadline = sooner(map->deadline, began + SUSPENDED_WITHIN);
+        if (map->deadline < clock_us() + RESUMED_WITHIN)
+            map->deadline = clock_us() + RESUMED_WITHIN;
         return true;
     }
     if (said == MULTIPATHD_REFUSED)
@@ -191,6 +193,7 @@ struct path *preempt_own(struct map *map, struct request *request)
     struct answer answer;
     struct path *path;
     bool is_preempted, is_good;
+    uint32_t generation;
 
     if (!settle(map) || keys_read(map, NULL, map->key.value) < 0
         || !map_suspend(map))
@@ -204,10 +207,15 @@ struct path *preempt_own(struct map *map, struct request *request)
                       "preempted meanwhile: repeat it");
         return NULL;
     }
+    generation = map->generation;
     path = any_send(map, request);
     answer = map->answer;
     is_good = path != NULL && answer.status == GOOD;
-    is_preempted = path != NULL || map->lost != NULL; /* or perhaps */
+    /* Or perhaps; but a refusal that has changed nothing is the answer. */
+    is_preempted = map->lost != NULL || is_good
+                   || (path != NULL
+                       && (keys_read(map, path, map->key.value) < 0
+                           || map->generation != generation));
     if (is_preempted)
         truth = witness_find(map, is_good ? path->name : "");
     if (truth == CONFLICT && is_good)
@@ -258,12 +266,6 @@ void multipath_recover(const char *socket_path, int lock,
             return;
         map.deadline = clock_us() + SUSPENDED_WITHIN;
         map_resume(&map, false);
-        /* It is to be off soon also if who has the lock hangs. */
-        if (suspension->witness[0] != '\0' && map_list(&map)
-            && multipathd_key_get(&map.multipathd, &map.key)
-            && map.key.value != 0
-            && witness_find(&map, suspension->witness) == CONFLICT)
-            keys_take_off(&map, map.key.value, flags_of(&map));
         if (!map_lock(lock, device, now + COMMAND_WITHIN))
             return;
         map.end += clock_us() - now;
@@ -271,7 +273,7 @@ void multipath_recover(const char *socket_path, int lock,
     /* Who hung has ended, so that its place may be that of another map. */
     if (suspension->alias[0] == '\0' || suspension->device != device)
         return;
-    map.deadline = clock_us() + RESUMED_WITHIN;
+    map.deadline = clock_us() + SUSPENDED_WITHIN;
     has_key = map_list(&map) && multipathd_key_get(&map.multipathd, &map.key)
               && map.key.value != 0;
     if (has_key)

@@ -224,27 +224,6 @@ static void map_undo(struct map *map, const struct multipathd_key *told,
     map->answer = answer;
 }
 
-/*
- * Has a path that is used the key that multipathd registers? Then this host is
- * registered, and a path that has come, and has no key yet, may not take the
- * command of one who says that he is not.
- */
-static bool is_registered(struct map *map, const struct multipathd_key *told)
-{
-    enum verdict verdict = CONFLICT;
-    unsigned i;
-
-    map->key = *told;
-    for (i = 0; i < map->count && verdict != DONE; i++)
-        if (map->paths[i].verdict != ASIDE) /* that may hang */
-            do
-                verdict = path_prove(map, &map->paths[i]);
-            while (verdict < ASIDE && !path_is_left_out(map, &map->paths[i])
-                   && map_wait(map, map->deadline));
-    map->key.value = 0;
-    return verdict == DONE;
-}
-
 /* A visit: has it map->key? */
 static bool path_ask(struct map *map, struct path *path,
                      struct request *request)
@@ -254,6 +233,31 @@ static bool path_ask(struct map *map, struct path *path,
     if (path->verdict == UNREADY)
         path->verdict = LOST;
     return true;
+}
+
+/* A visit: likewise, and if it has, nobody else is asked. */
+static bool path_is_known(struct map *map, struct path *path,
+                          struct request *request)
+{
+    return path_ask(map, path, request) && path->verdict != DONE;
+}
+
+/*
+ * Has a path that is used the key that multipathd registers? Then this host is
+ * registered, and a path that has come, and has no key yet, may not take the
+ * command of one who says that he is not.
+ */
+static bool is_registered(struct map *map, const struct multipathd_key *told)
+{
+    struct request request;
+
+    request_set(&request, REGISTER, 0, told->value, told->value, 0);
+    map->key = *told;
+    map->witness = NULL; /* so that nobody who is left out is asked */
+    all_due(map);
+    paths_visit(map, path_is_known, &request);
+    map->key.value = 0;
+    return count_of(map, DONE) > 0;
 }
 
 /*
@@ -368,8 +372,10 @@ void map_register(struct map *map, struct request *request)
     holder = previous == 0 ? holder_find(map) : HOLDER_UNKNOWN;
     if (holder > HOLDER_OTHER)
         multipathd_tell(&map->multipathd, "setprhold");
-    else if (holder == HOLDER_OTHER)
+    else if (holder == HOLDER_OTHER && count_of(map, ASIDE) > 0)
         other_tell(map);
+    else if (holder == HOLDER_OTHER)
+        multipathd_tell(&map->multipathd, "unsetprhold");
     map_answer(map, GOOD);
 }
 

@@ -114,10 +114,14 @@ static bool path_try(struct map *map, struct path *path,
 
 struct path *any_send(struct map *map, struct request *request)
 {
-    /* While it is suspended there is no time; settle() has just done it. */
-    if (request->cdb[0] == PERSISTENT_RESERVE_OUT
-        && map->suspension->alias[0] == '\0')
+    const int64_t deadline = map->deadline;
+
+    /* While it is suspended there is little time for that. */
+    if (map->suspension->alias[0] != '\0')
+        map->deadline = sooner(deadline, clock_us() + SECOND);
+    if (request->cdb[0] == PERSISTENT_RESERVE_OUT)
         map_see(map);
+    map->deadline = deadline;
     map->lost = NULL;
     map->answered = NULL;
     all_due(map);

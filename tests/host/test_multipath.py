@@ -4098,6 +4098,43 @@ def test_who_has_a_key_is_asked_until_he_answers(run_one, how):
             assert lab.out(REGISTER, 0, NEW) == CONFLICT
 
 
+@pytest.mark.parametrize('how', [dict(status=8), dict(host_status=3)])
+def test_who_has_a_key_says_so_at_once(run_one, how):
+    """Whatever another path that is asked before it does."""
+    with run_one.scenario() as lab:
+        lab.registered(paths=[lab.order[1]])
+        lab.nexus(lab.order[0]).answer(count=EVER, only=(0x5f, REGISTER),
+                                       **how)
+        begin = lab.target.clock()
+        lab.is_consistent = False
+        assert lab.out(REGISTER, 0, NEW) == CONFLICT
+        assert lab.target.clock() - begin < 10000000
+
+
+def test_nobody_is_asked_to_release_what_a_rival_holds(run_one):
+    """An unregistration that one path refuses is not repeated, a rival fences
+    the host, which comes again; and loses a path."""
+    for bad, gone, skip in itertools.product(PATHS, PATHS, range(5)):
+        with run_one.scenario(bad, gone, skip) as lab:
+            lab.held(5, 0)
+            lab.rival_registered()
+            lab.is_consistent = lab.hold_is_known = False
+            lab.nexus(bad).answer(**sense_of(4, 0x44, 0), skip=skip,
+                                  only=(0x5f, REGISTER))
+            lab.out(REGISTER, KEY, 0)
+            lab.wait_idle()
+            if lab.known.key or lab.known.prhold != 'set':
+                continue
+            with lab.helper.client() as rival:
+                rival.out(lab.rival, PREEMPT, RIVAL, KEY, 5)
+                rival.out(lab.rival, RESERVE, RIVAL, 0, 5)
+            lab.out(REGISTER_AND_IGNORE, 0, NEW)
+            lab.wait_idle()
+            lab.die(gone)
+            assert lab.out(RELEASE, NEW, 0, 5) == GOOD
+            assert lab.holder() == (RIVALS, 5)
+
+
 @pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
 def test_a_holder_with_an_older_key_is_not_forgotten(run_one, action):
     """An unregistration that stopped at the holder, which then dies."""
@@ -4228,24 +4265,65 @@ def test_a_preempt_that_is_done_and_fails_leaves_no_path_out(run_one, is_lost,
         assert answer != GOOD or sense[0] == 0xb    # which is repeated
 
 
-@pytest.mark.parametrize('step', [15, 16])
-def test_a_preempted_key_goes_while_a_worker_hangs(lab_of, step):
-    """Which wrote it after the rival, and has the map's lock."""
-    lab = lab_of(env={'SIM_SPEED': '20'})
+@pytest.mark.parametrize('how', ['blocked', 'hangs'])
+def test_a_preempt_that_is_refused_is_refused(run_one, how):
+    """By the disk, and at once, whatever another path does."""
+    with run_one.scenario() as lab:
+        lab.held(1, lab.order[0])
+        for path in PATHS:
+            lab.nexus(path).answer(**sense_of(5, 0x26, 0), count=EVER,
+                                   only=(0x5f, PREEMPT))
+        if how == 'blocked':
+            lab.target.act(sim.STATE, lab.order[2], 10, argument=sim.BLOCKED)
+        else:
+            lab.target.act(sim.DELAY, lab.order[2], 10, argument=300000)
+        assert lab.out(PREEMPT, KEY, KEY, 1) == '5/26/00'
+        begin, end = lab.known.suspensions[0]
+        assert end - begin < 4000000
+        lab.is_consistent = False
+
+
+@pytest.mark.parametrize('seconds', [0, 2.5])
+@pytest.mark.parametrize('which', [0, 1])
+def test_a_path_that_fails_while_it_is_suspended_is_last(run_one, which,
+                                                         seconds):
+    """Which is what suspend waits for: its I/O has to fail. From then on dm
+    does not use it, and it hangs."""
+    with run_one.scenario() as lab:
+        lab.held(1, lab.order[2])
+        bad = lab.order[which]
+
+        def fail(_):
+            lab.hangs(bad)
+            return seconds
+        lab.mpd.on('^suspend', fail, effect=True, count=1)
+        lab.is_consistent = False
+        assert lab.out(PREEMPT, KEY, KEY, 1) == GOOD
+        lab.wait_idle()
+        begin, end = lab.known.suspensions[0]
+        assert lab.keys() == [KEY] * 2 and end - begin < 3000000
+
+
+def test_a_witness_in_transition_while_it_is_recovered(lab_of):
+    """Of a worker that was killed."""
+    lab = lab_of()
     skip = turn(lab, ACTIONS['preempt ourselves'], lab.order[2],
                 REGISTER_AND_IGNORE)
     lab.reset()
     lab.held(1, lab.order[0])
-    lab.rival_registered()
     lab.is_consistent = False
-    act = lab.target.act(PREEMPT, RIVALS, step, argument=1, key=KEY)
-    nexus = lab.nexus(lab.order[2])
+    nexus, witness = lab.nexus(lab.order[2]), lab.nexus(lab.order[0])
     with nexus.hanging(skip):
         lab.client.send(pr_out(PREEMPT, 1), [lab.map])
         lab.client.sock.sendall(parameters(KEY, KEY, 0))
         nexus.wait_held()
-        wait_until(lambda: not lab.known.suspended)
-        if act.done_at and not act.status:
-            wait_until(lambda: not any(lab.keys()))
+        worker, = lab.workers()
+        witness.answer(**sense_of(2, 4, 0x0a), count=EVER,
+                       only=(0x5f, REGISTER))
+        kill(worker)
+    time.sleep(5)
+    witness.inject_count = 0
     lab.client.reply()
-    lab.wait_idle()
+    wait_until(lambda: not lab.known.suspended)
+    lab.wait_idle(60)
+    assert lab.keys() == [KEY] * 3 and lab.lun.type == 1
