@@ -96,10 +96,28 @@ static void capabilities_judge(struct check *check, const struct reply *reply)
             decode_type(WRITE_EXCLUSIVE_REGISTRANTS_ONLY));
 }
 
+/*
+ * What ours_find() cannot tell of a map: a path that holds may be gone, with
+ * its port; and the names that sysfs has are of no use if the disk knows none.
+ */
+static void map_find(struct check *check, const struct registration *holder)
+{
+    struct path *path, *paths = check->identity.paths;
+
+    for (path = paths; path < paths + check->identity.count; path++)
+        if (check->registered != OURS)
+            path->initiator[0] = '\0';
+        else if (path->is_ours && holder->key == check->key
+                 && path_is_initiator(path, holder))
+            check->holder = OURS;
+    if (check->registered != OURS)
+        check->registered = check->holder = PERHAPS_OURS;
+}
+
 /* Is this host among the registered, through this device, and the holder? */
 static void ours_find(struct check *check)
 {
-    struct registration registration;
+    struct registration registration, holder = { .key = 0 };
     struct list list;
     unsigned i;
 
@@ -124,16 +142,13 @@ static void ours_find(struct check *check)
             check->registered = whose;
             check->key = registration.key;
         }
-        /* A path that held may be gone from the map, with its port. */
-        for (i = 0; registration.is_holder && check->identity.is_map
-                    && i < check->identity.count;
-             i++)
-            if (check->identity.paths[i].is_ours
-                && path_is_initiator(&check->identity.paths[i], &registration))
-                whose = OURS;
         if (registration.is_holder && whose > check->holder)
             check->holder = whose;
+        if (registration.is_holder)
+            holder = registration;
     }
+    if (check->identity.is_map)
+        map_find(check, &holder);
 }
 
 /* A word of a command for a shell, or what stands for it. */

@@ -159,28 +159,26 @@ static bool key_check(struct check *check, const struct multipathd *multipathd,
     }
     if (key->value != 0)
         return true;
-    if (check->registered == OURS) {
+    multipathd_show(multipathd, "show config local", config);
+    if (strstr(config, "reservation_key") == NULL) {
+        finding(check, EXIT_NO_RESERVATION_KEY,
+                "put 'reservation_key file' into its defaults section, then "
+                "multipathd reconfigure",
+                "there is no reservation_key in multipath.conf, so that nobody "
+                "can register through %s",
+                multipathd->alias);
+        return false;
+    }
+    if (check->registered == OURS)
         finding(check, EXIT_FINDING, "let the virtual machine register again",
                 "this host is registered, with key %#" PRIx64
                 ", but multipathd knows no key: it registers no path that "
                 "comes",
                 check->key);
-        return true;
-    }
-    multipathd_show(multipathd, "show config local", config);
-    if (strstr(config, "reservation_key") != NULL) {
-        words(&check->output,
-              "multipathd knows no key: no virtual machine of this host is "
-              "registered.\n");
-        return true;
-    }
-    finding(check, EXIT_NO_RESERVATION_KEY,
-            "put 'reservation_key file' into its defaults section, then "
-            "multipathd reconfigure",
-            "there is no reservation_key in multipath.conf, so that nobody "
-            "can register through %s",
-            multipathd->alias);
-    return false;
+    else
+        words(&check->output, "multipathd knows no key: no virtual machine of "
+                              "this host is registered.\n");
+    return true;
 }
 
 /* A path that multipathd has failed is none that the kernel uses. */
@@ -214,10 +212,9 @@ static void registered_check(struct check *check,
     paths_look(&check->identity, multipathd);
     if (check->full.size == 0) /* the disk does not list who is registered */
         return;
-    if (check->registered == PERHAPS_OURS
-        && registrations_count(&check->full, key, NULL) > 0) {
+    if (registrations_count(&check->full, key, NULL) > 0) {
         check->registered = OURS;
-        check->key = key;
+        check->key = key; /* the only one that the helper takes */
     } else if (check->registered == PERHAPS_OURS && check->is_whole) {
         check->registered = NOT_OURS;
     }

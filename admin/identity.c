@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -107,12 +108,17 @@ static void port_name_read(struct path *path, const char *protocol,
                  text + 2);
 }
 
-/* Returns the number behind that component of a path in sysfs; -1: none. */
+/*
+ * Returns the number behind the last such component of a path in sysfs; -1:
+ * none. The first "/host" is the adapter's of which the host is a vport (NPIV).
+ */
 static long component_number(const char *link, const char *component)
 {
-    const char *at = strstr(link, component);
+    long number = -1;
 
-    return at != NULL ? strtol(at + strlen(component), NULL, 10) : -1;
+    for (; (link = strstr(link, component)) != NULL; link++)
+        number = strtol(link + strlen(component), NULL, 10);
+    return number;
 }
 
 /* Finds the initiator port, by the adapter's transport class. */
@@ -366,7 +372,10 @@ void identity_whole(int fd, char whole[WHOLE_SIZE])
         snprintf(whole, WHOLE_SIZE, "/dev/%.*s", ALIAS_SIZE, last + 1);
 }
 
-/* Compares without the ISID behind an iSCSI name: sysfs often has none. */
+/*
+ * Compares without the ISID behind an iSCSI name: sysfs often has none; and the
+ * name itself may be in lower case there, which is the same (RFC 3722).
+ */
 bool path_is_initiator(const struct path *path,
                        const struct registration *registration)
 {
@@ -376,7 +385,7 @@ bool path_is_initiator(const struct path *path,
     isid = strstr(text, ",i,0x");
     if (isid != NULL && strncmp(text, "iSCSI ", 6) == 0)
         *isid = '\0';
-    return strcmp(text, path->initiator) == 0;
+    return strcasecmp(text, path->initiator) == 0;
 }
 
 enum whose path_whose(const struct path *path,

@@ -956,6 +956,10 @@ US = b'iqn.1994-05.com.example:us'
      US.decode() + '\n', iscsi(US + b'\0')),
     ('platform/host%d/session9', 'class/iscsi_session/session9/initiatorname',
      US.decode() + '\n', iscsi(US + b',i,0x00023d000001\0', 1)),
+    ('platform/host%d/session9', 'class/iscsi_session/session9/initiatorname',
+     US.decode().replace('us', 'US') + '\n', iscsi(US + b'\0')),
+    ('pci/host9/vport-9:0-0/host%d/rport-0:0', 'class/fc_host/host4/port_name',
+     '0x2100000e1e09ab01\n', FC),
 ])
 def test_this_host_is_known_by_its_adapter(fake, target, tmp_path, adapter,
                                            name, text, transport):
@@ -1157,6 +1161,7 @@ def test_check_knows_our_own_whatever_multipathd_has(mapped, number, key):
     """It has lost its file, or a worker was killed as it changed the key."""
     are_registered(mapped, {0: 0xabc, 1: 0xabc}, number, 1)
     mapped.known.key = key
+    mapped.multipathd.on('^show config', 'configured')
     done = mapped('dm-0', 'check')
     assert 'register again' in done.err and 'reserved' not in done.err
     assert key or 'multipathd knows no key' in done.err
@@ -1178,16 +1183,64 @@ def test_check_knows_a_twin_by_its_initiator(mapped, version, holder):
 
 
 @needs_root
-@pytest.mark.parametrize('keys, are', [
-    ({0: 0xabc, 2: 0xabc, 3: 0xabc}, (True, False)),
-    ({2: 0xabc, 3: 0xabc}, (False, False))])
-def test_a_twin_is_no_path_of_ours(mapped, keys, are):
+def test_a_twin_is_no_path_of_ours(mapped):
     """At whose port it is registered."""
-    are_registered(mapped, keys, 1, 2)
+    are_registered(mapped, {0: 0xabc, 2: 0xabc, 3: 0xabc}, 1, 2)
     mapped.known.key = 0xabc
     done = mapped('dm-0', 'check')
-    for name, is_registered in zip(('sda', 'sdb'), are):
-        assert ('  %s is registered' % name in done.out) == is_registered
+    assert '  sda is registered' in done.out
+    assert '  sdb is not registered' in done.out
+
+
+@needs_root
+@pytest.mark.parametrize('key', [0, 7])
+@pytest.mark.parametrize('port', [1, 2])
+def test_names_that_the_disk_does_not_know_are_of_no_use(mapped, fake, port,
+                                                         key):
+    """Or a port: then multipathd's word counts."""
+    mapped.known.key, mapped.known.prhold = key, 'set'
+    mapped.multipathd.on('^show config', 'configured')
+    other = SAS[:4] + bytes.fromhex('50014050000000%02x' % (
+        0 if port == 2 else 0xee)) + bytes(12)
+    done = mapped('dm-0', 'check', helper=fake(*map(reply, (
+        listing(struct.pack('>Q', 7)), b'\0\x08\0\x80\xea\x01\0\0',
+        listing(full(7, 1, 5, port=port, transport=other)),
+        listing(struct.pack('>Q5xB2x', 7, 5))))))
+    assert ('register-ignore' in done.err) == (key == 0)
+    assert ('This host holds the reservation, says multipathd.' in done.out
+            ) == (key == 7)
+
+
+@needs_root
+def test_a_path_that_is_gone_holds_with_another_key(mapped, fake):
+    """Which keeps this host's other paths from writing."""
+    mapped.known.key, mapped.known.prhold = 7, 'set'
+    us = SAS[:4] + bytes.fromhex('5001405000000000') + bytes(12)
+    for key in 7, 0xdead:
+        done = mapped('dm-0', 'check', helper=fake(*map(reply, (
+            listing(struct.pack('>Q', 7)), b'\0\x08\0\x80\xea\x01\0\0',
+            listing(full(7, transport=us), full(7, transport=SAS),
+                    full(key, 1, 1, port=9, transport=us)),
+            listing(struct.pack('>Q5xB2x', key, 1))))))
+        assert ('key 0xdead, write-exclusive' in done.err) == (key != 7)
+        assert ('This host holds' in done.out) == (key == 7)
+
+
+@needs_root
+def test_the_cure_goes_by_the_key_that_multipathd_has(mapped):
+    """A path was left with an older one; the helper takes only the other."""
+    are_registered(mapped, {0: 0xdef, 1: 0xabc, 2: 0xdead}, 1, 2)
+    mapped.known.key = 0xabc
+    done = mapped('dm-0', 'check')
+    assert ' preempt --key=abc --victim=dead ' in done.err
+
+
+@needs_root
+def test_a_setting_that_is_missing_is_named_first(mapped):
+    """As who was registered by another helper cannot do it again."""
+    are_registered(mapped, {0: 0xabc, 1: 0xabc}, 5, 1)
+    mapped.known.key, mapped.known.fixed = 0, None
+    assert "'reservation_key file'" in mapped('dm-0', 'check').err
 
 
 @needs_root

@@ -64,6 +64,7 @@ TEXTS = {
     'nearly ok': b'okay\n\0',
     'ok without end': b'o\0',
     'long garbage': b'x' * 70000 + b'\0',
+    'configured': b'defaults {\n\treservation_key "file"\n}\n\0',
 }
 
 
