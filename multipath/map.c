@@ -167,7 +167,10 @@ void map_see(struct map *map)
     if (clock_us() < map->deadline)
         multipathd_show(&map->multipathd, MULTIPATHD_PATHS, table);
     for (i = 0; i < map->count; i++)
-        map->paths[i].seen = multipathd_path(table, map->paths[i].name);
+        if (table[0] == '/')
+            map->paths[i].seen = multipathd_path(table, map->paths[i].name);
+        else /* it had nothing to say: who has failed is asked last, still, */
+            map->paths[i].seen.is_ready = true; /* and is not left out */
 }
 
 bool path_is_left_out(struct map *map, struct path *path)

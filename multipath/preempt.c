@@ -66,8 +66,8 @@ static bool map_suspend(struct map *map)
     said = multipathd_tell(&map->multipathd, "suspend");
     if (said == MULTIPATHD_DONE) {
         map->deadline = sooner(map->deadline, began + SUSPENDED_WITHIN);
-        if (map->deadline < clock_us() + RESUMED_WITHIN)
-            map->deadline = clock_us() + RESUMED_WITHIN;
+        if (map->deadline < clock_us() + RESUMED_WITHIN / 2)
+            map->deadline = clock_us() + RESUMED_WITHIN / 2;
         return true;
     }
     if (said == MULTIPATHD_REFUSED)

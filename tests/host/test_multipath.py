@@ -4304,6 +4304,43 @@ def test_a_path_that_fails_while_it_is_suspended_is_last(run_one, which,
         assert lab.keys() == [KEY] * 2 and end - begin < 3000000
 
 
+@pytest.mark.parametrize('how', ['hangs', 'answers are lost'])
+def test_a_failed_path_is_last_also_if_multipathd_is_busy(run_one, how):
+    """It has said so before; the path may do as it is told, unheard."""
+    with run_one.scenario() as lab:
+        lab.held(1, lab.order[2])
+        bad = lab.order[0]
+        lab.hangs(bad)
+        if how != 'hangs':
+            lab.nexus(bad).delay_ms = 0
+            lab.nexus(bad).answer(host_status=3, count=EVER, after=True)
+        lab.mpd.on('^suspend', lambda _: lab.mpd.on('paths', 2, count=1),
+                   count=1)
+        lab.is_consistent = False
+        assert lab.out(PREEMPT, KEY, KEY, 1) == GOOD
+        lab.wait_idle()
+        begin, end = lab.known.suspensions[0]
+        assert lab.keys() == [KEY] * 2 and end - begin < 5000000
+
+
+@pytest.mark.parametrize('name, silent', [
+    ('change the key, holding', 3), ('reserve', 2), ('preempt the holder', 2)])
+def test_one_silence_does_not_make_a_failed_path_the_first(run_one, name,
+                                                           silent):
+    """Which does as it is told, but nobody hears of it."""
+    for bad in PATHS:
+        with run_one.scenario(bad) as lab:
+            lab.nexus(bad).dm_failed = 1
+            lab.dead.add(bad)
+            ACTIONS[name].prepare(lab)
+            if lab.lun.type and lab.lun.holder in PATHS:
+                lab.lun.holder = PATHS[bad - 1]
+            lab.nexus(bad).answer(host_status=3, count=EVER, after=True)
+            lab.mpd.on('paths', 'hang', count=1, skip=silent - 1)
+            lab.is_consistent = False
+            assert ACTIONS[name].run(lab) == GOOD
+
+
 def test_a_witness_in_transition_while_it_is_recovered(lab_of):
     """Of a worker that was killed."""
     lab = lab_of()
