@@ -189,7 +189,11 @@ static void reservation_judge(struct check *check)
      * The cure takes away what that cluster has left, and nothing else: a
      * virtual machine of this host keeps its key.
      */
-    if (check->registered == OURS)
+    if (check->registered == OURS && check->key == held->key)
+        snprintf(cure, sizeof(cure),
+                 "that is the key of a virtual machine of this host, which "
+                 "can preempt it, and so take the reservation over");
+    else if (check->registered == OURS)
         snprintf(cure, sizeof(cure),
                  "if its cluster is dead: %s preempt --key=%" PRIx64
                  " --victim=%" PRIx64 " --type=%u %s && "

@@ -100,7 +100,7 @@ static bool paths_show(struct check *check, uint64_t key)
     return is_whole;
 }
 
-/* Is the reservation this host's? If sysfs does not say, multipathd may. */
+/* Is the reservation this host's? If sysfs does not know, multipathd may. */
 static enum whose holder_show(struct check *check,
                               const struct multipathd *multipathd, uint64_t key)
 {
@@ -112,11 +112,11 @@ static enum whose holder_show(struct check *check,
         words(output, "All that are registered hold the reservation.\n");
         return OURS;
     }
-    if (check->holder != PERHAPS_OURS) {
-        words(output, "%s holds the reservation.\n",
-              check->holder == OURS ? "This host" : "Another host");
-        return check->holder;
+    if (check->holder == OURS) {
+        words(output, "This host holds the reservation.\n");
+        return OURS;
     }
+    /* It may do so by an adapter that no path of the map has any more. */
     if (check->reservation.key != key) {
         words(output,
               "Another host holds the reservation: its key is another.\n");

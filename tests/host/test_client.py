@@ -1170,16 +1170,20 @@ def test_check_knows_our_own_whatever_multipathd_has(mapped, number, key):
 @needs_root
 @pytest.mark.parametrize('version', ['0.9.4', '0.14.3'])
 @pytest.mark.parametrize('holder', [0, 2])
-def test_check_knows_a_twin_by_its_initiator(mapped, version, holder):
-    """Whatever multipathd thinks; to which it may be new."""
+def test_check_knows_who_holds_by_the_initiator(mapped, version, holder):
+    """Of a path; of who is none multipathd knows more, perhaps."""
     are_registered(mapped, {0: 0xabc, 1: 0xabc, 2: 0xabc}, 1, holder)
     mapped.multipathd.version = version
     mapped.known.key, mapped.known.prhold = 0xabc, 'set'
     done = mapped('dm-0', 'check')
     assert 'sdb is registered' in done.out
     assert ('This host holds the reservation.' in done.out) == (holder == 0)
-    assert ('Another host holds the reservation.' in done.out) == (holder == 2)
-    assert ('reserved by somebody else' in done.err) == (holder == 2)
+    # It may be this host's, by another adapter.
+    assert ('This host holds the reservation, says multipathd' in done.out) == (
+        holder == 2 and version != '0.9.4')
+    assert ('cannot be known here' in done.err) == (
+        holder == 2 and version == '0.9.4')
+    assert '--victim' not in done.err       # which would be our own key
 
 
 @needs_root
@@ -1224,6 +1228,21 @@ def test_a_path_that_is_gone_holds_with_another_key(mapped, fake):
             listing(struct.pack('>Q5xB2x', key, 1))))))
         assert ('key 0xdead, write-exclusive' in done.err) == (key != 7)
         assert ('This host holds' in done.out) == (key == 7)
+
+
+@needs_root
+def test_no_cure_preempts_the_key_of_this_host(mapped, fake):
+    """Of a path that is gone, while another one has an older key."""
+    mapped.known.key, mapped.known.prhold = 7, 'unset'
+    us, other = (SAS[:4] + bytes.fromhex('500140500000000%d' % n) + bytes(12)
+                 for n in Host.OURS)
+    done = mapped('dm-0', 'check', helper=fake(*map(reply, (
+        listing(struct.pack('>Q', 7)), b'\0\x08\0\x80\xea\x01\0\0',
+        listing(full(6, transport=us), full(7, transport=other),
+                full(7, 1, 1, port=9, transport=us)),
+        listing(struct.pack('>Q5xB2x', 7, 1))))))
+    assert 'reserved by' in done.err and '--victim' not in done.err
+    assert 'the key of a virtual machine of this host' in done.err
 
 
 @needs_root
