@@ -246,7 +246,7 @@ AIMS = {
     # What a path says that is no answer, to what goes to all of them.
     'said': Aim(8, {'nobody': 1, 'registered': 2, 'held': 1},
                 {REGISTER: 4, REGISTER_AND_IGNORE: 1, PREEMPT: 1}, EACH_TYPE, {
-        (SAYS,): 5, (COMES,): 1, (HANG,): 2}),
+        (SAYS,): 5, (COMES,): 2, (HANG,): 2}),
     # An older key is preempted between any two paths that get the next.
     'change': Aim(8, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
                   {(IS_FASTER,): 1}),
@@ -261,13 +261,13 @@ AIMS = {
                  {(NOTES_NOT,): 1}),
 }
 PATH_KINDS = {
-    'sense': 3, 'host': 3, 'status': 1, 'state': 2, 'blocked': 3, 'refuses': 4,
-    'errno': 1, 'checked': 3, 'failed': 1, 'comes': 2, 'goes': 1, 'open': 2,
+    'sense': 3, 'host': 3, 'status': 1, 'state': 2, 'blocked': 3, 'refuses': 5,
+    'errno': 1, 'checked': 3, 'failed': 1, 'comes': 2, 'goes': 1, 'open': 4,
     'hang': 1, 'slow': 1}
 MULTIPATHD_KINDS = {
     'fail': 1, 'empty': 1, 'NULs': 1, 'deny': 1, 'timeout': 2, 'usage': 1,
     'cut': 1, 'garbage': 1, 'close': 2, 'hang': 2, 'slow': 2, 'dead': 1,
-    'no key': 1, 'restart': 2}
+    'no key': 2, 'restart': 2}
 
 
 # Of our own answers the one that is no path's fault.
