@@ -1247,7 +1247,7 @@ class Case:
                 and self.was_hold == 'set' and self.lab.mpd.version != '0.9.4' \
                 and not self.is_restarted:
             return known.prhold != 'set' \
-                or any(re.search('"(.*hold)?": (usage|fail)', line)
+                or any(re.search('"(.*hold)?": (usage|fail|garbage)', line)
                        for line in self.story)
         return known.prhold != 'unset' or self.lab.mpd.version == '0.9.4' \
             or not self.is_mpd_well and self.answer != GOOD \
