@@ -29,7 +29,8 @@ static unsigned registrations_count(const struct reply *full, uint64_t key,
     decode_list(&list, full->payload, full->size);
     while (decode_registration(&list, &registration))
         count += registration.key == key
-                 && (path == NULL || path_whose(path, &registration));
+                 && (path == NULL
+                     || path_whose(path, &registration) != NOT_OURS);
     return count;
 }
 
@@ -116,12 +117,13 @@ static enum whose holder_show(struct check *check,
         words(output, "This host holds the reservation.\n");
         return OURS;
     }
-    /* It may do so by an adapter that no path of the map has any more. */
     if (check->reservation.key != key) {
         words(output,
               "Another host holds the reservation: its key is another.\n");
         return NOT_OURS;
     }
+    /* This host may do so by an adapter that no path of the map has any more.
+     */
     switch (multipathd_tell(multipathd, "getprhold")) {
     case MULTIPATHD_SET:
         words(output, "This host holds the reservation, says multipathd.\n");

@@ -166,11 +166,12 @@ void map_see(struct map *map)
     table[0] = '\0';
     if (clock_us() < map->deadline)
         multipathd_show(&map->multipathd, MULTIPATHD_PATHS, table);
+    /* Without a table who had failed is still asked last, but not left out. */
     for (i = 0; i < map->count; i++)
         if (table[0] == '/')
             map->paths[i].seen = multipathd_path(table, map->paths[i].name);
-        else /* it had nothing to say: who has failed is asked last, still, */
-            map->paths[i].seen.is_ready = true; /* and is not left out */
+        else
+            map->paths[i].seen.is_ready = true;
 }
 
 bool path_is_left_out(struct map *map, struct path *path)

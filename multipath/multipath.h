@@ -20,7 +20,7 @@
  *	  others have it already, stays only if witness_ask() says so
  *	  afterwards; undone is nothing but a new key, by keys_take_off()
  *	5 a map is suspended in preempt_own() only; after SUSPENDED_WITHIN
- *	  nothing is sent to a path before it is resumed
+ *	  nobody but the witness is asked before it is resumed
  *	6 map.deadline ends every wait
  *	7 map_fail() says why, and path_is_left_out() which path, in the log
  *

@@ -2011,6 +2011,20 @@ def test_a_phy_of_an_expander_is_no_initiator_of_this_host(run_one):
             assert not lab.mpd.texts('suspend')
 
 
+def test_names_in_another_case_are_the_same(run_one):
+    """As iSCSI has them."""
+    with run_one.scenario() as lab:
+        lab.held(WRITE_EXCLUSIVE, 0)
+        lab.known.prhold = 'unset'
+        holder_has_gone(lab, 0, 'offline')
+        for path in PATHS:
+            lab.root.write(
+                lab.root.path('sys/class/sas_phy/phy-%d/sas_address' % path),
+                '0X%016x\n' % (sim.SAS_ADDRESS + path))
+        assert ACTIONS['release'].run(lab) == GOOD
+        assert lab.holder() is None
+
+
 @pytest.mark.parametrize('name', ['release', 'unregister', 'change the key',
                                   'clean up'])
 def test_a_twin_keeps_his_key_if_our_path_that_holds_is_gone(run_one, name):
