@@ -402,7 +402,9 @@ class Machine:
 
         os.makedirs('/etc/iscsi', exist_ok=True)
         os.makedirs('/run/lock/iscsi', exist_ok=True)
-        put('/etc/iscsi/initiatorname.iscsi', 'InitiatorName=' + US)
+        # In another case than LIO's, which is the same name.
+        put('/etc/iscsi/initiatorname.iscsi',
+            'InitiatorName=' + US.replace('example:us', 'example:US'))
         self.iscsid = subprocess.Popen(
             ['iscsid', '-f'], stdin=subprocess.DEVNULL,
             stdout=open('/run/iscsid.log', 'ab'), stderr=subprocess.STDOUT)
