@@ -77,7 +77,7 @@ struct path {
     bool is_changed;      /* by it; or perhaps: its answer leaves that open */
     bool is_reported;     /* as left out */
     bool had_key;         /* before the command that registers it; or perhaps */
-    bool had_older;       /* key, before it was changed for ALL_TG_PT */
+    bool had_older;       /* key, when it was to be changed */
     struct multipathd_path seen; /* by map_see() */
     char why[96];                /* it did not take the last command */
 };
@@ -218,6 +218,11 @@ bool paths_visit(struct map *map, visit *how, struct request *request);
 /* Sets the answer if no path has done it. Returns false. */
 bool answer_undone(struct map *);
 /*
+ * Answers CONFLICT, as any disk does to a command with another key than the one
+ * that the initiator, here this host, is registered with (0: with none).
+ */
+void key_conflict(struct map *, uint64_t key, uint64_t registered);
+/*
  * Returns who has answered; or NULL, and the answer is CONFLICT or NOT READY,
  * of all paths that are not left out, or that it has failed. A conflict is not
  * the answer to PERSISTENT RESERVE OUT unless it is everybody's: nothing was
@@ -297,11 +302,6 @@ __attribute__((noreturn)) void worker_run(const struct supervisor *,
 
 /* register.c: carries these out on all paths, and tells multipathd. */
 void map_register(struct map *, struct request *);
-/*
- * Answers CONFLICT, as any disk does to a command with another key than the one
- * that the initiator, here this host, is registered with (0: with none).
- */
-void key_conflict(struct map *, uint64_t key, uint64_t registered);
 /*
  * It is done also if all answers are lost, but the key is gone. Nothing of ours
  * may be left, not even on a path that multipathd has registered meanwhile.

@@ -84,7 +84,8 @@ static bool sweep_anyway(struct map *map, struct request *request)
  * Changes the key on all paths to map->key, or takes it away (0); first where
  * it is the one that the command says. Once one path has the new key, others
  * need not have had the same before: unless the last one, which shows if
- * anybody has preempted the older key, has lost that.
+ * anybody has preempted the older key, has lost that; or another one, as
+ * ALL_TG_PT may change the last early, and what was failed be used again since.
  */
 static bool paths_change(struct map *map, struct request *request)
 {
@@ -132,15 +133,6 @@ static bool paths_change(struct map *map, struct request *request)
     /* A new one goes to those, too, that were left out or came before that. */
     is_done = is_done && sweep_anyway(map, request);
     return (!is_new || witness_ask(map) == DONE) && is_done;
-}
-
-void key_conflict(struct map *map, uint64_t key, uint64_t registered)
-{
-    map_fail(map,
-             "a conflict: the command has key 0x%llx, and this host 0x%llx: "
-             "register anew, by REGISTER AND IGNORE",
-             (unsigned long long)key, (unsigned long long)registered);
-    map_answer(map, RESERVATION_CONFLICT);
 }
 
 /* ---- REGISTER --------------------------------------------------------- */
@@ -243,19 +235,18 @@ static bool path_is_known(struct map *map, struct path *path,
 }
 
 /*
- * Has a path that is used the key that multipathd registers? Then this host is
- * registered, and a path that has come, and has no key yet, may not take the
- * command of one who says that he is not.
+ * Has a path the key that multipathd registers? Then this host is registered,
+ * and a path that has come, and has no key yet, may not take the command of
+ * one who says that he is not. Who gives up no key waits for none that is left
+ * out.
  */
-static bool is_registered(struct map *map, const struct multipathd_key *told)
+static bool is_registered(struct map *map, const struct multipathd_key *told,
+                          struct request *request)
 {
-    struct request request;
-
-    request_set(&request, REGISTER, 0, told->value, told->value, 0);
     map->key = *told;
-    map->witness = NULL; /* so that nobody who is left out is asked */
+    map->witness = NULL;
     all_due(map);
-    paths_visit(map, path_is_known, &request);
+    paths_visit(map, path_is_known, request);
     map->key.value = 0;
     return count_of(map, DONE) > 0;
 }
@@ -281,9 +272,8 @@ void map_register(struct map *map, struct request *request)
     bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     uint64_t previous, key = be64_get(request->data + 8);
     enum holder holder;
-    bool is_anew = true, is_whole = true, is_wide, is_asked;
-    enum verdict verdict;
-    unsigned i;
+    bool is_anew = true, is_whole = true, is_change, is_asked;
+    struct path *path;
     int count;
 
     /* CLEANUP: another host's reservation is to be remembered still. */
@@ -297,7 +287,7 @@ void map_register(struct map *map, struct request *request)
     if (count < 0)
         return;
     if (!is_ignored && map->key.value == 0 && count > 0 && told.value != key
-        && is_registered(map, &told)) {
+        && is_registered(map, &told, request)) {
         key_conflict(map, 0, told.value);
         return;
     }
@@ -306,20 +296,18 @@ void map_register(struct map *map, struct request *request)
         map->key.value = 0;
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
-    /* ALL_TG_PT may change the last path early, and then that shows nothing. */
-    is_wide = (flags & ALL_TG_PT) != 0 && (flags & SPEC_I_PT) == 0 && key != 0
-              && map->key.value != 0 && map->key.value != key;
-    if (is_wide && !keys_prove(map))
+    is_change = key != 0 && map->key.value != 0 && map->key.value != key;
+    if (is_change && !keys_prove(map))
         return;
-    for (i = 0; i < map->count; i++)
-        map->paths[i].had_older = is_wide && map->paths[i].verdict != CONFLICT;
+    for (path = map->paths; path < map->paths + map->count; path++)
+        path->had_older = is_change && path->verdict == DONE;
     count = keys_read(map, NULL, key);
     if (count < 0)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
-    if (is_wide) { /* also who ignores it would not hear who was faster */
-        request->cdb[1] = REGISTER;
+    if (is_change && (flags & SPEC_I_PT) == 0) {
+        request->cdb[1] = REGISTER; /* who ignores it would hear of no rival */
         be64_put(request->data, previous);
     }
     map->key.value = key;
@@ -330,12 +318,13 @@ void map_register(struct map *map, struct request *request)
     is_asked = previous == 0 && count > 0; /* or none can have it */
     if (is_asked && !keys_prove(map))
         return;
-    for (i = 0; i < map->count; i++) {
-        map->paths[i].is_changed = false;
-        verdict = is_asked ? map->paths[i].verdict : CONFLICT;
-        map->paths[i].had_key = verdict != CONFLICT;
-        is_anew &= verdict == CONFLICT || verdict == ASIDE;
-        is_whole &= verdict == DONE || verdict == ASIDE;
+    for (path = map->paths; path < map->paths + map->count; path++) {
+        if (!is_asked)
+            path->verdict = CONFLICT;
+        path->is_changed = false;
+        path->had_key = path->verdict != CONFLICT;
+        is_anew &= path->verdict == CONFLICT || path->verdict == ASIDE;
+        is_whole &= path->verdict == DONE || path->verdict == ASIDE;
     }
     /* Any path would say so; but if one refused it, the key would come off. */
     if (!is_ignored && is_whole && !is_anew) {
@@ -348,21 +337,22 @@ void map_register(struct map *map, struct request *request)
     map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
-        if (is_wide && is_ignored && map->answer.status == RESERVATION_CONFLICT)
+        if (is_change && is_ignored
+            && map->answer.status == RESERVATION_CONFLICT)
             map_fail(map,
-                     "%s has lost our key, which somebody has removed there or "
-                     "on another path: repeat it",
+                     "%s or another path has lost our key, which somebody "
+                     "has removed: repeat it",
                      map->last->name);
         map_undo(map, &told, previous, flags);
         return;
     }
-    for (i = 0; i < map->count; i++)
-        if (map->paths[i].verdict == ASIDE && key != previous
+    for (path = map->paths; path < map->paths + map->count; path++)
+        if (path->verdict == ASIDE && key != previous
             && (key == 0 || previous != 0))
             map_fail(map,
                      "%s comes back with the key it had if multipathd is "
                      "older than 0.13: then repeat this",
-                     map->paths[i].name);
+                     path->name);
     /*
      * If no path had the key any more, those that are gone have lost it, too,
      * and multipathd remembers what is over. One that had it may hold.

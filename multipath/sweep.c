@@ -48,6 +48,15 @@ bool answer_undone(struct map *map)
     return false;
 }
 
+void key_conflict(struct map *map, uint64_t key, uint64_t registered)
+{
+    map_fail(map,
+             "a conflict: the command has key 0x%llx, and this host 0x%llx: "
+             "register anew, by REGISTER AND IGNORE",
+             (unsigned long long)key, (unsigned long long)registered);
+    map_answer(map, RESERVATION_CONFLICT);
+}
+
 bool paths_visit(struct map *map, visit *how, struct request *request)
 {
     bool is_settling = request->cdb[0] == TEST_UNIT_READY, is_last = false;

@@ -3462,7 +3462,7 @@ def test_many_clients_on_two_maps(lab_of, mode):
     lab.wait_sessions = None
     for lun, paths in ((0, PATHS), (1, OTHERS)):
         sent = [e for e in lab.target.log() if e.lun == lun
-                and e.cdb[:2] == bytes((0x5f, REGISTER_AND_IGNORE))]
+                and e.cdb[0] == 0x5f and e.key != e.sa_key]
         assert len(sent) == 6 * 8 * len(paths)
         for i in range(0, len(sent), len(paths)):
             group = sent[i:i + len(paths)]
@@ -3841,6 +3841,42 @@ def test_all_tg_pt_does_not_hide_that_a_rival_was_faster(run_one, action,
                 and lab.keys() == [NEW] * 3 and lab.holder() == (RIVALS, 1))
             if action == REGISTER_AND_IGNORE:
                 assert answer in (GOOD, LOST)
+
+
+@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
+def test_a_failed_path_that_is_used_again_has_been_preempted(run_one, action):
+    """It was when the last path that was used had the new key already."""
+    done = 0
+    for step in range(1, 40):
+        with run_one.scenario(step) as lab:
+            lab.held(1, lab.order[0])
+            lab.rival_registered()
+            lab.is_consistent = False
+            for path in lab.order[1:]:
+                lab.nexus(path).dm_failed = 1
+                lab.target.act(sim.DM, path, step - 1, argument=0)
+            act = lab.target.act(PREEMPT, RIVALS, step, key=KEY, argument=1)
+            answer = lab.out(action, KEY, NEW)
+            lab.wait_idle()
+            if act.done_at and not act.status:
+                done += answer != GOOD and lab.keys() == [0, 0, 0]
+                # What ignores an older key may come after all that, too.
+                assert answer != GOOD or action == REGISTER_AND_IGNORE \
+                    and lab.holder() == (RIVALS, 1)
+    assert done > 5
+
+
+def test_a_failed_path_is_registered_with_its_key(run_one):
+    """So that who says that he has none is told so."""
+    with run_one.scenario() as lab:
+        lab.held()
+        for path in PATHS:
+            lab.nexus(path).dm_failed = 1
+        lab.nexus(lab.order[1]).key = 0
+        keys = lab.keys()
+        lab.is_consistent = False
+        assert lab.out(REGISTER, 0, 0) == CONFLICT
+        assert lab.keys() == keys
 
 
 @pytest.mark.parametrize('how', ['SPEC_I_PT', 'no room', 'fails', 'lost'])

@@ -206,7 +206,7 @@ IS_LOST, RESTORED, GOES, TELLS_NOT = (
 SAYS, COMES, HANG, IS_FASTER, NOTES_NOT = (
     'a_path_says_something', 'a_path_comes', 'two_paths_hang',
     'rival_is_faster', 'multipathd_notes_nothing')
-IS_WIDE = 'is_for_all_ports'
+IS_WIDE, FAIL = 'is_for_all_ports', 'paths_are_failed'
 AIMS = {
     'nothing': Aim(16, BEGINNINGS, ACTIONS, EACH_TYPE, {
         (): 1, (PATH,): 2, (PATH, PATH): 1, (MULTIPATHD,): 1,
@@ -248,8 +248,9 @@ AIMS = {
                 {REGISTER: 4, REGISTER_AND_IGNORE: 1, PREEMPT: 1}, EACH_TYPE, {
         (SAYS,): 5, (COMES,): 2, (HANG,): 2}),
     # An older key is preempted between any two paths that get the next.
-    'change': Aim(8, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
-                  {(IS_FASTER,): 1}),
+    'change': Aim(9, {'registered': 2, 'held': 1},
+                  {REGISTER: 5, REGISTER_AND_IGNORE: 1}, EACH_TYPE,
+                  {(IS_FASTER,): 3, (FAIL, IS_FASTER): 2, (FAIL,): 1}),
     # Or by one for all ports, while dm does not use each of the paths.
     'all ports': Aim(7, {'registered': 1, 'held': 2},
                      {REGISTER: 4, REGISTER_AND_IGNORE: 1}, EACH_TYPE, {
@@ -825,6 +826,16 @@ class Case:
         self.tell('the rival: PREEMPT %x at step %d, type %d' % (
             KEY, step, type_))
 
+    def paths_are_failed(self):
+        """By dm, and taken back meanwhile."""
+        self.is_benign = False
+        for path in self.rng.sample(PATHS, self.rng.choice((1, 2, 2))):
+            step = self.rng.randint(6, 20)
+            self.nexus(path).dm_failed = 1
+            self.act(DM, path, step, argument=0)
+            self.tell('%s: failed in dm, taken back at step %d' % (
+                sim.disk_name(path), step))
+
     def is_for_all_ports(self):
         """Some have been left out for a while, and one has got no key."""
         if not self.flags:
@@ -899,6 +910,7 @@ class Case:
     def command(self):
         lab = self.lab
         self.first = {path: self.nexus(path).key for path in PATHS}
+        self.was_failed = {path: self.nexus(path).dm_failed for path in PATHS}
         self.was_holder = lab.lun.holder if lab.lun.type else None
         self.was_hold, self.was_aptpl = lab.known.prhold, lab.lun.aptpl
         self.was_known = lab.known.key, lab.known.prflag
@@ -975,6 +987,14 @@ class Case:
     def changes(self, path, what):
         return [a for a in self.done() if a.nexus == path and a.what == what]
 
+    def was_unused(self, path, at):
+        """Had dm failed it then?"""
+        was = [self.was_failed[path], *(
+            act.argument for act in sorted(self.changes(path, DM),
+                                           key=lambda act: act.done_at)
+            if act.done_at <= at)]
+        return was[-1]
+
     def done(self):
         script = self.target.script
         actions = [self.target.action(i) for i in range(script.actions)]
@@ -1028,7 +1048,8 @@ class Case:
                     type_ = self.type if action == self.action else disk.type
                     answer = disk.out(US, action, self.key, self.sa_key,
                                       type_, again)
-                    if self.is_out(disk) or self.is_completed(disk):
+                    if self.is_out(disk) or self.is_completed(disk) \
+                            or helped and self.is_given(disk):
                         answer = GOOD
                     if answer == '5/26/04' and self.was_holder in self.gone \
                             and action == RELEASE:
@@ -1056,6 +1077,14 @@ class Case:
             and not self.key and self.sa_key == disk.keys[US] \
             and 0 in self.first.values()
 
+    def is_given(self, disk):
+        """What rivals have hit is a path that dm had failed; and now it has the
+        new key, by multipathd."""
+        return self.action == REGISTER and self.sa_key == disk.keys[US] and all(
+            any(self.was_unused(path, hit.done_at) and self.is_multipathds(path)
+                for path in PATHS if self.first[path] == hit.key)
+            for hit in self.hits())
+
     def is_as_seen(self, disk, act):
         if not act.seen & SEEN_OTHERS and self.action not in PREEMPTS \
                 and act.nexus == RIVALS \
@@ -1069,7 +1098,8 @@ class Case:
             return True
         if act.what in PREEMPTS and act.seen & SEEN_HIT and act.key in {
                 self.first[path] for path in PATHS
-                if path in self.gone or not self.is_live(path)}:
+                if path in self.gone or not self.is_live(path)
+                or self.was_unused(path, act.done_at)}:
             return True         # which a path that is gone had kept
         return {GOOD: 0, CONFLICT: 0x18}.get(answer, 2) == act.status
 
