@@ -340,8 +340,8 @@ void map_register(struct map *map, struct request *request)
         if (is_change && is_ignored
             && map->answer.status == RESERVATION_CONFLICT)
             map_fail(map,
-                     "%s or another path has lost our key, which somebody "
-                     "has removed: repeat it",
+                     "%s has lost our key, which somebody has removed there or "
+                     "on another path: repeat it",
                      map->last->name);
         map_undo(map, &told, previous, flags);
         return;
