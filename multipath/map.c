@@ -345,6 +345,7 @@ static enum verdict path_execute(struct map *map, struct path *path, int fd,
         map_answer(map, GOOD);
     else
         answer->status = command.status;
+    map->generation += verdict == DONE && is_register(request);
     answer->payload = command.payload;
     answer->refusal = command.refusal;
     snprintf(path->why, sizeof(path->why), "answers %s%s",

@@ -77,7 +77,8 @@ struct path {
     bool is_changed;      /* by it; or perhaps: its answer leaves that open */
     bool is_reported;     /* as left out */
     bool had_key;         /* before the command that registers it; or perhaps */
-    bool had_older;       /* key, when it was to be changed */
+    bool had_older;       /* key, before it was changed; or perhaps */
+    bool is_late;         /* not used, when the last one had its turn */
     struct multipathd_path seen; /* by map_see() */
     char why[96];                /* it did not take the last command */
 };
@@ -117,7 +118,7 @@ struct map {
     struct path *witness;  /* the first that got the key, and must keep it */
     bool is_doubtful;      /* somebody may have removed it */
     bool is_status_told;   /* to multipathd, or perhaps: see status_tell() */
-    uint32_t generation;   /* PRGENERATION, when keys_read() was called */
+    uint32_t generation; /* PRGENERATION, if nobody else has acted since that */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */
     bool has_twin;                  /* with our key: not to be preempted */

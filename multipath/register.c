@@ -84,8 +84,8 @@ static bool sweep_anyway(struct map *map, struct request *request)
  * Changes the key on all paths to map->key, or takes it away (0); first where
  * it is the one that the command says. Once one path has the new key, others
  * need not have had the same before: unless the last one, which shows if
- * anybody has preempted the older key, has lost that; or another one, as
- * ALL_TG_PT may change the last early, and what was failed be used again since.
+ * anybody has preempted the older key, has lost that; or one that was not used
+ * at its turn has lost it since.
  */
 static bool paths_change(struct map *map, struct request *request)
 {
@@ -98,6 +98,8 @@ static bool paths_change(struct map *map, struct request *request)
         map->last->verdict = CONFLICT; /* it is not its turn */
         if (!sweep(map, request))
             return false;
+        for (path = map->paths; path < map->paths + map->count; path++)
+            path->is_late = is_new && path->verdict == ASIDE;
         map->last->verdict = DUE;
     }
     if (!sweep(map, request))
@@ -110,10 +112,9 @@ static bool paths_change(struct map *map, struct request *request)
                         "%s has gone before its key was changed: repeat it",
                         map->last->name);
     }
-    map->is_doubtful = is_new && map->last != NULL
-                       && map->last->verdict == CONFLICT;
     for (path = map->paths; path < map->paths + map->count; path++) {
-        map->is_doubtful |= path->had_older && path->verdict == CONFLICT;
+        map->is_doubtful |= is_new && path->verdict == CONFLICT
+                            && (path == map->last || path->had_older);
         taken += path->verdict == DONE /* or perhaps, and is gone */
                  || (!is_new && path->verdict == ASIDE && path->is_changed);
     }
@@ -272,7 +273,7 @@ void map_register(struct map *map, struct request *request)
     bool is_ignored = request->cdb[1] == REGISTER_AND_IGNORE;
     uint64_t previous, key = be64_get(request->data + 8);
     enum holder holder;
-    bool is_anew = true, is_whole = true, is_change, is_asked;
+    bool is_anew = true, is_whole = true, is_wide, is_asked;
     struct path *path;
     int count;
 
@@ -296,18 +297,20 @@ void map_register(struct map *map, struct request *request)
         map->key.value = 0;
     if (map->key.value != 0 && !last_find(map, told.value, is_ignored))
         return;
-    is_change = key != 0 && map->key.value != 0 && map->key.value != key;
-    if (is_change && !keys_prove(map))
+    /* ALL_TG_PT may change the last path early, and then that shows nothing. */
+    is_wide = (flags & ALL_TG_PT) != 0 && (flags & SPEC_I_PT) == 0 && key != 0
+              && map->key.value != 0 && map->key.value != key;
+    if (is_wide && !keys_prove(map))
         return;
     for (path = map->paths; path < map->paths + map->count; path++)
-        path->had_older = is_change && path->verdict == DONE;
+        path->had_older = is_wide && path->verdict != CONFLICT;
     count = keys_read(map, NULL, key);
     if (count < 0)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;
-    if (is_change && (flags & SPEC_I_PT) == 0) {
-        request->cdb[1] = REGISTER; /* who ignores it would hear of no rival */
+    if (is_wide) { /* also who ignores it would not hear who was faster */
+        request->cdb[1] = REGISTER;
         be64_put(request->data, previous);
     }
     map->key.value = key;
@@ -337,8 +340,7 @@ void map_register(struct map *map, struct request *request)
     map->key.aptpl = key != 0 && (flags & APTPL) != 0;
     /* Before the first path is changed, so that none comes and is left out. */
     if (!key_tell(map) || !paths_change(map, request)) {
-        if (is_change && is_ignored
-            && map->answer.status == RESERVATION_CONFLICT)
+        if (is_wide && is_ignored && map->answer.status == RESERVATION_CONFLICT)
             map_fail(map,
                      "%s has lost our key, which somebody has removed there or "
                      "on another path: repeat it",

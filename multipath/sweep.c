@@ -312,8 +312,14 @@ static bool path_sweep(struct map *map, struct path *path,
             path->name);
     }
     /* It may have the new key already, also if an answer was lost. */
-    if (path->verdict == CONFLICT && map->witness != NULL && registers)
+    if (path->verdict == CONFLICT && map->witness != NULL && registers) {
         path->verdict = path_prove(map, path);
+        /* Or it has lost its older one since, if anybody else was there. */
+        if (path->verdict == CONFLICT && path->is_late && !is_wide
+            && !path_is_left_out(map, path))
+            path->had_older |= keys_read(map, map->witness, 0) < 0
+                               || map->generation != generation;
+    }
     /* Or by ALL_TG_PT, and is refused without that; or that is the answer. */
     if (path->verdict == REFUSED && map->witness != NULL && registers) {
         answer = map->answer;

@@ -3462,7 +3462,7 @@ def test_many_clients_on_two_maps(lab_of, mode):
     lab.wait_sessions = None
     for lun, paths in ((0, PATHS), (1, OTHERS)):
         sent = [e for e in lab.target.log() if e.lun == lun
-                and e.cdb[0] == 0x5f and e.key != e.sa_key]
+                and e.cdb[:2] == bytes((0x5f, REGISTER_AND_IGNORE))]
         assert len(sent) == 6 * 8 * len(paths)
         for i in range(0, len(sent), len(paths)):
             group = sent[i:i + len(paths)]
@@ -3843,27 +3843,59 @@ def test_all_tg_pt_does_not_hide_that_a_rival_was_faster(run_one, action,
                 assert answer in (GOOD, LOST)
 
 
-@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
-def test_a_failed_path_that_is_used_again_has_been_preempted(run_one, action):
+def test_a_failed_path_that_is_used_again_has_been_preempted(run_one):
     """It was when the last path that was used had the new key already."""
     done = 0
-    for step in range(1, 40):
-        with run_one.scenario(step) as lab:
+    for step, back in itertools.product(range(7, 40), (1, 3, 6)):
+        with run_one.scenario(step, back) as lab:
             lab.held(1, lab.order[0])
             lab.rival_registered()
             lab.is_consistent = False
+            lab.target.script.multipathd_key = KEY * (back < 6)
             for path in lab.order[1:]:
                 lab.nexus(path).dm_failed = 1
-                lab.target.act(sim.DM, path, step - 1, argument=0)
+                lab.target.act(sim.DM, path, step - back, argument=0)
             act = lab.target.act(PREEMPT, RIVALS, step, key=KEY, argument=1)
-            answer = lab.out(action, KEY, NEW)
+            answer = lab.out(REGISTER, KEY, NEW)
             lab.wait_idle()
             if act.done_at and not act.status:
-                done += answer != GOOD and lab.keys() == [0, 0, 0]
-                # What ignores an older key may come after all that, too.
-                assert answer != GOOD or action == REGISTER_AND_IGNORE \
-                    and lab.holder() == (RIVALS, 1)
-    assert done > 5
+                assert answer != GOOD and lab.keys() == [0, 0, 0]
+                done += 1
+    assert done > 20
+
+
+def test_a_path_without_a_key_that_is_used_again_costs_nothing(run_one):
+    """As nobody else has done anything since the keys were read."""
+    for step in range(1, 40):
+        with run_one.scenario(step) as lab:
+            lab.held(1, lab.order[0])
+            lab.is_consistent = False
+            lab.target.script.multipathd_key = 0
+            for path in lab.order[1:]:
+                lab.nexus(path).key = 0
+                lab.nexus(path).dm_failed = 1
+                lab.target.act(sim.DM, path, step, argument=0)
+            lab.target.act(REGISTER_AND_IGNORE, RIVALS, 3, key=RIVAL)
+            assert lab.out(REGISTER, KEY, NEW) == GOOD
+            assert lab.holder() == (lab.order[0], 1)
+            assert lab.keys() == [NEW] * 3
+
+
+@pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
+@pytest.mark.parametrize('host', [1, 0x0d, 0x0f])
+def test_what_was_done_and_is_sent_again_costs_nothing(run_one, host, action):
+    """A driver says that the command has not left it, but it had."""
+    for (holder, path), skip in itertools.product(
+            itertools.permutations(PATHS, 2), range(3)):
+        with run_one.scenario(holder, path, skip) as lab:
+            third, = set(PATHS) - {holder, path}
+            lab.held(1, holder)
+            lab.die(third)
+            lab.nexus(third).key = 0
+            lab.nexus(path).answer(host_status=host, after=True, skip=skip,
+                                   only=(0x5f, REGISTER))
+            assert lab.out(action, KEY, NEW) == GOOD
+            assert lab.holder() == (holder, 1)
 
 
 def test_a_failed_path_is_registered_with_its_key(run_one):

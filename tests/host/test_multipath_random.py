@@ -248,8 +248,7 @@ AIMS = {
                 {REGISTER: 4, REGISTER_AND_IGNORE: 1, PREEMPT: 1}, EACH_TYPE, {
         (SAYS,): 5, (COMES,): 2, (HANG,): 2}),
     # An older key is preempted between any two paths that get the next.
-    'change': Aim(9, {'registered': 2, 'held': 1},
-                  {REGISTER: 5, REGISTER_AND_IGNORE: 1}, EACH_TYPE,
+    'change': Aim(9, {'registered': 2, 'held': 1}, {REGISTER: 1}, EACH_TYPE,
                   {(IS_FASTER,): 3, (FAIL, IS_FASTER): 2, (FAIL,): 1}),
     # Or by one for all ports, while dm does not use each of the paths.
     'all ports': Aim(7, {'registered': 1, 'held': 2},
