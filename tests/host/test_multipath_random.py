@@ -842,7 +842,7 @@ class Case:
             self.have_initiators()
         for path in self.rng.sample(PATHS, self.rng.choice((0, 1, 1, 2))):
             if self.rng.random() < .7 and path != self.lab.lun.holder:
-                self.nexus(path).key = 0
+                self.nexus(path).key, self.is_benign = 0, False
                 self.tell('%s: without a key' % sim.disk_name(path))
             if self.rng.random() < .3:
                 self.path_failed(path, self.nexus(path))
