@@ -100,6 +100,8 @@ static bool paths_change(struct map *map, struct request *request)
             return false;
         for (path = map->paths; path < map->paths + map->count; path++)
             path->is_late = is_new && path->verdict == ASIDE;
+        if (is_new && count_of(map, ASIDE) > 0) /* who was there is not new */
+            keys_read(map, map->last, 0);
         map->last->verdict = DUE;
     }
     if (!sweep(map, request))
@@ -238,8 +240,7 @@ static bool path_is_known(struct map *map, struct path *path,
 /*
  * Has a path the key that multipathd registers? Then this host is registered,
  * and a path that has come, and has no key yet, may not take the command of
- * one who says that he is not. Who gives up no key waits for none that is left
- * out.
+ * one who says that he is not. Who gets a key waits for none that is left out.
  */
 static bool is_registered(struct map *map, const struct multipathd_key *told,
                           struct request *request)
@@ -303,7 +304,7 @@ void map_register(struct map *map, struct request *request)
     if (is_wide && !keys_prove(map))
         return;
     for (path = map->paths; path < map->paths + map->count; path++)
-        path->had_older = is_wide && path->verdict != CONFLICT;
+        path->had_older = is_wide && path->verdict < CONFLICT;
     count = keys_read(map, NULL, key);
     if (count < 0)
         return;

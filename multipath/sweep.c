@@ -314,10 +314,12 @@ static bool path_sweep(struct map *map, struct path *path,
     /* It may have the new key already, also if an answer was lost. */
     if (path->verdict == CONFLICT && map->witness != NULL && registers) {
         path->verdict = path_prove(map, path);
+        /* It had the older one: so that was done, and counted. */
+        map->generation += path == map->last && path->verdict == DONE;
         /* Or it has lost its older one since, if anybody else was there. */
         if (path->verdict == CONFLICT && path->is_late && !is_wide
             && !path_is_left_out(map, path))
-            path->had_older |= keys_read(map, map->witness, 0) < 0
+            path->had_older |= keys_read(map, path, 0) < 0
                                || map->generation != generation;
     }
     /* Or by ALL_TG_PT, and is refused without that; or that is the answer. */

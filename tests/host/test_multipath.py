@@ -3843,6 +3843,16 @@ def test_all_tg_pt_does_not_hide_that_a_rival_was_faster(run_one, action,
                 assert answer in (GOOD, LOST)
 
 
+def comes_back(lab, path, step, is_offline):
+    """dm has failed it, and takes it back; multipathd gives it no key."""
+    lab.known.prflag = 'unset'
+    lab.nexus(path).dm_failed = 1
+    if is_offline:
+        lab.nexus(path).state = sim.OFFLINE
+        lab.target.act(sim.STATE, path, step, argument=sim.RUNNING)
+    lab.target.act(sim.DM, path, step, argument=0)
+
+
 def test_a_failed_path_that_is_used_again_has_been_preempted(run_one):
     """It was when the last path that was used had the new key already."""
     done = 0
@@ -3851,10 +3861,8 @@ def test_a_failed_path_that_is_used_again_has_been_preempted(run_one):
             lab.held(1, lab.order[0])
             lab.rival_registered()
             lab.is_consistent = False
-            lab.target.script.multipathd_key = KEY * (back < 6)
             for path in lab.order[1:]:
-                lab.nexus(path).dm_failed = 1
-                lab.target.act(sim.DM, path, step - back, argument=0)
+                comes_back(lab, path, step - back, False)
             act = lab.target.act(PREEMPT, RIVALS, step, key=KEY, argument=1)
             answer = lab.out(REGISTER, KEY, NEW)
             lab.wait_idle()
@@ -3864,21 +3872,25 @@ def test_a_failed_path_that_is_used_again_has_been_preempted(run_one):
     assert done > 20
 
 
-def test_a_path_without_a_key_that_is_used_again_costs_nothing(run_one):
-    """As nobody else has done anything since the keys were read."""
-    for step in range(1, 40):
-        with run_one.scenario(step) as lab:
+@pytest.mark.parametrize('what', [None, 1, 3, 0x0d, 'busy'])
+def test_a_path_without_a_key_that_is_used_again_costs_nothing(run_one, what):
+    """Nobody else has done anything, whatever happens to our commands."""
+    for step, place, skip in itertools.product(range(8, 32), range(2),
+                                               range(1, 4)):
+        with run_one.scenario(step, place, skip) as lab:
             lab.held(1, lab.order[0])
-            lab.is_consistent = False
-            lab.target.script.multipathd_key = 0
-            for path in lab.order[1:]:
-                lab.nexus(path).key = 0
-                lab.nexus(path).dm_failed = 1
-                lab.target.act(sim.DM, path, step, argument=0)
+            lab.nexus(lab.order[2]).key = 0
+            comes_back(lab, lab.order[2], step, True)
+            nexus = lab.nexus(lab.order[place])
+            if what == 'busy':
+                nexus.answer(status=8, only=(0x5e, READ_KEYS), skip=skip)
+            elif what:
+                nexus.answer(host_status=what, after=True, skip=skip,
+                             only=(0x5f, REGISTER))
             lab.target.act(REGISTER_AND_IGNORE, RIVALS, 3, key=RIVAL)
             assert lab.out(REGISTER, KEY, NEW) == GOOD
             assert lab.holder() == (lab.order[0], 1)
-            assert lab.keys() == [NEW] * 3
+            lab.is_consistent = step < 20
 
 
 @pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
@@ -3909,6 +3921,22 @@ def test_a_failed_path_is_registered_with_its_key(run_one):
         lab.is_consistent = False
         assert lab.out(REGISTER, 0, 0) == CONFLICT
         assert lab.keys() == keys
+
+
+def test_all_tg_pt_and_a_path_that_has_failed_once(run_one):
+    """It has no key, which it does not say at first."""
+    for (holder, path), skip in itertools.product(
+            itertools.permutations(PATHS, 2), range(2)):
+        with run_one.scenario(holder, path, skip) as lab:
+            for n in PATHS:
+                lab.nexus(n).initiator = 1 + n
+            lab.held(1, holder)
+            lab.nexus(path).key = 0
+            lab.nexus(path).answer(**sense_of(4, 0x44, 0), skip=skip,
+                                   only=(0x5f, REGISTER))
+            lab.is_consistent = False
+            lab.out(REGISTER, KEY, NEW, flags=4)
+            assert lab.holder() == (holder, 1)
 
 
 @pytest.mark.parametrize('how', ['SPEC_I_PT', 'no room', 'fails', 'lost'])
