@@ -118,7 +118,7 @@ struct map {
     struct path *witness;  /* the first that got the key, and must keep it */
     bool is_doubtful;      /* somebody may have removed it */
     bool is_status_told;   /* to multipathd, or perhaps: see status_tell() */
-    uint32_t generation; /* PRGENERATION, if nobody else has acted since that */
+    uint32_t generation;   /* PRGENERATION in keys_read(), plus ours since */
     struct reservation reservation; /* when it was read */
     struct path *holder;            /* if that is HOLDER_PATH */
     bool has_twin;                  /* with our key: not to be preempted */

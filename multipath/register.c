@@ -100,7 +100,8 @@ static bool paths_change(struct map *map, struct request *request)
             return false;
         for (path = map->paths; path < map->paths + map->count; path++)
             path->is_late = is_new && path->verdict == ASIDE;
-        if (is_new && count_of(map, ASIDE) > 0) /* who was there is not new */
+        /* If anybody acts before its turn, the last one shows that. */
+        if (is_new && count_of(map, ASIDE) > 0)
             keys_read(map, map->last, 0);
         map->last->verdict = DUE;
     }
@@ -285,8 +286,7 @@ void map_register(struct map *map, struct request *request)
         map->key.value = be64_get(request->data);
     if (!settle(map))
         return;
-    count = keys_read(map, NULL, told.value);
-    if (count < 0)
+    if ((count = keys_read(map, NULL, told.value)) < 0)
         return;
     if (!is_ignored && map->key.value == 0 && count > 0 && told.value != key
         && is_registered(map, &told, request)) {
@@ -305,8 +305,7 @@ void map_register(struct map *map, struct request *request)
         return;
     for (path = map->paths; path < map->paths + map->count; path++)
         path->had_older = is_wide && path->verdict < CONFLICT;
-    count = keys_read(map, NULL, key);
-    if (count < 0)
+    if ((count = keys_read(map, NULL, key)) < 0)
         return;
     /* From here on it is the new one, of which nobody has been told so far. */
     previous = map->key.value;

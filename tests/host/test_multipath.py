@@ -3890,7 +3890,9 @@ def test_a_path_without_a_key_that_is_used_again_costs_nothing(run_one, what):
             lab.target.act(REGISTER_AND_IGNORE, RIVALS, 3, key=RIVAL)
             assert lab.out(REGISTER, KEY, NEW) == GOOD
             assert lab.holder() == (lab.order[0], 1)
-            lab.is_consistent = step < 20
+            # The third one may not have come back.
+            assert [lab.nexus(p).key for p in lab.order[:2]] == [NEW] * 2
+            lab.is_consistent = False
 
 
 @pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
@@ -3921,22 +3923,6 @@ def test_a_failed_path_is_registered_with_its_key(run_one):
         lab.is_consistent = False
         assert lab.out(REGISTER, 0, 0) == CONFLICT
         assert lab.keys() == keys
-
-
-def test_all_tg_pt_and_a_path_that_has_failed_once(run_one):
-    """It has no key, which it does not say at first."""
-    for (holder, path), skip in itertools.product(
-            itertools.permutations(PATHS, 2), range(2)):
-        with run_one.scenario(holder, path, skip) as lab:
-            for n in PATHS:
-                lab.nexus(n).initiator = 1 + n
-            lab.held(1, holder)
-            lab.nexus(path).key = 0
-            lab.nexus(path).answer(**sense_of(4, 0x44, 0), skip=skip,
-                                   only=(0x5f, REGISTER))
-            lab.is_consistent = False
-            lab.out(REGISTER, KEY, NEW, flags=4)
-            assert lab.holder() == (holder, 1)
 
 
 @pytest.mark.parametrize('how', ['SPEC_I_PT', 'no room', 'fails', 'lost'])
@@ -4140,12 +4126,13 @@ def test_what_a_path_refuses_with_is_in_the_log(run_one):
 # ---- One path among several that are well -----------------------------------
 
 @pytest.mark.parametrize('action', [REGISTER, REGISTER_AND_IGNORE])
-@pytest.mark.parametrize('how', ['not ready', 'lost'])
+@pytest.mark.parametrize('how', ['not ready', 'lost', 'fails'])
 def test_a_path_without_a_key_that_fails_once_costs_nothing(run_one, how,
                                                             action):
-    """In a change for all ports, which asks each path for the older key."""
+    """In a change for all ports, which asks each path for the older key. One
+    that fails to be registered, later, ends it."""
     for (new, holder), skip in itertools.product(
-            itertools.permutations(PATHS, 2), range(4)):
+            itertools.permutations(PATHS, 2), range(2 if how == 'fails' else 4)):
         with run_one.scenario(new, holder, skip) as lab:
             for path in PATHS:
                 lab.nexus(path).initiator = 1 + path
@@ -4153,8 +4140,9 @@ def test_a_path_without_a_key_that_fails_once_costs_nothing(run_one, how,
             lab.nexus(new).key = 0
             lab.is_consistent = False
             lab.nexus(new).answer(
-                **sense_of(2, 4, 3) if how == 'not ready'
-                else dict(host_status=3), only=(0x5f, None), skip=skip)
+                **dict(host_status=3) if how == 'lost'
+                else sense_of(2, 4, 3) if how == 'not ready'
+                else sense_of(4, 0x44, 0), only=(0x5f, None), skip=skip)
             lab.out(action, KEY, NEW, flags=4)
             lab.wait_idle()
             assert lab.holder() == (holder, 1)
